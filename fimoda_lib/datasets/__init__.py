@@ -1,0 +1,91 @@
+"""The data sets, by name: the paper's, and for each of them one that is easier to come by and can stand in for it."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from fimoda_lib.datasets import census, embedded, tabular
+from fimoda_lib.datasets.fetch import DataDir, DataFile, DataFileError, DataFileNotFound, check_folder, find_local
+from fimoda_lib.tasks import Task
+
+__all__ = ["DATASETS", "DataFileError", "DataFileNotFound", "Dataset", "available", "load_task"]
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """One data set that can be loaded by name.
+
+    Args:
+        name: short, used on the command line and in file names.
+        title: how figures call it.
+        stand_in_for: title of the paper's data set that this one replaces where that cannot be had; else None.
+        kind: "regression" or "classification".
+        load: makes the task; called with the data folder if there are files, else without arguments.
+        files: what it is read from; none if it ships with scikit-learn.
+    """
+
+    name: str
+    title: str
+    stand_in_for: str | None
+    kind: str
+    load: Callable[..., Task]
+    files: tuple[DataFile, ...] = ()
+
+    @property
+    def embedded(self) -> bool:
+        """Whether it ships with an installed package, so that it needs no files."""
+        return not self.files
+
+
+CONCRETE, ENERGY, FICO, FOLKTABLES = "Concrete", "Energy", "FICO HELOC", "Folktables (ACSIncome, MA, 2018)"
+
+DATASETS: dict[str, Dataset] = {
+    dataset.name: dataset
+    for dataset in (
+        Dataset("concrete", CONCRETE, None, "regression", tabular.load_concrete, (tabular.CONCRETE_FILE,)),
+        Dataset("energy", ENERGY, None, "regression", tabular.load_energy, (tabular.ENERGY_FILE,)),
+        Dataset("fico", FICO, None, "classification", tabular.load_fico, (tabular.FICO_FILE,)),
+        Dataset("folktables", FOLKTABLES, None, "classification", census.load_folktables, (census.FOLKTABLES_FILE,)),
+        Dataset("adult", "Adult", FOLKTABLES, "classification", census.load_adult, census.ADULT_FILES),
+        Dataset("diabetes", "Diabetes", CONCRETE, "regression", embedded.load_diabetes),
+        Dataset("wine", "Wine", ENERGY, "regression", embedded.load_wine),
+        Dataset("breast_cancer", "Breast cancer", FICO, "classification", embedded.load_breast_cancer),
+        Dataset("digits", "Digits", FOLKTABLES, "classification", embedded.load_digits),
+    )
+}
+
+
+def load_task(name: str, data_dir: DataDir = None) -> Task:
+    """The task of a data set: model (untrained), loss, training and test instances.
+
+    Args:
+        name: one of `DATASETS`.
+        data_dir: folder searched for data files first; then come $FIMODA_DATA, the cache, and a download.
+    Raises:
+        ValueError: there is no data set of this name.
+        DataFileError: a file cannot be had, or is not the original.
+    """
+    dataset = _look_up(name)
+    if data_dir is not None:
+        check_folder("data_dir", data_dir)
+    task = dataset.load() if dataset.embedded else dataset.load(data_dir)
+    task = dataclasses.replace(task, name=name, title=dataset.title, stand_in_for=dataset.stand_in_for)
+    task.check()
+    return task
+
+
+def available(name: str, data_dir: DataDir = None) -> bool:
+    """Whether a data set loads without a network: it is embedded, or all its files are found locally.
+
+    A file that is found but damaged counts as found: loading then refuses it by name, and nothing stands in for it.
+    """
+    dataset = _look_up(name)
+    return all(find_local(file, data_dir) is not None for file in dataset.files)
+
+
+def _look_up(name: str) -> Dataset:
+    if name not in DATASETS:
+        raise ValueError(f"There is no data set {name!r}; choose one of {', '.join(DATASETS)}.")
+    return DATASETS[name]

@@ -1,0 +1,150 @@
+"""Task: the one thing to plug in. A model, its per-instance loss, and the training and test instances.
+
+Parameters are not part of a task: they travel separately, as a dict name -> tensor, because the whole subject is
+what happens to them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten, tree_map
+
+Params = dict[str, Tensor]
+Instances = tuple[Any, Tensor]  # (inputs: a tensor or any pytree of tensors, targets), instances along dimension 0
+
+
+def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Squared error of each instance, summed over outputs: [B, C] and [B, C] (or [B]) -> [B]."""
+    return (outputs.flatten(1) - targets.reshape(len(targets), -1)).square().sum(1)
+
+
+def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Cross-entropy of each instance: logits [B, C] and class numbers [B] -> [B]."""
+    return F.cross_entropy(outputs, targets, reduction="none")
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """A model, its per-instance loss, and the instances it was trained and is tested on.
+
+    Args:
+        name: short, used in file names.
+        model: any module whose forward pass works under `torch.func`; called as `model(inputs)`.
+        loss: `loss(outputs, targets) -> [B]`, one value per instance, never reduced.
+        train, test: `(inputs, targets)`; inputs are a tensor or any pytree of tensors with a leading instance
+            dimension (a dict of token tensors works).
+        title: how figures call the data set.
+        stand_in_for: title of the paper's data set that this one replaces, if it does.
+        train_table, test_table: the same instances as a person would read them, for tables.
+    """
+
+    name: str
+    model: nn.Module
+    loss: Callable[[Tensor, Tensor], Tensor]
+    train: Instances
+    test: Instances
+    title: str = ""
+    stand_in_for: str | None = None
+    train_table: pd.DataFrame | None = None
+    test_table: pd.DataFrame | None = None
+
+    @property
+    def n_train(self) -> int:
+        return count(self.train)
+
+    @property
+    def n_test(self) -> int:
+        return count(self.test)
+
+    @property
+    def kind(self) -> str:
+        """"classification" if the targets are whole numbers (classes), else "regression"."""
+        return "regression" if self.train[1].is_floating_point() else "classification"
+
+    def check(self) -> None:
+        """Raises ValueError, in one sentence, if the instances cannot be used: lengths differ, none, or not finite."""
+        for part, (inputs, targets) in (("train", self.train), ("test", self.test)):
+            leaves = tree_flatten(inputs)[0]
+            lengths = {len(leaf) for leaf in leaves} | {len(targets)}
+            if len(lengths) != 1:
+                raise ValueError(
+                    f"Task '{self.name}': the {part} inputs and targets have different lengths "
+                    f"({sorted(lengths)}); give one target per instance."
+                )
+            if lengths == {0}:
+                raise ValueError(f"Task '{self.name}': there are no {part} instances; give at least one.")
+            for what, leaf in [("inputs", leaf) for leaf in leaves] + [("targets", targets)]:
+                if leaf.is_floating_point() and not leaf.isfinite().all():
+                    raise ValueError(
+                        f"Task '{self.name}': the {part} {what} hold NaN or infinite values "
+                        f"({int((~leaf.isfinite()).sum())} of {leaf.numel()}); remove or impute them first."
+                    )
+
+
+def count(instances: Instances) -> int:
+    """Number of instances in (inputs, targets)."""
+    return len(instances[1])
+
+
+def take(instances: Instances, rows: Tensor | slice) -> Instances:
+    """The given rows of (inputs, targets); rows may have any shape, which replaces the instance dimension."""
+    return tree_map(lambda leaf: leaf[rows], instances)
+
+
+def to(instances: Instances, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Instances:
+    """Moves instances to a device; `dtype` applies to floating-point tensors only (tokens and classes stay whole)."""
+
+    def move(leaf: Tensor) -> Tensor:
+        return leaf.to(device=device, dtype=dtype if leaf.is_floating_point() else None)
+
+    return tree_map(move, instances)
+
+
+def resolve_rows(rows: Iterable[int] | None, n: int, what: str) -> Tensor:
+    """Checks instance numbers and returns them as a tensor [k]; None means all n of them.
+
+    Raises:
+        ValueError: a number is not whole, out of range, or given twice.
+    """
+    if rows is None:
+        return torch.arange(n)
+    values = torch.as_tensor(rows if isinstance(rows, Tensor) else list(rows))
+    if values.numel() == 0:
+        return torch.empty(0, dtype=torch.long)
+    if values.dim() != 1 or values.is_floating_point() or values.dtype == torch.bool:
+        raise ValueError(f"{what}: expected a flat list of whole instance numbers, got {values.dtype} {list(values.shape)}.")
+    values = values.long()
+    outside = values[(values < 0) | (values >= n)].tolist()
+    if outside:
+        raise ValueError(f"{what}: instance {outside[0]} does not exist; expected numbers from 0 to {n - 1}.")
+    unique, counts = values.unique(return_counts=True)
+    if len(unique) != len(values):
+        raise ValueError(f"{what}: instance {unique[counts > 1][0].item()} is listed more than once; list each once.")
+    return values
+
+
+def parameters_of(model: nn.Module) -> Params:
+    """A detached copy of the model's trainable parameters."""
+    return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
+
+
+def check_params(model: nn.Module, params: Params) -> None:
+    """Raises ValueError unless `params` holds the model's trainable parameters, by name and shape, all finite."""
+    expected = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
+    got = {name: tuple(p.shape) for name, p in params.items()}
+    if got != expected:
+        odd = sorted(set(got.items()) ^ set(expected.items()))
+        raise ValueError(
+            f"The parameters do not belong to this model: they differ in {odd[0][0]!r} "
+            f"(got {got.get(odd[0][0])}, expected {expected.get(odd[0][0])})."
+        )
+    for name, value in params.items():
+        if not value.isfinite().all():
+            raise ValueError(f"Parameter {name!r} holds NaN or infinite values; give the parameters of a trained model.")

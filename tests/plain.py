@@ -1,0 +1,51 @@
+"""The usual way, written naively: one model, a DataLoader-like loop, an optimiser object. Oracles for the tests."""
+
+import copy
+
+import torch
+from torch.utils.data import RandomSampler
+
+OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+
+
+def train(task, params, *, optimizer, learning_rate, batch_size, epochs, seed, removed=None, removal="drop", fraction=1.0,
+          weight_decay=0.0, max_grad_norm=None):
+    """Yields, after every optimiser step of the full run, the test losses [n_test] in float64 of one run."""
+    dtype = next(iter(params.values())).dtype
+    model = copy.deepcopy(task.model).to(dtype)
+    model.load_state_dict({**model.state_dict(), **params})
+    trained = [p for p in model.parameters() if p.requires_grad]
+    rule = OPTIMIZERS[optimizer](trained, lr=learning_rate, weight_decay=weight_decay)
+    inputs, targets = task.train
+    inputs, targets = inputs.to(dtype), targets.to(dtype) if targets.is_floating_point() else targets
+    n = len(targets)
+    sampler = RandomSampler(range(n), generator=torch.Generator().manual_seed(seed))
+    full_steps = -(-n // batch_size)
+    for _ in range(epochs):
+        order = list(sampler)
+        if removal == "drop" and removed is not None:
+            order.remove(removed)
+        for k in range(full_steps):
+            rows = order[k * batch_size : (k + 1) * batch_size]
+            if rows:
+                rule.zero_grad()
+                losses = task.loss(model(inputs[rows]), targets[rows])
+                weights = torch.full((len(rows),), 1 / len(rows), dtype=dtype)
+                if removal == "mask" and removed in rows:
+                    weights[rows.index(removed)] *= 1 - fraction
+                loss = (weights * losses).sum()
+                if removal == "subtract" and removed is not None:
+                    own = torch.tensor([removed])
+                    loss = loss - fraction * task.loss(model(inputs[own]), targets[own])[0] / n
+                loss.backward()
+                if max_grad_norm is not None:
+                    torch.nn.utils.clip_grad_norm_(trained, max_grad_norm)
+                rule.step()
+            yield test_losses(task, model)
+
+
+def test_losses(task, model):
+    evaluated = copy.deepcopy(model).double().eval()
+    inputs, targets = task.test
+    with torch.no_grad():
+        return task.loss(evaluated(inputs.double()), targets.double() if targets.is_floating_point() else targets)

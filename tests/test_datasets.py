@@ -1,0 +1,332 @@
+"""Data sets: sizes, splits and statistics; files found in order, verified, downloaded safely, and refused by name."""
+
+import dataclasses
+import functools
+import http.server
+import os
+import random
+import re
+import threading
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pooch
+import pytest
+import requests
+import torch
+from sklearn import datasets as sklearn_datasets
+from sklearn.model_selection import train_test_split
+
+from fimoda_lib.datasets import DATASETS, DataFileError, DataFileNotFound, available, census, fetch, load_task, tabular
+from fimoda_lib.datasets.fetch import DataFile
+
+REAL = os.environ.get("FIMODA_DATA")
+EMBEDDED = [name for name, dataset in DATASETS.items() if dataset.embedded]
+FROM_FILES = ["concrete", "energy", "fico", "folktables", "adult"]
+SIZES = {  # n_train, n_test, inputs, outputs
+    "concrete": (927, 103, 8, 1),
+    "energy": (691, 77, 8, 1),
+    "fico": (8883, 988, 23, 2),
+    "folktables": (30085, 10029, 791, 2),
+    "adult": (33916, 11306, 102, 2),
+    "diabetes": (353, 89, 10, 1),
+    "wine": (142, 36, 12, 1),
+    "breast_cancer": (455, 114, 30, 2),
+    "digits": (1437, 360, 64, 10),
+}
+real_retrieve = pooch.retrieve
+
+
+@pytest.fixture(autouse=True)
+def isolated(tmp_path, monkeypatch):
+    """An empty cache, no FIMODA_DATA, and no network beyond this machine."""
+
+    def local_only(url, **options):
+        assert url.startswith("http://127.0.0.1:"), f"a test reached for {url}"
+        return real_retrieve(url, **options)
+
+    monkeypatch.delenv("FIMODA_DATA", raising=False)
+    monkeypatch.setenv("FIMODA_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setattr(pooch, "retrieve", local_only)
+
+
+def refusal(call, *arguments, error=DataFileError, **options):
+    """The message that a call is refused with; it has to be one sentence."""
+    with pytest.raises(error) as caught:
+        call(*arguments, **options)
+    message = str(caught.value)
+    assert message.endswith(".") and "\n" not in message and not re.search(r"[.!?]\s+[A-Z]", message), message
+    return message
+
+
+def put(path, content):
+    """Writes text, bytes or a table (as an Excel file for any name but *.csv)."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if isinstance(content, bytes):
+        path.write_bytes(content)
+    elif isinstance(content, str):
+        path.write_text(content)
+    elif path.suffix == ".csv":
+        content.to_csv(path, index=False)
+    else:
+        content.to_excel(path.with_suffix(".xlsx"), index=False)
+        path.with_suffix(".xlsx").replace(path)
+    return path
+
+
+# --- small files in the original formats --------------------------------------------------------------------------
+
+
+def concrete_table(rows=40):
+    values = np.random.default_rng(0).uniform(1, 500, (rows, 9)).round(2)
+    return pd.DataFrame(values, columns=[f"{name}  (component)(kg in a m^3)" for name in tabular.CONCRETE_COLUMNS])
+
+
+def energy_table(rows=40):
+    table = pd.DataFrame(
+        np.random.default_rng(1).uniform(1, 9, (rows, 10)).round(2), columns=list(tabular.ENERGY_COLUMNS)
+    )
+    table["empty"] = np.nan
+    return pd.concat([table, pd.DataFrame(np.nan, index=range(3), columns=table.columns)])
+
+
+def fico_table(rows=60):
+    generator = np.random.default_rng(2)
+    table = pd.DataFrame(generator.integers(0, 10, (rows, 23)), columns=tabular.FICO_FEATURES)
+    for column in tabular.FICO_FEATURES:
+        table.loc[generator.random(rows) < 0.1, column] = -8
+    for column in (tabular.FICO_DELINQUENCY, tabular.FICO_INQUIRY):
+        table.loc[generator.random(rows) < 0.2, column] = -7
+    table.insert(0, "RiskPerformance", generator.choice(["Good", "Bad"], rows))
+    return table
+
+
+def folktables_table(rows=80):
+    generator = np.random.default_rng(3)
+    table = pd.DataFrame({"SERIALNO": [f"2018GQ{k:07d}" for k in range(rows)], "PWGTP": 1})
+    for column, (low, high) in {"AGEP": (17, 90), "WKHP": (1, 60), "PINCP": (101, 99999)}.items():
+        table[column] = generator.integers(low, high, rows)
+    for column in census.FOLKTABLES_CODES:
+        table[column] = generator.integers(1, 5, rows)
+    return table.astype({column: "Int64" for column in table.columns if column != "SERIALNO"})
+
+
+def adult_text(rows=40, seed=4, dot=""):
+    generator = np.random.default_rng(seed)
+    jobs, incomes = generator.choice(["Private", "State-gov"], rows), generator.choice(["<=50K", ">50K"], rows)
+    lines = [
+        f"{age}, {job}, 77516, Bachelors, 13, Divorced, Sales, Husband, White, Male, 0, 0, {hours}, United-States, {income}"
+        for age, hours, job, income in zip(
+            generator.integers(17, 90, rows), generator.integers(1, 60, rows), jobs, incomes, strict=True
+        )
+    ]
+    return "".join(f"{line}{dot}\n" for line in lines) + "\n"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """A data folder with a small file of each kind, which the loaders take unverified."""
+    folder = tmp_path / "data"
+    put(folder / "uci/Concrete_Data.xls", concrete_table())
+    put(folder / "uci/ENB2012_data.xlsx", energy_table())
+    put(folder / "heloc/heloc_dataset_v1.csv", fico_table())
+    put(folder / "folktables/2018/1-Year/psam_p25.csv", folktables_table())
+    put(folder / "adult/adult.data", adult_text())
+    put(folder / "adult/adult.test", "|1x3 Cross validator\n" + adult_text(seed=5, dot="."))
+    for module in (tabular, census):
+        monkeypatch.setattr(module, "find", lambda file, data_dir: fetch.find_local(file, data_dir))
+    return folder
+
+
+# --- tasks --------------------------------------------------------------------------------------------------------
+
+
+def check_task(name, task):
+    """What holds for every data set; the tables of the task serve as the independent record of the original values."""
+    dataset = DATASETS[name]
+    assert (task.name, task.title, task.stand_in_for, task.kind) == (
+        name, dataset.title, dataset.stand_in_for, dataset.kind,
+    )  # fmt: skip
+    n_outputs = 1 if task.kind == "regression" else len(set(task.train[1].tolist()))
+    for (inputs, targets), table in ((task.train, task.train_table), (task.test, task.test_table)):
+        assert inputs.dtype == torch.float32 and inputs.isfinite().all()
+        assert list(table.index) == list(range(len(inputs))) and not table.isna().any().any()
+        assert targets.dtype == (torch.float32 if task.kind == "regression" else torch.int64)
+        assert targets.shape == ((len(inputs), 1) if task.kind == "regression" else (len(inputs),))
+        assert task.model(inputs[:5]).shape == (min(5, len(inputs)), n_outputs)
+        assert task.loss(task.model(inputs), targets).shape == (len(inputs),)
+    columns = [c for c in task.train_table.select_dtypes("number").columns if c != "digit"]
+    if task.kind == "regression":
+        target = {"concrete": "strength", "energy": "heating", "diabetes": "disease", "wine": "alcohol"}[name]
+        (target,) = [column for column in columns if column.startswith(target)]
+        columns = [c for c in columns if c != target] + [target]
+        train, test = (torch.cat(part, dim=1) for part in (task.train, task.test))
+    else:
+        columns = [c for c in columns if not (name == "folktables" and c in census.FOLKTABLES_CODES)]
+        train, test = task.train[0][:, : len(columns)], task.test[0][:, : len(columns)]
+        assert set(task.train[0][:, len(columns) :].unique().tolist()) <= {0.0, 1.0}
+    np.testing.assert_allclose(train.double().mean(0), 0, atol=1e-6)
+    varies = train.std(0) > 0
+    np.testing.assert_allclose(train.double()[:, varies].std(0, correction=0), 1, atol=1e-5)
+    if name != "fico":  # whose values are imputed first
+        mean, std = (task.train_table[columns].agg(f, ddof=0) if f == "std" else task.train_table[columns].mean()
+                     for f in ("mean", "std"))  # fmt: skip
+        expected = (task.test_table[columns] - mean) / std.where(std > 1e-9, 1)
+        np.testing.assert_allclose(test, expected, rtol=1e-4, atol=1e-5)
+
+
+def test_registry_says_what_stands_in_for_what():
+    assert set(SIZES) <= set(DATASETS)
+    titles = {dataset.title for dataset in DATASETS.values() if dataset.stand_in_for is None}
+    assert {d.stand_in_for for d in DATASETS.values()} - {None} <= titles
+    assert DATASETS["adult"].stand_in_for == DATASETS["digits"].stand_in_for == "Folktables (ACSIncome, MA, 2018)"
+    assert (DATASETS["diabetes"].stand_in_for, DATASETS["wine"].stand_in_for) == ("Concrete", "Energy")
+    assert DATASETS["breast_cancer"].stand_in_for == "FICO HELOC"
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        DATASETS["wine"].title = "other"
+
+
+def test_unknown_name_lists_the_known_ones():
+    for call in (load_task, available):
+        message = refusal(call, "mnist", error=ValueError)
+        assert "'mnist'" in message and all(name in message for name in DATASETS)
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_embedded(name):
+    assert available(name)
+    task = load_task(name)
+    if name in SIZES:
+        assert (task.n_train, task.n_test, task.train[0].shape[1], task.model[-1].out_features) == SIZES[name]
+    check_task(name, task)
+    again = load_task(name)
+    assert torch.equal(task.train[0], again.train[0]) and torch.equal(task.model[0].weight, again.model[0].weight)
+
+
+def test_embedded_targets_and_split_are_scikit_learns():
+    X, y = sklearn_datasets.load_breast_cancer(return_X_y=True)
+    X_train, X_test, y_train, y_test = train_test_split(X, y, test_size=0.2, random_state=0)
+    task = load_task("breast_cancer")
+    np.testing.assert_array_equal(task.train_table.drop(columns="diagnosis"), X_train)
+    np.testing.assert_array_equal(task.test_table.drop(columns="diagnosis"), X_test)
+    assert task.train[1].tolist() == y_train.tolist() and task.test[1].tolist() == y_test.tolist()
+    assert set(task.test_table["diagnosis"][task.test[1].numpy() == 0]) == {"malignant"}
+    wine = load_task("wine")
+    assert "alcohol" in wine.train_table and wine.train[0].shape[1] == len(wine.train_table.columns) - 1 == 12
+
+
+def test_constant_column_does_not_give_nan():
+    task = load_task("digits")  # some pixels are never inked
+    constant = task.train_table.drop(columns="digit").std().to_numpy() == 0
+    assert constant.any() and (task.train[0][:, constant] == 0).all()
+
+
+@pytest.mark.parametrize("name", ["concrete", "energy", "fico", "adult", "folktables"])
+def test_real_data(name):
+    if REAL is None or not available(name, REAL):
+        pytest.skip(f"the files of {name!r} are not there: set FIMODA_DATA to a folder that holds them")
+    task = load_task(name, REAL)
+    assert (task.n_train, task.n_test, task.train[0].shape[1], task.model[-1].out_features) == SIZES[name]
+    check_task(name, task)
+    if name == "fico":
+        assert task.n_train + task.n_test == 9871
+        assert task.train[1].double().mean().item() == pytest.approx(0.4796, abs=5e-5)
+
+
+@pytest.mark.filterwarnings("ignore:Folktables has")
+@pytest.mark.parametrize("name", FROM_FILES)
+def test_small_files(name, folder):
+    task = load_task(name, folder)
+    total = {"concrete": 40, "energy": 40, "fico": 60, "folktables": 80, "adult": 80}[name]
+    share = 0.25 if name in ("folktables", "adult") else 0.1
+    assert (task.n_train, task.n_test) == (total - round(total * share), round(total * share))
+    check_task(name, task)
+
+
+@pytest.mark.filterwarnings("ignore:Folktables has")
+@pytest.mark.parametrize("name", FROM_FILES)
+def test_statistics_come_from_the_training_rows_alone(name, folder):
+    """Test rows rewritten: the training tensors stay. A training row rewritten: they change."""
+    before = load_task(name, folder)
+    path, column, read = {
+        "concrete": ("uci/Concrete_Data.xls", concrete_table().columns[0], concrete_table),
+        "energy": ("uci/ENB2012_data.xlsx", "X1", energy_table),
+        "fico": ("heloc/heloc_dataset_v1.csv", tabular.FICO_DELINQUENCY, fico_table),
+        "folktables": ("folktables/2018/1-Year/psam_p25.csv", "WKHP", folktables_table),
+        "adult": ("adult/adult.data", 12, lambda: pd.read_csv(folder / "adult/adult.data", header=None)),
+    }[name]
+    table, n = read().reset_index(drop=True), before.n_train + before.n_test
+    train_rows, test_rows = train_test_split(np.arange(n), test_size=before.n_test, random_state=0)
+    for rows, same in ((test_rows, True), (train_rows[train_rows < 40][:1], False)):
+        changed = table.copy()
+        changed.loc[[row for row in rows if row < 40 or name != "adult"], column] = 99
+        content = changed.to_csv(index=False, header=False) if name == "adult" else changed
+        put(folder / path, content)
+        after = load_task(name, folder)
+        assert all(torch.equal(a, b) for a, b in zip(before.train, after.train, strict=True)) == same
+        assert not torch.equal(before.test[0], after.test[0])  # moved themselves, or by the training statistics
+
+
+def test_fico_imputation_rules():
+    train = pd.DataFrame(1, index=range(4), columns=tabular.FICO_FEATURES)
+    train[tabular.FICO_DELINQUENCY] = [10, 20, -7, -8]
+    train[tabular.FICO_INQUIRY] = [3, 5, -7, -8]
+    train["MaxDelq2PublicRecLast12M"] = [9, 8, 1, 0]
+    train["ExternalRiskEstimate"] = [60, 80, -9, -8]
+    test = train.iloc[[0, 2, 3]].copy()
+    test.iloc[0, :] = 1000
+    filled_train, filled_test = tabular.impute_fico(train, test)
+    assert filled_train[tabular.FICO_DELINQUENCY].tolist() == [10, 20, 21, 15]
+    assert filled_train[tabular.FICO_INQUIRY].tolist() == [3, 5, 0, 6]
+    assert filled_train["MaxDelq2PublicRecLast12M"].tolist() == [7, 7, 1, 0]
+    assert filled_train["ExternalRiskEstimate"].tolist() == [60, 80, 70, 70]
+    assert filled_test[tabular.FICO_DELINQUENCY].tolist() == [1000, 21, 15]
+    assert filled_test["MaxDelq2PublicRecLast12M"].tolist() == [7, 1, 0]
+    assert train["ExternalRiskEstimate"].tolist() == [60, 80, -9, -8]  # the caller's table is as it was
+
+
+def test_fico_drops_applicants_of_whom_nothing_is_known(tmp_path):
+    table = fico_table(5)
+    table.loc[[1, 3], tabular.FICO_FEATURES] = -9
+    table.loc[4, tabular.FICO_FEATURES[1:]] = -9
+    kept = tabular.parse_fico(put(tmp_path / "heloc.csv", table))
+    pd.testing.assert_frame_equal(kept, table.iloc[[0, 2, 4]].reset_index(drop=True), check_dtype=False)
+
+
+def test_adult_drops_the_unknown_and_reads_both_spellings_of_the_label(folder):
+    path = folder / "adult/adult.data"
+    whole = len(census.parse_adult(path))
+    path.write_text(path.read_text().replace("State-gov", "?", 1))
+    table = census.parse_adult(path, folder / "adult/adult.test")
+    assert len(table) == whole - 1 + 40 and not table.eq("?").any().any()
+    assert set(table["income"]) == {"<= $50,000", "> $50,000"} and not {"fnlwgt", "education-num"} & set(table)
+
+
+def test_folktables_selection_codes_and_random_state(folder, monkeypatch):
+    path, table = folder / "folktables/2018/1-Year/psam_p25.csv", folktables_table()
+    table.loc[0, "AGEP"], table.loc[1, "PINCP"], table.loc[2, "WKHP"] = 16, 100, pd.NA  # none of them is selected
+    table.loc[3, "COW"] = pd.NA
+    rare = 3 + train_test_split(np.arange(77), test_size=0.25, random_state=0)[1][0]
+    table.loc[rare, "OCCP"] = 777  # met among the test rows only
+    table["PINCP"] = table["PINCP"].where(table["PINCP"] != 50001, 50000)
+    put(path, table)
+    random.seed(5)
+    state = random.getstate()
+    with pytest.warns(UserWarning, match="791 in the paper"):
+        task = load_task("folktables", folder)
+    assert random.getstate() == state
+    kept = table.iloc[3:].reset_index(drop=True)
+    codes = kept[census.FOLKTABLES_CODES].fillna(0)
+    assert task.n_train + task.n_test == 77 and task.train[0].shape[1] == 2 + codes.nunique().sum()
+    assert (task.test_table["OCCP"] == 777).sum() == 1 and not (task.train_table["OCCP"] == 777).any()
+    assert (task.train[0][:, 2:].sum(1) == 8).all() and (task.test[0][:, 2:].sum(1) == 8).all()
+    assert task.train[1].tolist() == [int(income.startswith(">")) for income in task.train_table["income"]]
+    assert (task.train[1].sum() + task.test[1].sum()).item() == (kept["PINCP"] > 50000).sum()
+    monkeypatch.undo()  # verification again: the file is recognised by how many people are selected
+    known = dataclasses.replace(census.FOLKTABLES_FILE, content="77 people whom ACSIncome selects")
+    assert fetch.find(known, folder) == path
+    message = refusal(fetch.find, census.FOLKTABLES_FILE, folder)
+    assert str(path) in message and "got 77 people" in message and "expected 40114" in message
