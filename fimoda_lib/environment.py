@@ -95,7 +95,7 @@ def constraints() -> str:
         if name not in ("fimoda-lib", "pip", "wheel") and not _MACHINE_SPECIFIC.match(name)
     }
     lines = [
-        "# The tested version of every package, direct and indirect (Python 3.11, Linux), for `pip install --constraint`.",
+        "# The tested version of every package, direct and indirect (Python 3.11, Linux): pip install --constraint.",
         "# Made by `python fimoda_lib/environment.py lock`; packages for one accelerator only are not listed.",
     ]
     return "\n".join(lines + [f"{name}=={version}" for name, version in kept.items()]) + "\n"

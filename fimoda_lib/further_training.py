@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 from .ensembles import Ensemble, Optimizer, check_trainable
 from .minibatches import FULL_RUN, REMOVALS, epoch_batches, epoch_orders, steps_per_epoch
 from .store import cached, fingerprint
-from .tasks import Instances, Params, Task, check_params, parameters_of, resolve_rows, take, to
+from .tasks import Instances, Params, Task, check_params, resolve_rows, take, to
 
 CPU_REPLICAS = 34  # per chunk: the measured optimum on CPU, where a chunk's activations stay in cache (benchmarks/)
 MEMORY_BYTES = 2**30  # what the replicas of a chunk may take, by default
@@ -132,48 +132,6 @@ def further_train(
     result = xr.concat(shards, dim="seed", combine_attrs="override", join="exact")
     return result.assign_attrs(task=task.name, title=task.title or task.name, batch_size=batch_size, epochs=epochs,
                                removal=removal, fraction=fraction, steps_per_epoch=per_epoch, **_plain(plan.optimizer))
-
-
-def train_final_model(
-    task: Task,
-    *,
-    optimizer: str,
-    learning_rate: float,
-    epochs: int,
-    batch_size: int,
-    seed: int,
-    weight_decay: float = 0.0,
-    max_grad_norm: float | None = None,
-    device: str | torch.device | None = None,
-    store: Path | str | None = None,
-    progress: bool = True,
-) -> Params:
-    """Trains the task's model from its own initial weights on all training instances; returns its parameters (CPU).
-
-    The arguments are those of `further_train`; the model itself is left as it was.
-
-    Raises:
-        ValueError: a bad argument, or training diverged (lower the learning rate).
-    """
-    task.check()
-    rule = Optimizer(optimizer, learning_rate, weight_decay, max_grad_norm)
-    initial = parameters_of(task.model)
-    per_epoch = steps_per_epoch(task.n_train, batch_size)
-    plan = Plan(rule, batch_size, epochs, "drop", 1.0, (), (), (epochs * per_epoch,))
-    check_loss(task, initial)
-    runner = Runner(task, initial, plan, device=device, replicas=1, compile=False)
-
-    def compute() -> xr.Dataset:
-        with tqdm(total=plan.steps[-1], unit="step", unit_scale=True, disable=not progress,
-                  desc=f"final model, {task.title or task.name}") as bar:
-            final = runner.train(torch.tensor([FULL_RUN]), seed, bar).params
-        return xr.Dataset({k: ([f"{k}.{d}" for d in range(p.dim() - 1)], p[0].cpu().numpy()) for k, p in final.items()})
-
-    stored = cached(store, f"final-{task.name}", {**specification(task, initial, plan), "seed": seed}, compute)
-    params = {k: torch.from_numpy(stored[k].values) for k in initial}
-    if not all(p.isfinite().all() for p in params.values()):
-        raise ValueError(f"Training '{task.name}' with learning rate {learning_rate} diverged; try a lower one.")
-    return params
 
 
 class Runner:

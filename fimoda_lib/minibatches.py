@@ -71,5 +71,5 @@ def epoch_batches(
             yield batch, weights
         else:
             own = removed.clamp(min=0)[:, None]  # the full run takes instance 0 along with weight 0: same shapes
-            share = torch.where(removed == FULL_RUN, 0.0, -fraction / n).double()[:, None]
+            share = -fraction / n * (removed != FULL_RUN).double()[:, None]
             yield torch.cat([batch.expand(replicas, -1), own], 1), torch.cat([weights, share], 1)

@@ -124,7 +124,7 @@ def download(file: DataFile, data_dir: DataDir = None) -> Path:
     """Downloads a file into the cache, which it reaches only complete and verified; returns its path there."""
     searched = places(data_dir)
     place = next(iter(searched.values())) / file.path  # where the user may put it: the folder asked for first
-    nowhere = f"{file.path} is not in " + ", ".join(f"{name} ({folder})" for name, folder in searched.items())
+    nowhere = f"{file.path} is not in " + " or ".join(f"{name} ({folder})" for name, folder in searched.items())
     if file.url is None:
         raise DataFileNotFound(
             f"{nowhere}, and downloading it needs a login; get it from {file.source} and put it at {place}."
@@ -184,4 +184,5 @@ def _leads_outside(name: str) -> bool:
 def reason(error: Exception) -> str:
     """An exception of another library as a short clause: its type and the first line of what it says."""
     first_line = (str(error).strip().splitlines() or [""])[0].rstrip(".").replace(". ", ", ")
-    return f"{type(error).__name__}: {first_line[:200]}" if first_line else type(error).__name__
+    first_line = first_line if len(first_line) <= 120 else first_line[:120] + "…"
+    return f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__

@@ -22,7 +22,7 @@ def read_csv(path: Path, **options) -> pd.DataFrame:
 
 
 def read_excel(path: Path) -> pd.DataFrame:
-    """The first sheet of an Excel file, without the rows and columns in which every cell is empty."""
+    """The first sheet of an Excel file, without the rows in which every cell is empty."""
     try:
         with warnings.catch_warnings():
             # pandas means to replace the reader of .xls files some day; the one tested here is pinned.
@@ -30,7 +30,7 @@ def read_excel(path: Path) -> pd.DataFrame:
             sheet = pd.read_excel(path)
     except Exception as error:  # the two readers answer a damaged file with errors of a dozen types
         raise unreadable(path, "an Excel file", error) from error
-    return sheet.dropna(axis="index", how="all").dropna(axis="columns", how="all").reset_index(drop=True)
+    return sheet.dropna(how="all").reset_index(drop=True)
 
 
 def unreadable(path: Path, kind: str, error: Exception) -> DataFileError:
@@ -50,9 +50,7 @@ def require_rows_and_columns(table: pd.DataFrame, columns: Iterable[str], path: 
         raise DataFileError(f"{path} has a header but no rows of data; replace it by the original.")
 
 
-def to_numbers(
-    table: pd.DataFrame, columns: Iterable[str], path: Path, *, empty_allowed: bool = False
-) -> pd.DataFrame:
+def to_numbers(table: pd.DataFrame, columns: Iterable[str], path: Path, *, empty_allowed: bool = False) -> pd.DataFrame:
     """The table with the given columns as numbers: int64 where all are whole, else float64.
 
     Raises:
@@ -91,7 +89,7 @@ def bad_cell(table: pd.DataFrame, column: str, wrong: np.ndarray, path: Path, ex
     """The error that names the first wrong cell; wrong [rows] marks them in `column`."""
     row = int(wrong.argmax())
     value = table[column].iloc[row]
-    got = "an empty cell" if pd.isna(value) or value == "" else repr(value)
+    got = "an empty cell" if pd.isna(value) or value == "" else repr(value) if isinstance(value, str) else str(value)
     return DataFileError(
         f"{path}: row {row + 1} of the data, column {column!r}, expected {expected}, got {got} "
         f"({int(wrong.sum())} such cells in the column); replace the file by the original."

@@ -77,7 +77,7 @@ ENERGY_COLUMNS = {
 
 
 def read_energy(path: Path) -> pd.DataFrame:
-    """All 10 columns of the file, 768 buildings; the empty rows and columns around them are gone."""
+    """All 10 columns of the file, 768 buildings; the empty rows and columns beside them are gone."""
     sheet = read_excel(path)
     require_rows_and_columns(sheet, ENERGY_COLUMNS, path)
     return to_numbers(sheet[list(ENERGY_COLUMNS)], ENERGY_COLUMNS, path)

@@ -1,0 +1,98 @@
+"""Train the final model whose training data is to be attributed, and choose its learning rate honestly."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+import xarray as xr
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .ensembles import Ensemble, Optimizer
+from .further_training import Plan, Runner, check_loss, specification
+from .minibatches import FULL_RUN, steps_per_epoch
+from .store import cached
+from .tasks import Params, Task, parameters_of, take
+
+
+def train_final_model(
+    task: Task,
+    *,
+    optimizer: str,
+    learning_rate: float,
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    weight_decay: float = 0.0,
+    max_grad_norm: float | None = None,
+    device: str | torch.device | None = None,
+    store: Path | str | None = None,
+    progress: bool = True,
+) -> Params:
+    """Trains the task's model from its own initial weights on all training instances.
+
+    The arguments are those of `further_train`; the model itself is left as it was.
+
+    Returns:
+        The final parameters, name -> tensor, on the CPU.
+
+    Raises:
+        ValueError: a bad argument, or training diverged.
+    """
+    task.check()
+    initial = parameters_of(task.model)
+    steps = (epochs * steps_per_epoch(task.n_train, batch_size),)
+    rule = Optimizer(optimizer, learning_rate, weight_decay, max_grad_norm)
+    plan = Plan(rule, batch_size, epochs, "drop", 1.0, left_out=(), test=(), steps=steps)
+    check_loss(task, initial)
+
+    def compute() -> xr.Dataset:
+        runner = Runner(task, initial, plan, device=device, replicas=1, compile=False)
+        with tqdm(total=steps[0], unit="step", unit_scale=True, disable=not progress,
+                  desc=f"final model, {task.title or task.name}") as bar:
+            final: Ensemble = runner.train(torch.tensor([FULL_RUN]), seed, bar)
+        return _to_dataset({name: p[0].cpu() for name, p in final.params.items()})
+
+    spec = {**specification(task, initial, plan), "seed": seed}
+    params = _from_dataset(cached(store, f"final-{task.name}", spec, compute), initial)
+    if not all(p.isfinite().all() for p in params.values()):
+        raise ValueError(f"Training '{task.name}' with learning rate {learning_rate} diverged; try a lower one.")
+    return params
+
+
+def choose_learning_rate(
+    task: Task, rates: Sequence[float], *, held_out: float = 0.1, seed: int = 0, **training: Any
+) -> dict[float, float]:
+    """Mean loss on held-out *training* instances for each learning rate (NaN where training diverges).
+
+    The test instances play no part: they are what is explained later. Take the rate with the smallest value.
+    """
+    order = torch.randperm(task.n_train, generator=torch.Generator().manual_seed(seed))
+    k = round(held_out * task.n_train)
+    split = dataclasses.replace(task, train=take(task.train, order[k:]), test=take(task.train, order[:k]))
+    losses = {}
+    for rate in rates:
+        try:
+            params = train_final_model(split, learning_rate=rate, seed=seed, progress=False, **training)
+            losses[rate] = mean_loss(split, params, split.test)
+        except ValueError:
+            losses[rate] = float("nan")
+    return losses
+
+
+def mean_loss(task: Task, params: Params, instances: tuple[Any, Tensor]) -> float:
+    """Mean loss of the model with the given parameters on the given instances."""
+    ensemble = Ensemble(task, params, 1, Optimizer("sgd", 1.0))
+    return ensemble.losses(instances).mean().item()
+
+
+def _to_dataset(params: Params) -> xr.Dataset:
+    return xr.Dataset({k: ([f"{k}.{d}" for d in range(p.dim())], p.numpy()) for k, p in params.items()})
+
+
+def _from_dataset(stored: xr.Dataset, like: Params) -> Params:
+    return {name: torch.from_numpy(stored[name].values) for name in like}
