@@ -69,7 +69,8 @@ Environment variables:
   FIMODA_DATA     the folder of the data files, as --data
 
 TEXT
-    find_active && PYTHONPATH=$here "$active" -B -P -m fimoda_lib.run --help 2>/dev/null && return
+    active=$(find_active 2>/dev/null && printf '%s' "$active") &&
+        PYTHONPATH=$here "$active" -B -P -m fimoda_lib.run --help 2>/dev/null && return
     cat <<TEXT
 Options (the main ones; the full list needs $wanted):
   --profile quick|laptop|paper   how much: minutes, about an hour, everything (with a GPU)
@@ -85,6 +86,7 @@ install() {
     local extras='' pip_install=(.venv/bin/python -m pip install -qq --no-input --disable-pip-version-check)
     [[ $part == run ]] || extras="[$part]"
     cd -- "$here" && "${pip_install[@]}" --constraint constraints.txt --editable ".$extras" || return
+    echo $$ >"$unfinished" # what is installed so far is complete
     # shellcheck disable=SC2046 # one word, name==version, for each package
     [[ $part == run ]] || "${pip_install[@]}" --no-deps $(.venv/bin/python fimoda_lib/environment.py no-deps)
 }
@@ -117,7 +119,7 @@ set_up() {
     echo $$ >"$unfinished"
     if ! (install); then
         site=("$venv"/lib/python3*/site-packages)
-        [[ ${site[0]} -nt $unfinished ]] || rm -f -- "$unfinished" # pip has changed nothing: .venv is as good as before
+        [[ ${site[0]} -nt $unfinished ]] || rm -f -- "$unfinished" # nothing changed: .venv is as good as before
         stop "set-up failed: pip could not install the packages (its message is above). It needs the network once;" \
             "then start again."
     fi
@@ -129,9 +131,9 @@ set_up() {
 
 # Sets $python to the one in .venv, which is made or completed if need be.
 use_venv() {
-    local version waiting='' reason=''
-    while [[ -e $unfinished ]] && kill -0 "$(<"$unfinished")" 2>/dev/null; do
-        [[ $waiting ]] || say "another start (process $(<"$unfinished")) is setting up .venv; waiting for it ..."
+    local process version waiting='' reason=''
+    while process=$(cat -- "$unfinished" 2>/dev/null) && kill -0 "$process" 2>/dev/null; do
+        [[ $waiting ]] || say "another start (process $process) is setting up .venv; waiting for it ..."
         waiting=yes
         sleep 1
     done
@@ -157,8 +159,7 @@ else
 fi
 
 if ! find_active; then
-    if [[ $seen ]]; then found="only Python $seen"; else found="no Python"; fi
-    stop "$wanted is needed, and $found was found; install it, activate an environment that has it, or name it with" \
+    stop "$wanted is needed (found: ${seen:-none}); install it, activate an environment that has it, or name it with" \
         "FIMODA_PYTHON."
 fi
 if lacking=$(check "$active"); then

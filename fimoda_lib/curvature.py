@@ -1,0 +1,113 @@
+"""Curvature of the mean training loss: the Gauss-Newton matrix as G = AᵀA/n, its Gram matrix AAᵀ, and damping.
+
+For instance i with Jacobian Jᵢ [C, P] of the outputs and second derivative Hᵢ = LᵢLᵢᵀ [C, C] of the loss in the
+outputs, the rows of A are Lᵢᵀ Jᵢ. Directions in which the loss is flat are left out: two classes leave one row per
+instance (the difference of the logits), C classes leave C - 1, squared error leaves one per output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .gradients import Gradients
+from .tasks import count
+
+HOLD_BYTES = 6 * 2**30  # A is kept in memory up to this size and computed anew for every product beyond it
+
+
+class GaussNewton:
+    """The generalised Gauss-Newton matrix of the mean loss of some training instances, as an operator.
+
+    Args:
+        at: the model at its parameters.
+        rows: the training instances that define the curvature.
+        hold: whether to keep A; by default if it takes at most `HOLD_BYTES`.
+    """
+
+    def __init__(self, at: Gradients, rows: Tensor, *, hold: bool | None = None) -> None:
+        self.at, self.rows, self.n = at, rows, len(rows)
+        self.rank = max(output_factors(at, at.train(piece)).shape[1] for piece in rows.split(4096))  # rows of A each
+        size = self.n * self.rank * at.n_params * torch.finfo(at.dtype).bits // 8
+        self.held: Tensor | None = None
+        if size <= HOLD_BYTES if hold is None else hold:
+            self.held = torch.empty(self.n * self.rank, at.n_params, dtype=at.dtype, device=at.device)
+            start = 0
+            for block in self._computed():
+                self.held[start : start + len(block)] = block
+                start += len(block)
+
+    def _computed(self) -> Iterator[Tensor]:
+        for piece in self.rows.split(self.at.block_size(self.rank)):
+            yield self.factor(piece)
+
+    def blocks(self) -> Iterator[Tensor]:
+        """A, a few instances at a time: [b * rank, P]."""
+        yield from [self.held] if self.held is not None else self._computed()
+
+    def factor(self, rows: Tensor) -> Tensor:
+        """The rows of A that belong to the given training instances: [len(rows) * rank, P]."""
+        instances = self.at.train(rows)
+        directions = output_factors(self.at, instances, rank=self.rank)
+        return self.at.of_outputs(instances[0], directions).flatten(0, 1)
+
+    def factor_at(self, positions: Tensor) -> Tensor:
+        """The rows of A at positions in `rows` (with repetition, for random batches): [len(positions) * rank, P]."""
+        if self.held is None:
+            return self.factor(self.rows[positions])
+        return self.held.view(self.n, self.rank, -1)[positions].flatten(0, 1)
+
+    def products(self, vectors: Tensor) -> Tensor:
+        """G times each vector: [k, P] -> [k, P]."""
+        result = torch.zeros_like(vectors)
+        for block in self.blocks():
+            result += (vectors @ block.T) @ block
+        return result / self.n
+
+    def gram(self) -> Tensor:
+        """AAᵀ, [n * rank, n * rank]; its eigenvalues over n are the non-zero eigenvalues of G."""
+        if self.held is not None:
+            return self.held @ self.held.T
+        return torch.cat([torch.cat([left @ right.T for right in self.blocks()], 1) for left in self.blocks()])
+
+    def dense(self) -> Tensor:
+        """G itself, [P, P]: for small models."""
+        result = torch.zeros(self.at.n_params, self.at.n_params, dtype=self.at.dtype, device=self.at.device)
+        for block in self.blocks():
+            result += block.T @ block
+        return result / self.n
+
+
+def output_factors(at: Gradients, instances: tuple, rank: int | None = None) -> Tensor:
+    """Lᵀ of every instance, [n, rank, C], where L Lᵀ is the second derivative of its loss in its outputs.
+
+    Raises:
+        ValueError: the loss is not convex in the outputs, so that there is no Gauss-Newton matrix.
+    """
+    with torch.no_grad():
+        outputs = at.outputs(instances[0])
+        hessians = at.loss_hessians(outputs, instances[1]).reshape(count(instances), outputs[0].numel(), -1)
+        values, vectors = torch.linalg.eigh(hessians)  # ascending
+    largest = values.abs().amax(1, keepdim=True).clamp(min=torch.finfo(at.dtype).tiny)
+    roundoff = 100 * torch.finfo(at.dtype).eps
+    if (values < -roundoff * largest).any():
+        raise ValueError(f"The loss of task '{at.task.name}' is not convex in the outputs: no Gauss-Newton matrix.")
+    if rank is None:
+        rank = max(int((values > roundoff * largest).sum(1).max()), 1)
+    return (vectors * values.clamp(min=0).sqrt()[:, None]).mT[:, -rank:]
+
+
+def recommended_damping(at: Gradients, rows: Tensor) -> float:
+    """The mean squared entry of the loss gradients of the given training instances (the paper's unit of damping)."""
+    return sum(g.square().sum().item() for _, g in at.blocks(rows)) / (len(rows) * at.n_params)
+
+
+def layer_damping(at: Gradients, rows: Tensor) -> dict[str, float]:
+    """`recommended_damping` for every parameter tensor on its own."""
+    total = dict.fromkeys(at.names, 0.0)
+    for _, g in at.blocks(rows):
+        for name, columns in at.columns().items():
+            total[name] += g[:, columns].square().sum().item()
+    return {name: total[name] / (len(rows) * size) for name, size in zip(at.names, at.sizes, strict=True)}

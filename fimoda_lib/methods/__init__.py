@@ -1,0 +1,102 @@
+"""The attribution methods, one per file, and `attribute`, which runs any of them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+import xarray as xr
+from torch import Tensor
+
+from ..tasks import Params, Task, resolve_rows
+from .base import FAMILIES, METHODS, Method, MethodDiverged, method
+from .cg import cg
+from .datainf import datainf
+from .exact import exact
+from .grad_cos import grad_cos
+from .grad_dot import grad_dot
+from .lissa import lissa
+from .lissa_h import lissa_h
+
+__all__ = ["FAMILIES", "METHODS", "Method", "MethodDiverged", "attribute", "cg", "datainf", "exact", "grad_cos",
+           "grad_dot", "lissa", "lissa_h", "method"]
+
+
+def attribute(
+    method: str | Callable[..., Any],
+    task: Task,
+    params: Params,
+    *,
+    train: Iterable[int] | None = None,
+    test: Iterable[int] | None = None,
+    curvature: Iterable[int] | None = None,
+    **hyper: Any,
+) -> xr.DataArray:
+    """Scores of training instances for test instances by one method.
+
+    Args:
+        method: a name in `METHODS`, or a function of your own with the signature of those in this folder.
+        train: the training instances that are scored (all by default).
+        test: the test instances that are explained (all by default).
+        curvature: the training instances that define the curvature (all by default, whatever `train` is).
+        hyper: the method's hyper-parameters, by value; see `METHODS[name].defaults`.
+
+    Returns:
+        scores[test, train] with the true instance numbers as coordinates; positive = helpful (leaving the instance out
+        raises the test loss). The hyper-parameters and what the method reports are among the attributes.
+
+    Raises:
+        ValueError: unknown method or hyper-parameter, or a value that cannot be right.
+        MethodDiverged: an iterative method has no result.
+    """
+    entry = _entry(method)
+    task.check()
+    unknown = set(hyper) - set(entry.defaults)
+    if unknown:
+        raise ValueError(f"{entry.name} has no hyper-parameter {sorted(unknown)[0]!r}; it has "
+                         f"{', '.join(entry.defaults) or 'none'}.")
+    rows = {
+        "train": resolve_rows(train, task.n_train, "train"),
+        "test": resolve_rows(test, task.n_test, "test"),
+        "curvature": resolve_rows(curvature, task.n_train, "curvature"),
+    }
+    for name, chosen in rows.items():
+        if len(chosen) == 0:
+            raise ValueError(f"{name}: no instances given; expected at least one, or None for all.")
+    result = entry.function(task, params, **rows, **hyper)
+    scores, report = result if isinstance(result, tuple) else (result, {})
+    _check(scores, entry.name, len(rows["test"]), len(rows["train"]))
+    settings = {**entry.defaults, **hyper, **report}
+    return xr.DataArray(
+        scores.detach().cpu().numpy(), dims=("test", "train"), name=entry.name,
+        coords={"test": rows["test"].numpy(), "train": rows["train"].numpy()},
+        attrs={"method": entry.name, "label": entry.label, **{k: _plain(v) for k, v in settings.items()}},
+    )
+
+
+def _entry(method: str | Callable) -> Method:
+    if callable(method):
+        name = getattr(method, "__name__", "custom")
+        return METHODS.get(name, Method(name, name, "further training", "", method)) if name in METHODS and METHODS[
+            name].function is method else Method(name, name, "yours", "", method)
+    if method not in METHODS:
+        raise ValueError(f"There is no method {method!r}; choose one of {', '.join(METHODS)}.")
+    return METHODS[method]
+
+
+def _check(scores: Tensor, name: str, n_test: int, n_train: int) -> None:
+    if tuple(scores.shape) != (n_test, n_train):
+        raise ValueError(f"{name} returned scores of shape {tuple(scores.shape)}, expected [test, train] = "
+                         f"{(n_test, n_train)}.")
+    if not scores.isfinite().all():
+        raise MethodDiverged(f"{name} returned NaN or infinite scores for {int((~scores.isfinite()).any(1).sum())} of "
+                             f"{n_test} test instances.")
+
+
+def _plain(value: Any) -> Any:
+    """A value that NetCDF attributes can hold."""
+    if isinstance(value, torch.dtype):
+        return str(value).removeprefix("torch.")
+    return value if isinstance(value, int | float | str) and not isinstance(value, bool) else json.dumps(value)

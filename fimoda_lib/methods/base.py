@@ -1,0 +1,100 @@
+"""What all attribution methods share: `score(z, i) = g_zᵀ P gᵢ`, and the registry.
+
+A method is an operator P on the gradients of the test losses. It returns scores [n_test, n_train], positive = helpful
+(leaving the instance out raises the test loss), or (scores, report) where there is something to report.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..gradients import Gradients
+
+FAMILIES = ("first-order", "influence function", "projection", "further training")
+COMMON = ("task", "params", "train", "test", "curvature")
+
+Report = dict[str, Any]
+
+
+class MethodDiverged(RuntimeError):
+    """An iterative method that has no result, with the reason: a finding about the method, not to be averaged away."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """An entry of the registry.
+
+    Args:
+        name: what `attribute` takes.
+        label: how figures call it.
+        family: one of `FAMILIES`.
+        reference: where the method comes from.
+        function: `function(task, params, *, train, test, curvature, **hyper)`.
+    """
+
+    name: str
+    label: str
+    family: str
+    reference: str
+    function: Callable[..., Any]
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        """Hyper-parameters and their default values."""
+        parameters = inspect.signature(self.function).parameters.values()
+        return {p.name: p.default for p in parameters if p.name not in COMMON}
+
+
+METHODS: dict[str, Method] = {}
+
+
+def method(*, label: str, family: str, reference: str) -> Callable:
+    """Registers a function of this name as an attribution method."""
+
+    def register(function: Callable) -> Callable:
+        name = function.__name__
+        METHODS[name] = Method(name, label, family, reference, function)
+        return function
+
+    return register
+
+
+def apply_operator(at: Gradients, P: Callable[[Tensor], Tensor], train: Tensor, test: Tensor, *,
+                   normalise: bool = False) -> Tensor:
+    """`g_zᵀ P gᵢ` for all test instances z and training instances i, [n_test, n_train] on the CPU.
+
+    Args:
+        P: maps test gradients [n_test, P] to preconditioned ones of the same shape, all at once.
+        normalise: whether training gradients are scaled to length 1.
+    """
+    solved = P(at.of_losses(at.test(test)))
+    scores = torch.empty(len(test), len(train), dtype=at.dtype)
+    for columns, g in at.blocks(train):
+        if normalise:
+            g = unit(g)
+        scores[:, columns] = (solved @ g.T).cpu()
+    return scores
+
+
+def unit(gradients: Tensor) -> Tensor:
+    """Rows scaled to length 1; zero rows stay zero."""
+    return gradients / gradients.norm(dim=1, keepdim=True).clamp(min=torch.finfo(gradients.dtype).tiny)
+
+
+def resolve_damping(damping: float | str, multiple: float, recommended: Callable[[], float]) -> float:
+    """The damping by value: `multiple` times a number, or times the method's recommended one.
+
+    Raises:
+        ValueError: not a positive number and not "recommended".
+    """
+    if damping == "recommended":
+        damping = recommended()
+    if isinstance(damping, str) or not 0 < damping * multiple < float("inf"):
+        raise ValueError(f"damping: got {damping!r} (times {multiple}), expected a positive number or 'recommended'.")
+    return float(damping) * multiple

@@ -1,0 +1,49 @@
+"""Exact: the operator is (G + λI)⁻¹, solved directly. For small problems, and as the yardstick of the others."""
+
+import torch
+from torch import Tensor
+
+from ..curvature import GaussNewton, recommended_damping
+from ..gradients import Gradients
+from ..tasks import Params, Task
+from .base import Report, apply_operator, method, resolve_damping
+
+
+@method(label="Exact", family="influence function", reference="Koh & Liang 2017, with the Gauss-Newton matrix")
+def exact(task: Task, params: Params, *, train: Tensor, test: Tensor, curvature: Tensor | None = None,
+          damping: float | str = "recommended", multiple: float = 1.0,
+          dtype: torch.dtype = torch.float64) -> tuple[Tensor, Report]:
+    """Damped Gauss-Newton influence by a direct solve, in parameters or, if smaller, in training instances.
+
+    Args:
+        damping: λ by value, or "recommended" (the mean squared entry of the loss gradients).
+        multiple: factor on `damping`.
+
+    Returns:
+        [n_test, n_train]; divided by n: the loss change of the damped Newton step that removes the instance.
+    """
+    at = Gradients(task, params, dtype=dtype)
+    G = GaussNewton(at, curvature)
+    damping = resolve_damping(damping, multiple, lambda: recommended_damping(at, curvature))
+    in_instances = G.n * G.rank <= at.n_params
+
+    def P(g: Tensor) -> Tensor:
+        if not in_instances:
+            return torch.linalg.solve(G.dense() + damping * torch.eye(at.n_params, dtype=dtype), g.T).T
+        # Woodbury: (AᵀA/n + λI)⁻¹ g = (g - Aᵀ (AAᵀ + nλI)⁻¹ A g) / λ
+        gram = G.gram() + G.n * damping * torch.eye(G.n * G.rank, dtype=dtype)
+        overlap = torch.cat([g @ block.T for block in G.blocks()], 1)
+        weights = torch.linalg.solve(gram, overlap.T).T
+        return (g - combine(weights, G)) / damping
+
+    return apply_operator(at, P, train, test), {"damping": damping, "solved_in": "instances" if in_instances else
+                                                "parameters"}
+
+
+def combine(weights: Tensor, G: GaussNewton) -> Tensor:
+    """weights @ A, [k, n * rank] -> [k, P]."""
+    result, start = 0.0, 0
+    for block in G.blocks():
+        result = result + weights[:, start : start + len(block)] @ block
+        start += len(block)
+    return result

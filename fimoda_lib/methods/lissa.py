@@ -1,0 +1,94 @@
+"""LiSSA: the operator is (G + λI)⁻¹ by a Neumann series over random batches, all test gradients on the same batches."""
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from ..curvature import GaussNewton, recommended_damping
+from ..gradients import Gradients
+from ..tasks import Params, Task
+from .base import MethodDiverged, Report, apply_operator, method, resolve_damping
+
+SCALES = (10, 20, 50, 100, 150, 200, 250, 300, 400, 500)  # the paper's: the smallest that converges is taken
+EXPLODED = 1e8  # growth of the iterate, relative to its start, that counts as divergence
+CHECK_EVERY = 50  # steps between looks at the growth
+
+
+@method(label="LiSSA", family="influence function", reference="Agarwal et al. 2017; Koh & Liang 2017")
+def lissa(task: Task, params: Params, *, train: Tensor, test: Tensor, curvature: Tensor | None = None,
+          damping: float | str = "recommended", multiple: float = 1.0, scale: float | Sequence[float] = SCALES,
+          depth: int = 5000, batch_size: int | None = 128, seed: int = 0,
+          dtype: torch.dtype = torch.float64) -> tuple[Tensor, Report]:
+    """Damped Gauss-Newton influence by the recursion h <- v + h - (G_batch h + λh)/σ, result h/σ.
+
+    Args:
+        damping: λ by value, or "recommended" (the mean squared entry of the loss gradients).
+        multiple: factor on `damping`.
+        scale: σ, or several in ascending order of which the first that converges is taken.
+        depth: number of steps.
+        batch_size: instances per batch, drawn with replacement; None takes all of them in every step.
+
+    Returns:
+        scores [n_test, n_train] (divided by n: a loss change), and a report: damping, scale, the scales that diverged,
+        and the relative residual of each test instance with respect to all curvature instances.
+
+    Raises:
+        MethodDiverged: no scale converged.
+    """
+    at = Gradients(task, params, dtype=dtype)
+    G = GaussNewton(at, curvature)
+    damping = resolve_damping(damping, multiple, lambda: recommended_damping(at, curvature))
+
+    def batch_product(h: Tensor, positions: Tensor | None) -> Tensor:
+        if positions is None:
+            return G.products(h)
+        A = G.factor_at(positions)
+        return (h @ A.T) @ A / len(positions)
+
+    report: Report = {"damping": damping}
+    P = neumann_solver(batch_product, len(curvature), damping, scale, depth, batch_size, seed, report)
+    return apply_operator(at, P, train, test), report
+
+
+def neumann_solver(batch_product: Callable[[Tensor, Tensor | None], Tensor], n: int, damping: float,
+                   scale: float | Sequence[float], depth: int, batch_size: int | None, seed: int,
+                   report: Report) -> Callable[[Tensor], Tensor]:
+    """The operator P of LiSSA for any curvature; fills the report.
+
+    Args:
+        batch_product: curvature on the instances at the given positions (None: all), times rows [k, P].
+    """
+    scales = [scale] if isinstance(scale, int | float) else list(scale)
+
+    def P(v: Tensor) -> Tensor:
+        diverged = []
+        for sigma in scales:
+            h = neumann_series(batch_product, v, n, damping, sigma, depth, batch_size, seed)
+            if h is not None:
+                solution = h / sigma
+                residual = v - batch_product(solution, None) - damping * solution
+                report.update(scale=sigma, diverged_scales=diverged,
+                              residual=(residual.norm(dim=1) / v.norm(dim=1)).tolist())
+                return solution
+            diverged.append(sigma)
+        raise MethodDiverged(f"The Neumann series diverged for every scale tried ({', '.join(map(str, diverged))}) with "
+                             f"damping {damping:.3g}; try larger scales or more damping.")
+
+    return P
+
+
+def neumann_series(batch_product: Callable, v: Tensor, n: int, damping: float, sigma: float, depth: int,
+                   batch_size: int | None, seed: int) -> Tensor | None:
+    """h after `depth` steps, or None if it exploded."""
+    generator = torch.Generator().manual_seed(seed)
+    start, h = v.norm(dim=1).clamp(min=torch.finfo(v.dtype).tiny), v.clone()
+    for step in tqdm(range(depth), desc=f"Neumann series, scale {sigma:g}", leave=False, disable=None):
+        positions = None if batch_size is None else torch.randint(n, (batch_size,), generator=generator)
+        h = v + h - (batch_product(h, positions) + damping * h) / sigma
+        if (step + 1) % CHECK_EVERY == 0 or step + 1 == depth:
+            growth = h.norm(dim=1) / start
+            if not (growth < EXPLODED).all():  # also true for NaN
+                return None
+    return h
