@@ -87,16 +87,21 @@ def output_factors(at: Gradients, instances: tuple, rank: int | None = None) -> 
         ValueError: the loss is not convex in the outputs, so that there is no Gauss-Newton matrix.
     """
     with torch.no_grad():
-        outputs = at.outputs(instances[0])
-        hessians = at.loss_hessians(outputs, instances[1]).reshape(count(instances), outputs[0].numel(), -1)
+        outputs = at.outputs(instances[0]).double()  # these matrices are small, and saturation leaves few digits
+        hessians, unsaturated = (
+            at.loss_hessians(o, instances[1]).reshape(count(instances), outputs[0].numel(), -1)
+            for o in (outputs, torch.zeros_like(outputs))
+        )
         values, vectors = torch.linalg.eigh(hessians)  # ascending
-    largest = values.abs().amax(1, keepdim=True).clamp(min=torch.finfo(at.dtype).tiny)
-    roundoff = 100 * torch.finfo(at.dtype).eps
-    if (values < -roundoff * largest).any():
+        at_zero = torch.linalg.eigvalsh(unsaturated.nan_to_num(0, 0, 0))  # some losses have none there
+    # A saturated softmax has tiny curvature but rounding errors of the size of probabilities, hence the second scale.
+    size = torch.maximum(values.abs().sum(1), at_zero.abs().sum(1))[:, None].clamp(min=1e-300)
+    roundoff = 1e-12 * size
+    if (values < -roundoff).any():
         raise ValueError(f"The loss of task '{at.task.name}' is not convex in the outputs: no Gauss-Newton matrix.")
     if rank is None:
-        rank = max(int((values > roundoff * largest).sum(1).max()), 1)
-    return (vectors * values.clamp(min=0).sqrt()[:, None]).mT[:, -rank:]
+        rank = max(int((v > roundoff).sum(1).max()) for v in (values, at_zero)) or 1
+    return (vectors * values.clamp(min=0).sqrt()[:, None]).mT[:, -rank:].to(at.dtype)
 
 
 def recommended_damping(at: Gradients, rows: Tensor) -> float:

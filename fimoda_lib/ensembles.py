@@ -87,7 +87,7 @@ def check_trainable(model: nn.Module) -> None:
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
             raise ValueError(
                 f"Layer {name!r} is {type(module).__name__} in training mode: its running statistics mix instances, so "
-                "no instance can be left out honestly. Call model.eval() to freeze them, or use GroupNorm/LayerNorm."
+                "no instance can be left out honestly; call model.eval() to freeze them, or use GroupNorm/LayerNorm."
             )
 
 

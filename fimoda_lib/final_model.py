@@ -19,6 +19,10 @@ from .store import cached
 from .tasks import Params, Task, parameters_of, take
 
 
+class TrainingDiverged(ValueError):
+    """The final parameters are not finite."""
+
+
 def train_final_model(
     task: Task,
     *,
@@ -45,13 +49,14 @@ def train_final_model(
     """
     task.check()
     initial = parameters_of(task.model)
-    steps = (epochs * steps_per_epoch(task.n_train, batch_size),)
     rule = Optimizer(optimizer, learning_rate, weight_decay, max_grad_norm)
-    plan = Plan(rule, batch_size, epochs, "drop", 1.0, left_out=(), test=(), steps=steps)
+    plan = Plan(rule, batch_size, epochs, "drop", 1.0, left_out=(), test=(), steps=())
+    steps = (epochs * steps_per_epoch(task.n_train, batch_size),)
+    plan = dataclasses.replace(plan, steps=steps)
     check_loss(task, initial)
 
     def compute() -> xr.Dataset:
-        runner = Runner(task, initial, plan, device=device, replicas=1, compile=False)
+        runner = Runner(task, initial, plan, device=device, replicas=1, compile=None)
         with tqdm(total=steps[0], unit="step", unit_scale=True, disable=not progress,
                   desc=f"final model, {task.title or task.name}") as bar:
             final: Ensemble = runner.train(torch.tensor([FULL_RUN]), seed, bar)
@@ -60,7 +65,7 @@ def train_final_model(
     spec = {**specification(task, initial, plan), "seed": seed}
     params = _from_dataset(cached(store, f"final-{task.name}", spec, compute), initial)
     if not all(p.isfinite().all() for p in params.values()):
-        raise ValueError(f"Training '{task.name}' with learning rate {learning_rate} diverged; try a lower one.")
+        raise TrainingDiverged(f"Training '{task.name}' with learning rate {learning_rate} diverged; try a lower one.")
     return params
 
 
@@ -79,7 +84,7 @@ def choose_learning_rate(
         try:
             params = train_final_model(split, learning_rate=rate, seed=seed, progress=False, **training)
             losses[rate] = mean_loss(split, params, split.test)
-        except ValueError:
+        except TrainingDiverged:
             losses[rate] = float("nan")
     return losses
 

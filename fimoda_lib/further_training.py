@@ -7,6 +7,7 @@ with the same seed in both runs (paper, section 4). Positive: leaving i out rais
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -116,6 +117,8 @@ def further_train(
         test=tuple(resolve_rows(test, task.n_test, "test").tolist()),
         steps=_evaluation_steps(evaluate, epochs, per_epoch),
     )
+    if not plan.test:
+        raise ValueError("test: no instances given; expected at least one, or None for all.")
     if task.n_train < 2:
         raise ValueError("further_train: leaving an instance out needs at least 2 training instances, got 1.")
     check_loss(task, params)
@@ -141,23 +144,29 @@ class Runner:
                  compile: bool | None) -> None:
         self.task, self.params, self.plan = task, params, plan
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        if self.device.type == "cuda" and not torch.cuda.is_available():
+            raise ValueError(f"device: got '{device}', but PyTorch sees no GPU here; expected 'cpu' or None.")
+        if replicas is not None and replicas < 1:
+            raise ValueError(f"replicas: got {replicas}, expected a whole number of at least 1, or None.")
         dtype = next(iter(params.values())).dtype
         self.train_set = to(task.train, self.device, dtype)
         self.test_set = to(take(task.test, torch.tensor(plan.test, dtype=torch.long)), self.device)
         self.per_epoch = steps_per_epoch(task.n_train, plan.batch_size)
         self.chunks = chunks(plan, replicas or replicas_that_fit(task, params, plan, self.device))
         self.model_steps = sum(len(chunk) for chunk in self.chunks) * plan.steps[-1]
-        noisy = any(isinstance(m, nn.modules.dropout._DropoutNd) and m.training for m in task.model.modules())
-        # Compiled code draws dropout masks from another stream than the plain code.
-        worth = self.model_steps >= WORTH_COMPILING and not noisy
-        self.compile = worth if compile is None else compile
+        self.noisy = has_dropout(task.model)
+        if self.noisy and compile:
+            raise ValueError("compile: compiled code draws other dropout masks than the full run, so that the runs would "
+                             "not be paired; leave it out, or call model.eval() to train without dropout.")
+        self.compile = self.model_steps >= WORTH_COMPILING and not self.noisy if compile is None else compile
         self.ensembles: dict[int, Ensemble] = {}
 
     def ensemble(self, size: int) -> Ensemble:
         """An ensemble at its start; one per size is kept, so that each is compiled once."""
         if size not in self.ensembles:
+            worth = size > 1 or self.plan.steps[-1] >= WORTH_COMPILING
             self.ensembles[size] = Ensemble(self.task, self.params, size, self.plan.optimizer, device=self.device,
-                                            compile=self.compile and size > 1)
+                                            compile=self.compile and worth)
         self.ensembles[size].reset()
         return self.ensembles[size]
 
@@ -169,12 +178,14 @@ class Runner:
         if losses is not None and 0 in due:
             losses[:, due[0]] = ensemble.losses(self.test_set)
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
-            torch.manual_seed(seed)  # dropout: the same stream in every chunk of this seed
+            torch.manual_seed(seed)
             while step < plan.steps[-1]:
                 batches = epoch_batches(next(orders), plan.batch_size, removed, removal=plan.removal,
                                         fraction=plan.fraction)
                 for batch in batches:
                     step += 1
+                    if self.noisy:  # dropout: the same masks in all runs of a seed, though some batches are shorter
+                        torch.manual_seed(seed * 1_000_003 + step)
                     if batch is not None:
                         rows, weights = batch
                         rows = rows.to(self.device).reshape(-1, rows.shape[-1])
@@ -218,6 +229,11 @@ class Runner:
                 "test": np.array(plan.test), "epoch": ("step", epochs),
             },
         )
+
+
+def has_dropout(model: nn.Module) -> bool:
+    """Whether training draws dropout masks."""
+    return any(isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p > 0 for m in model.modules())
 
 
 def chunks(plan: Plan, replicas: int) -> list[Tensor]:
@@ -278,20 +294,24 @@ def check_loss(task: Task, params: Params) -> None:
 
 
 def _outputs(task: Task, params: Params, instances: Instances, with_loss: bool = False) -> Tensor:
-    reference = next(iter(params.values()))
-    inputs, targets = to(instances, reference.device, reference.dtype)
+    like = next(iter(params.values()))
+    inputs, targets = to(instances, like.device, like.dtype)
+    model = copy.deepcopy(task.model).to(like.device, like.dtype)  # frozen parameters and buffers, too
     with torch.no_grad(), torch.random.fork_rng():
-        outputs = torch.func.functional_call(task.model, params, (inputs,))
+        outputs = torch.func.functional_call(model, params, (inputs,))
         return task.loss(outputs, targets) if with_loss else outputs
 
 
 def specification(task: Task, params: Params, plan: Plan) -> dict[str, Any]:
     """Everything that determines the numbers, as JSON values."""
     loss = getattr(task.loss, "__qualname__", repr(task.loss))
+    frozen = {name: value for name, value in task.model.state_dict().items() if name not in params}
     return {
         "task": task.name, "model": repr(task.model), "loss": loss,
         "data": fingerprint(task.train, take(task.test, torch.tensor(plan.test, dtype=torch.long))),
         "params": fingerprint(params), **{k: v for k, v in asdict(plan).items()},
+        **({"frozen": fingerprint(frozen)} if frozen else {}),
+        **({"dropout": "active"} if has_dropout(task.model) else {}),
     }
 
 
@@ -302,20 +322,23 @@ def _plain(optimizer: Optimizer) -> dict[str, Any]:
 
 
 def _seeds(seeds: Iterable[int]) -> list[int]:
-    seeds = [seeds] if isinstance(seeds, int) else [int(s) for s in seeds]
-    if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
+    seeds = [seeds] if isinstance(seeds, int) else list(seeds)
+    if not seeds or any(int(s) != s for s in seeds) or len(set(seeds)) != len(seeds) or min(seeds) < 0:
         raise ValueError(f"seeds: got {seeds}, expected at least one, each a different whole number of 0 or more.")
-    return seeds
+    return [int(s) for s in seeds]
 
 
 def _evaluation_steps(evaluate: Any, epochs: int, per_epoch: int) -> tuple[int, ...]:
+    if per_epoch < 1 or not isinstance(epochs, int) or epochs < 1:
+        return ()  # the plan says what is wrong with the batch size or the epochs
     if isinstance(evaluate, str):
         if evaluate != "epoch":
             raise ValueError(f"evaluate: got {evaluate!r}, expected 'epoch' or a list of optimiser steps.")
-        return tuple(per_epoch * (e + 1) for e in range(epochs)) if isinstance(epochs, int) else ()
-    steps = tuple(int(s) for s in evaluate)
+        return tuple(per_epoch * (e + 1) for e in range(epochs))
+    steps = tuple(evaluate)
     total = epochs * per_epoch
-    if not steps or list(steps) != sorted(set(steps)) or steps[0] < 0 or steps[-1] > total:
+    whole = all(int(s) == s for s in steps)
+    if not steps or not whole or list(steps) != sorted(set(steps)) or steps[0] < 0 or steps[-1] > total:
         raise ValueError(f"evaluate: got {list(steps)[:8]}, expected increasing optimiser steps from 0 to {total} "
                          f"({epochs} epochs of {per_epoch} steps).")
-    return steps
+    return tuple(int(s) for s in steps)

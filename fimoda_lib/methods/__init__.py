@@ -14,14 +14,16 @@ from ..tasks import Params, Task, resolve_rows
 from .base import FAMILIES, METHODS, Method, MethodDiverged, method
 from .cg import cg
 from .datainf import datainf
+from .ekfac import ekfac
 from .exact import exact
 from .grad_cos import grad_cos
 from .grad_dot import grad_dot
 from .lissa import lissa
 from .lissa_h import lissa_h
+from .trak import trak
 
-__all__ = ["FAMILIES", "METHODS", "Method", "MethodDiverged", "attribute", "cg", "datainf", "exact", "grad_cos",
-           "grad_dot", "lissa", "lissa_h", "method"]
+__all__ = ["FAMILIES", "METHODS", "Method", "MethodDiverged", "attribute", "cg", "datainf", "ekfac", "exact",
+           "grad_cos", "grad_dot", "lissa", "lissa_h", "method", "trak"]
 
 
 def attribute(
