@@ -43,7 +43,7 @@ class Optimizer:
             raise ValueError(f"optimizer: got {self.name!r}, expected one of {', '.join(OPTIMIZERS)}.")
         if not 0 < self.learning_rate < float("inf"):
             raise ValueError(f"learning_rate: got {self.learning_rate}, expected a positive number.")
-        if self.weight_decay < 0:
+        if not 0 <= self.weight_decay < float("inf"):
             raise ValueError(f"weight_decay: got {self.weight_decay}, expected zero or more.")
         if self.max_grad_norm is not None and not self.max_grad_norm > 0:
             raise ValueError(f"max_grad_norm: got {self.max_grad_norm}, expected a positive number or None.")

@@ -36,6 +36,7 @@ def train_final_model(
     device: str | torch.device | None = None,
     store: Path | str | None = None,
     progress: bool = True,
+    compute_missing: bool = True,
 ) -> Params:
     """Trains the task's model from its own initial weights on all training instances.
 
@@ -63,7 +64,8 @@ def train_final_model(
         return _to_dataset({name: p[0].cpu() for name, p in final.params.items()})
 
     spec = {**specification(task, initial, plan), "seed": seed}
-    params = _from_dataset(cached(store, f"final-{task.name}", spec, compute), initial)
+    stored = cached(store, f"final-{task.name}", spec, compute, compute_missing=compute_missing)
+    params = _from_dataset(stored, initial)
     if not all(p.isfinite().all() for p in params.values()):
         raise TrainingDiverged(f"Training '{task.name}' with learning rate {learning_rate} diverged; try a lower one.")
     return params

@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from .ensembles import Ensemble, Optimizer, check_trainable
 from .minibatches import FULL_RUN, REMOVALS, epoch_batches, epoch_orders, steps_per_epoch
-from .store import cached, fingerprint
+from .store import cached, fingerprint, specification_hash
 from .tasks import Instances, Params, Task, check_params, resolve_rows, take, to
 
 CPU_REPLICAS = 34  # per chunk: the measured optimum on CPU, where a chunk's activations stay in cache (benchmarks/)
@@ -76,6 +76,7 @@ def further_train(
     replicas: int | None = None,
     compile: bool | None = None,
     progress: bool = True,
+    compute_missing: bool = True,
 ) -> xr.Dataset:
     """Trains a final model further, with and without each left-out instance, and evaluates the test losses.
 
@@ -93,6 +94,7 @@ def further_train(
         fraction: how much of an instance's weight is removed ("mask" and "subtract" only).
         replicas: how many runs to train at once; chosen from memory and device by default. Results do not depend on it.
         compile: fuse the training step with `torch.compile`; by default where the run is long enough to gain.
+        compute_missing: False raises `store.Missing` for a seed that the store does not hold.
 
     Returns:
         `full_loss[seed, step, test]` (float64), `delta[seed, left_out, step, test]` (float32; leave-one-out minus full,
@@ -130,11 +132,12 @@ def further_train(
         for seed in seeds:
             before = bar.n
             name = f"further-{task.name}-{optimizer}-{removal}-seed{seed}"
-            shards.append(cached(store, name, {**spec, "seed": seed}, lambda s=seed: runner.run(s, bar)))
+            shards.append(cached(store, name, {**spec, "seed": seed}, lambda s=seed: runner.run(s, bar),
+                                 compute_missing=compute_missing))
             bar.update(before + runner.model_steps - bar.n)  # a seed found in the store counts as done
     result = xr.concat(shards, dim="seed", combine_attrs="override", join="exact")
     return result.assign_attrs(task=task.name, title=task.title or task.name, batch_size=batch_size, epochs=epochs,
-                               removal=removal, fraction=fraction, steps_per_epoch=per_epoch, **_plain(plan.optimizer))
+                               removal=removal, fraction=fraction, steps_per_epoch=per_epoch, specification=specification_hash(spec), **_plain(plan.optimizer))
 
 
 class Runner:
@@ -212,7 +215,8 @@ class Runner:
             if chunk[0] == FULL_RUN:
                 partner, losses = losses[0], losses[1:]
                 full = partner if full is None else full
-            delta[position : position + len(losses)] = (losses - partner).numpy()
+            with np.errstate(over="ignore"):  # a loss on its way to infinity
+                delta[position : position + len(losses)] = (losses - partner).numpy()
             position += len(losses)
         delta[~np.isfinite(delta)] = np.nan
         full = torch.where(full.isfinite(), full, torch.nan).numpy()

@@ -7,6 +7,7 @@ its sidecar, or whose sidecar does not match the specification asked for, is ref
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -30,6 +31,10 @@ class StoreError(ValueError):
     """A result file that cannot be trusted; the message names it and says what to do."""
 
 
+class Missing(LookupError):
+    """A result that has not been computed yet, where computing was not allowed."""
+
+
 def fingerprint(*trees: Any) -> str:
     """16 hexadecimal digits that change when any tensor in the given pytrees changes in value, shape or type."""
     digest = hashlib.sha256()
@@ -48,15 +53,18 @@ def specification_hash(spec: Mapping[str, Any]) -> str:
     return hashlib.sha256(_json({**spec, "format": FORMAT}).encode()).hexdigest()[:16]
 
 
-def cached(folder: Path | str | None, name: str, spec: Mapping[str, Any], compute: Callable[[], xr.Dataset]) -> xr.Dataset:
+def cached(folder: Path | str | None, name: str, spec: Mapping[str, Any], compute: Callable[[], xr.Dataset], *,
+           compute_missing: bool = True) -> xr.Dataset:
     """The stored result of `spec`, or `compute()`, which is then stored.
 
     Args:
         folder: where results live, created if missing; None stores nothing.
         name: the readable beginning of the file name.
         spec: everything that determines the result, as JSON values; tensors by their `fingerprint`.
+        compute_missing: whether to compute a result that is not there.
 
     Raises:
+        Missing: it is not there, and is not to be computed.
         StoreError: the stored file is damaged, or belongs to another specification, or cannot be written.
     """
     if folder is None:
@@ -64,6 +72,8 @@ def cached(folder: Path | str | None, name: str, spec: Mapping[str, Any], comput
     path = Path(folder) / f"{name}-{specification_hash(spec)}.nc"
     if path.exists():
         return load(path, spec)
+    if not compute_missing:
+        raise Missing(f"Result {path} has not been computed yet.")
     started = time.perf_counter()
     dataset = compute()
     save(path, spec, dataset, seconds=time.perf_counter() - started)
@@ -82,8 +92,10 @@ def save(path: Path, spec: Mapping[str, Any], dataset: xr.Dataset, *, seconds: f
         os.replace(note, path.with_suffix(".json"))
         os.replace(temporary, path)
     except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise StoreError(f"Cannot write the result {path}: {error}. Free space or choose another folder.") from error
+        for left_over in (temporary, temporary.with_suffix(".json.part")):
+            with contextlib.suppress(OSError):
+                left_over.unlink()
+        raise StoreError(f"Cannot write the result {path} ({error}); free space or choose another folder.") from error
 
 
 def load(path: Path, spec: Mapping[str, Any]) -> xr.Dataset:

@@ -1,6 +1,7 @@
 """Further training against the plain loop, and what must not change its results."""
 
 import dataclasses
+import functools
 
 import numpy as np
 import pytest
@@ -72,13 +73,13 @@ def test_the_papers_mlp_in_float32_equals_the_plain_loop(optimizer, removal):
     task = Task("mlp", mlp(8, 1), squared_error, *data)
     params = parameters_of(task.model)
     settings = dict(optimizer=optimizer, removal=removal, batch_size=16, epochs=3,
-                    learning_rate=0.03 if optimizer == "sgd" else 1e-3)
+                    learning_rate=0.03 if optimizer == "sgd" else 1e-3, weight_decay=0.1)
     gold = run(task, params, left_out=[5, 44], **settings)
     for k, removed in enumerate([5, 44]):
         full, delta = plain_delta(task, params, removed, every=4, seed=3, **settings)
-        np.testing.assert_allclose(gold.full_loss[0], full, rtol=1e-5)
-        # The two runs of a pair differ by 1e-3 to 1e-1 in loss, and each carries the float32 rounding of its parameters.
-        assert abs(gold.delta[0, k] - delta).max() < 1e-3 * abs(delta).max()
+        np.testing.assert_allclose(gold.full_loss[0], full, rtol=3e-6)
+        # The two runs of a pair differ by 0.02 or more in loss; each carries the float32 rounding of its parameters.
+        assert abs(gold.delta[0, k] - delta).max() < 1e-4 * abs(delta).max()
 
 
 @pytest.mark.parametrize("removal", REMOVALS)
@@ -87,19 +88,19 @@ def test_clipping_is_that_of_clip_grad_norm(optimizer, removal, monkeypatch):
     norms, clip = [], torch.nn.utils.clip_grad_norm_
     monkeypatch.setattr(torch.nn.utils, "clip_grad_norm_", lambda *a: norms.append(clip(*a).item()))
     task, params = tiny()
-    check_against_the_plain_loop(task, params, optimizer=optimizer, removal=removal, max_grad_norm=2.0)
+    check_against_the_plain_loop(task, params, optimizer=optimizer, removal=removal, max_grad_norm=1.0)
     # The plain loop's record: full run, run without 0, full run, run without 7; some steps clip and some do not.
-    assert 0.2 < np.mean(np.array(norms) > 2.0) < 0.8
+    assert 0.2 < np.mean(np.array(norms) > 1.0) < 0.8
 
 
 def test_replicas_are_clipped_one_by_one():
     """A replica whose gradient is too long must not shorten that of the others: it is the outlier that matters."""
     task, params = tiny()
     task.train[1][7] = 60.0
-    norms = [g.norm() for g in torch.autograd.grad(task.loss(task.model(task.train[0]), task.train[1]).mean(),
-                                                   list(task.model.parameters()))]
-    assert torch.stack(norms).norm() > 8
-    check_against_the_plain_loop(task, params, batch_size=23, removal="mask", max_grad_norm=8.0)
+    mean_loss = task.loss(task.model(task.train[0]), task.train[1]).mean()
+    norms = [g.norm() for g in torch.autograd.grad(mean_loss, list(task.model.parameters()))]
+    assert torch.stack(norms).norm() > 4
+    check_against_the_plain_loop(task, params, batch_size=23, removal="mask", max_grad_norm=2.0)
 
 
 @pytest.mark.parametrize("removal", ["mask", "subtract"])
@@ -115,21 +116,28 @@ def test_a_fraction_of_an_instance_can_be_removed(removal, optimizer):
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_removing_nothing_changes_nothing_at_all(optimizer, removal, dtype):
     task, params = tiny("classification", dtype=dtype, n=21)
-    for replicas in (1, 2, 4):
-        gold = run(task, params, optimizer=optimizer, removal=removal, fraction=0, left_out=range(6), replicas=replicas)
+    for replicas in (1, 3):
+        gold = run(task, params, optimizer=optimizer, removal=removal, fraction=0, left_out=range(3), replicas=replicas)
         assert (gold.delta == 0).all()
 
 
 @pytest.mark.parametrize("removal", REMOVALS)
 @pytest.mark.parametrize("changes", [
     dict(replicas=1), dict(replicas=2), dict(replicas=3), dict(replicas=100), dict(left_out=[7, 2, 0, 11, 9]),
-    dict(left_out=[2]), dict(seeds=[3]), dict(seeds=[5, 3]), dict(seeds=4), dict(test=[4, 1]), dict(evaluate="epoch"),
-    dict(evaluate=[3, 10]), dict(evaluate=[12]),
+    dict(left_out=[2]), dict(seeds=[3]), dict(seeds=[6, 4, 3]), dict(seeds=4), dict(test=[4, 1]),
+    dict(evaluate="epoch"), dict(evaluate=[3, 10]), dict(evaluate=[9]),
 ], ids=str)
 def test_what_must_not_change_the_results(removal, changes):
     task, params = tiny()
-    common = dict(removal=removal, optimizer="adam", left_out=[0, 2, 7, 9, 11], seeds=[3, 4, 5], evaluate=range(16))
-    same(run(task, params, **common), run(task, params, **{**common, **changes}))
+    same(yardstick(removal), run(task, params, **{**COMMON, "removal": removal, **changes}))
+
+
+COMMON = dict(optimizer="adam", left_out=[0, 2, 7, 9, 11], seeds=[3, 4], evaluate=range(11), epochs=2)
+
+
+@functools.cache
+def yardstick(removal):
+    return run(*tiny(), removal=removal, **COMMON)
 
 
 def test_seeds_differ_and_the_state_of_the_generator_is_left_alone():
@@ -145,12 +153,13 @@ def test_seeds_differ_and_the_state_of_the_generator_is_left_alone():
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_a_duplicate_is_helpful_and_a_mislabelled_one_harmful(kind, removal, optimizer):
     task, params = tiny(kind)
-    inputs, targets = task.train
-    wrong = task.test[1][:1] + 4 if kind == "regression" else (task.test[1][:1] + 1) % 3
-    inputs[7:9], targets[7], targets[8] = task.test[0][0], task.test[1][0], wrong[0]
+    (inputs, targets), right, output = task.train, task.test[1][0], task.model(task.test[0][:1])[0].detach()
+    # Wrong is on the far side of what the model says: between the two, both labels would pull the right way.
+    wrong = output + 4 * (output - right).sign() if kind == "regression" else (right + 1) % 3
+    inputs[7:9], targets[7], targets[8] = task.test[0][0], right, wrong
     rate = 0.02 if optimizer == "sgd" else 0.005
     gold = run(task, params, removal=removal, optimizer=optimizer, learning_rate=rate, left_out=[7, 8], test=[0],
-               seeds=range(5)).delta.mean("seed")
+               seeds=range(3), epochs=2).delta.mean("seed")
     assert (gold.sel(left_out=7) > 0).all()
     assert (gold.sel(left_out=8) < 0).all()
 
@@ -171,7 +180,7 @@ def with_dropout(dtype=torch.float64):
 def test_dropout_is_the_same_in_the_runs_of_a_seed(removal, dtype):
     task, params = with_dropout(dtype)
     for replicas in (1, 4):
-        gold = run(task, params, removal=removal, fraction=0, left_out=range(5), replicas=replicas)
+        gold = run(task, params, removal=removal, fraction=0, left_out=range(3), replicas=replicas)
         assert (gold.delta == 0).all()
     assert abs(run(task, params, removal=removal).delta).max() > 1e-4
 
@@ -179,9 +188,9 @@ def test_dropout_is_the_same_in_the_runs_of_a_seed(removal, dtype):
 @pytest.mark.parametrize("removal", REMOVALS)
 def test_dropout_does_not_depend_on_the_chunks(removal):
     task, params = with_dropout()
-    whole = run(task, params, removal=removal, left_out=range(5))
-    for replicas in (1, 2, 3):
-        same(whole, run(task, params, removal=removal, left_out=range(5), replicas=replicas))
+    whole = run(task, params, removal=removal, left_out=range(4))
+    for replicas in (1, 3):
+        same(whole, run(task, params, removal=removal, left_out=range(4), replicas=replicas))
 
 
 def test_dropout_acts_in_training_and_not_in_evaluation():
@@ -297,7 +306,7 @@ def test_no_instance_left_out_gives_the_full_run_alone():
 @pytest.mark.parametrize("removal", REMOVALS)
 def test_a_full_run_that_diverges_leaves_nothing_to_compare_with(removal):
     task, params = tiny()
-    gold = run(task, params, learning_rate=1e6, epochs=40, removal=removal, evaluate=[0, 1, 200])
+    gold = run(task, params, learning_rate=1e6, epochs=10, removal=removal, evaluate=[0, 1, 50])
     assert gold.diverged.all()
     assert np.isnan(gold.full_loss[0, 2]).all() and np.isnan(gold.delta[0, :, 2]).all()
     assert np.isfinite(gold.delta[0, :, :2]).all()
@@ -313,8 +322,8 @@ def test_a_run_that_diverges_alone_is_recorded_alone(replicas):
     data = (torch.tensor([[1.0], [1.0], [0.0]]), torch.tensor([[1.0], [-1.0], [1.0]]))
     model = nn.Linear(1, 1, bias=False)
     task = Task("tug", model, tug, data, data)
-    gold = run(task, {"weight": torch.full((1, 1), 0.5)}, batch_size=3, epochs=60, learning_rate=0.3, left_out=[2, 0, 1],
-               removal="mask", replicas=replicas)
+    gold = run(task, {"weight": torch.full((1, 1), 0.5)}, batch_size=3, epochs=60, learning_rate=0.3, removal="mask",
+               left_out=[2, 0, 1], replicas=replicas)
     assert gold.diverged.values.tolist() == [[False, True, False]]
     assert np.isnan(gold.delta.sel(left_out=0, step=60)).any()
     assert np.isfinite(gold.delta.sel(left_out=[2, 1])).all() and np.isfinite(gold.full_loss).all()

@@ -59,6 +59,8 @@ def attribute(
     if unknown:
         raise ValueError(f"{entry.name} has no hyper-parameter {sorted(unknown)[0]!r}; it has "
                          f"{', '.join(entry.defaults) or 'none'}.")
+    if isinstance(hyper.get("dtype"), str):
+        hyper["dtype"] = {"float32": torch.float32, "float64": torch.float64}[hyper["dtype"]]
     rows = {
         "train": resolve_rows(train, task.n_train, "train"),
         "test": resolve_rows(test, task.n_test, "test"),

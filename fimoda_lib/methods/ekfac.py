@@ -102,8 +102,8 @@ class EkfacFactors:
         self.layers: dict[str, EkfacLayer] = {}
         for name, (A, S) in _second_moments(at, _coverable(at), rows, directions).items():
             Q_A, Q_S = (torch.linalg.eigh(moment.double())[1].to(at.dtype) for moment in (A, S))
-            self.layers[name] = EkfacLayer(columns[_join(name, "weight")], columns.get(_join(name, "bias")), Q_S, Q_A,
-                                           eigenvalues=Q_S.new_zeros(len(S), len(A)))
+            where = [columns.get(_join(name, kind)) for kind in ("weight", "bias")]
+            self.layers[name] = EkfacLayer(*where, Q_S, Q_A, eigenvalues=Q_S.new_zeros(len(S), len(A)))
         covered = {_join(name, kind) for name in self.layers for kind in ("weight", "bias")}
         self.not_covered = [name for name in at.names if name not in covered]
         if not self.layers:
@@ -185,8 +185,7 @@ def _coverable(at: Gradients) -> dict[str, nn.Module]:
         if any(owners[id(p)] > 1 for p in module.parameters()):
             continue
         if isinstance(module, nn.Conv2d) and module.groups != 1:
-            raise ValueError(f"EK-FAC: the convolution '{name}' has {module.groups} groups, expected 1; freeze its "
-                             f"parameters or choose another method.")
+            raise ValueError(f"EK-FAC: the convolution '{name}' has {module.groups} groups, expected 1; freeze it.")
         layers[name] = module
     return layers
 

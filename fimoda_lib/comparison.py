@@ -1,0 +1,189 @@
+"""How well do a method's scores agree with further training? Adjustment, similarity, seed blocks, noise ceiling.
+
+Arrays carry named dimensions, and instances are matched by their numbers, never by position:
+gold has `delta[seed, left_out, step, test]`, scores are `[test, train]`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Literal
+
+import numpy as np
+import xarray as xr
+from scipy.stats import rankdata
+
+Adjustment = Literal["mean", "full"]
+Metric = Literal["cosine", "spearman"]
+METRICS = ("cosine", "spearman")
+
+
+def sensitivity(gold: xr.Dataset | xr.DataArray, adjustment: Adjustment = "mean") -> xr.DataArray:
+    """Sensitivity of the test losses to each left-out instance, averaged over seeds.
+
+    Args:
+        gold: what `further_train` returns (or its `delta`).
+        adjustment: "full" subtracts the run on all data (paper, eq. 17), which `delta` already does; "mean" also
+            subtracts the mean over the left-out instances (eq. 13, the paper's main figures).
+
+    Returns:
+        [left_out, step, test], float64, positive = helpful; NaN where a run diverged in any of the seeds.
+    """
+    delta = _delta(gold)
+    # One seed at a time, so that a hundred of them are never held in float64.
+    total = sum(delta.isel(seed=k).astype("float64") for k in range(delta.sizes["seed"]))
+    return _adjust(total / delta.sizes["seed"], adjustment)
+
+
+def similarity(
+    scores: xr.DataArray,
+    sensitivity: xr.DataArray,
+    metric: Metric = "cosine",
+    undefined: Literal["zero", "skip"] = "zero",
+) -> xr.Dataset:
+    """Similarity of scores and sensitivity over the left-out instances, averaged over test instances.
+
+    Args:
+        scores: [test, train]; must cover the sensitivity's test and left-out instances, in any order.
+        undefined: a test instance whose scores or sensitivities are all zero (for Spearman: all equal), or not finite,
+            has no similarity; it counts as 0 ("zero") or is left out of the mean ("skip").
+
+    Returns:
+        `mean[step]`, `sem[step]` (standard error over test instances) and `undefined[step]`, how many there were.
+
+    Raises:
+        ValueError: unknown option, or scores that do not cover the instances.
+    """
+    if undefined not in ("zero", "skip"):
+        raise ValueError(f"undefined: got {undefined!r}, expected 'zero' or 'skip'.")
+    values = instance_similarity(scores, sensitivity, metric)
+    missing = values.isnull().sum("test")
+    return _summary(values.fillna(0.0) if undefined == "zero" else values, missing)
+
+
+def instance_similarity(scores: xr.DataArray, sensitivity: xr.DataArray, metric: Metric = "cosine") -> xr.DataArray:
+    """Similarity for each test instance on its own, [step, test]; NaN where it is undefined."""
+    if metric not in METRICS:
+        raise ValueError(f"metric: got {metric!r}, expected one of {', '.join(METRICS)}.")
+    a = _matching(scores, sensitivity).transpose("test", "left_out").values.astype(float)[None]
+    b = sensitivity.transpose("step", "test", "left_out").values.astype(float)
+    if metric == "spearman":
+        a, b = _centred_ranks(a), _centred_ranks(b)
+    else:
+        # Scores of any magnitude, down to where squares underflow, have a direction.
+        a, b = _scaled(a), _scaled(b)
+    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        values = np.einsum("...i,...i->...", a, b) / norms
+    values[~(norms > 0)] = np.nan
+    steps = sensitivity.coords["step"].coords
+    return xr.DataArray(values, dims=("step", "test"), coords={**steps, "test": sensitivity["test"].values})
+
+
+def noise_ceiling(gold: xr.Dataset, adjustment: Adjustment = "mean") -> xr.DataArray:
+    """The similarity that a perfect method could reach against this many seeds, [step].
+
+    With r the mean pairwise cosine between the S seeds, averaged over test instances: √(S r / (1 + (S-1) r)). A negative
+    r counts as 0; with a single seed the ceiling is unknown (NaN).
+    """
+    delta = _delta(gold)
+    S = delta.sizes["seed"]
+    steps = delta.coords["step"].coords
+    if S < 2:
+        return xr.DataArray(np.full(delta.sizes["step"], np.nan), dims="step", coords=steps)
+    total = 0.0
+    for k in range(S):
+        one = _adjust(delta.isel(seed=k).astype("float64"), adjustment).transpose("step", "test", "left_out").values
+        one = _scaled(one)
+        norm = np.linalg.norm(one, axis=-1, keepdims=True)
+        total = total + np.divide(one, norm, out=np.full_like(one, np.nan), where=norm > 0)
+    pairwise = (np.square(total).sum(-1) - S) / (S * (S - 1))  # of unit vectors: |sum|² = S + S(S-1) r
+    known = np.isfinite(pairwise)
+    r = np.where(known, pairwise, 0).sum(-1) / np.maximum(known.sum(-1), 1)
+    r = np.where(known.any(-1), np.clip(r, 0, 1), np.nan)
+    return xr.DataArray(np.sqrt(S * r / (1 + (S - 1) * r)), dims="step", coords=steps)
+
+
+def seed_averaging(
+    scores: xr.DataArray,
+    gold: xr.Dataset,
+    blocks: Iterable[int] = (1, 2, 5, 10, 20, 50, 100),
+    *,
+    adjustment: Adjustment = "mean",
+    metric: Metric = "cosine",
+) -> xr.Dataset:
+    """Similarity against the number of seeds averaged (paper, Figure 3): the largest over the horizon.
+
+    The seeds are split in disjoint blocks of k; sensitivities are averaged in each block; similarities are averaged
+    over blocks and test instances. Block sizes beyond the number of seeds are left out; seeds that do not fill a block
+    are not used.
+
+    Returns:
+        `mean[seeds_averaged]`, `sem[seeds_averaged]` (over test instances, after averaging over blocks, which are not
+        independent), `step[seeds_averaged]`: where the maximum lies.
+    """
+    delta = _delta(gold)
+    rows = []
+    sizes = [k for k in blocks if k <= delta.sizes["seed"]]
+    for k in sizes:
+        values = sum(
+            instance_similarity(scores, sensitivity(block, adjustment), metric).fillna(0.0) for block in seed_blocks(delta, k)
+        ) / (delta.sizes["seed"] // k)
+        summary = _summary(values, values.isnull().sum("test"))
+        best = int(summary["mean"].argmax())
+        rows.append((float(summary["mean"][best]), float(summary["sem"][best]), int(summary["step"][best])))
+    mean, sem, step = (np.array(column) for column in zip(*rows, strict=True))
+    name = "seeds_averaged"
+    return xr.Dataset({"mean": (name, mean), "sem": (name, sem), "step": (name, step)}, coords={name: sizes})
+
+
+def seed_blocks(delta: xr.DataArray, k: int) -> list[xr.DataArray]:
+    """The seeds in disjoint blocks of k; the rest that fills no block is left out."""
+    n = delta.sizes["seed"]
+    if not 1 <= k <= n:
+        raise ValueError(f"seed blocks: got size {k}, expected 1 to {n}, the number of seeds.")
+    return [delta.isel(seed=slice(start, start + k)) for start in range(0, n - k + 1, k)]
+
+
+def _delta(gold: xr.Dataset | xr.DataArray) -> xr.DataArray:
+    return gold["delta"] if isinstance(gold, xr.Dataset) else gold
+
+
+def _adjust(delta: xr.DataArray, adjustment: str) -> xr.DataArray:
+    if adjustment == "full":
+        return delta
+    if adjustment == "mean":
+        return delta - delta.mean("left_out", skipna=False)
+    raise ValueError(f"adjustment: got {adjustment!r}, expected 'mean' or 'full'.")
+
+
+def _matching(scores: xr.DataArray, sensitivity: xr.DataArray) -> xr.DataArray:
+    for ours, theirs in (("train", "left_out"), ("test", "test")):
+        missing = np.setdiff1d(sensitivity[theirs].values, scores[ours].values)
+        if len(missing):
+            raise ValueError(f"scores: {len(missing)} of the {theirs} instances have none (instance {missing[0]}, say); "
+                             f"compute scores with {ours}=gold['{theirs}'].")
+    chosen = scores.sel(train=sensitivity["left_out"].values, test=sensitivity["test"].values)
+    return chosen.rename(train="left_out")
+
+
+def _scaled(vectors: np.ndarray) -> np.ndarray:
+    """Vectors along the last axis divided by their largest entry; zero vectors stay zero, others that are not finite
+    become NaN as a whole."""
+    largest = np.abs(vectors).max(axis=-1, keepdims=True, initial=0.0)
+    scaled = np.divide(vectors, largest, out=np.zeros_like(vectors), where=(largest > 0) & np.isfinite(largest))
+    scaled[~np.isfinite(largest[..., 0])] = np.nan
+    return scaled
+
+
+def _centred_ranks(vectors: np.ndarray) -> np.ndarray:
+    ranks = rankdata(vectors, axis=-1)
+    ranks = ranks - ranks.mean(-1, keepdims=True)
+    ranks[~np.isfinite(vectors).all(-1)] = np.nan
+    return ranks
+
+
+def _summary(values: xr.DataArray, undefined: xr.DataArray) -> xr.Dataset:
+    known = values.notnull().sum("test")
+    sem = values.std("test", ddof=1) / np.sqrt(known)
+    return xr.Dataset({"mean": values.mean("test"), "sem": sem, "undefined": undefined})
