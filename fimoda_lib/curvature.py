@@ -80,6 +80,38 @@ class GaussNewton:
         return result / self.n
 
 
+class Reduction:
+    """The Gauss-Newton matrix in an orthonormal basis Q of its range: n * rank coordinates in place of P.
+
+    G and every batch version of it act inside the range only, so that any function of them does, too:
+    f(G) v = Q f(QᵀGQ) Qᵀv + f(0) (v - QQᵀv). With AAᵀ = U S Uᵀ the basis is Qᵀ = S^(-1/2) Uᵀ A.
+
+    Attributes:
+        factor: A Q, [n * rank, q]; QᵀGQ = factorᵀ factor / n.
+    """
+
+    def __init__(self, G: GaussNewton) -> None:
+        self.G = G
+        values, vectors = torch.linalg.eigh(G.gram())
+        kept = values > len(values) * torch.finfo(values.dtype).eps * values[-1]
+        self.values, self.vectors = values[kept], vectors[:, kept]
+        self.factor = self.vectors * self.values.sqrt()
+
+    def into(self, vectors: Tensor) -> Tensor:
+        """Qᵀv for every row v: [k, P] -> [k, q]."""
+        overlap = torch.cat([vectors @ block.T for block in self.G.blocks()], 1)
+        return overlap @ self.vectors / self.values.sqrt()
+
+    def out_of(self, coordinates: Tensor) -> Tensor:
+        """Q times every row of coordinates: [k, q] -> [k, P]."""
+        weights = coordinates / self.values.sqrt() @ self.vectors.T
+        pieces, start = 0.0, 0
+        for block in self.G.blocks():
+            pieces = pieces + weights[:, start : start + len(block)] @ block
+            start += len(block)
+        return pieces
+
+
 def output_factors(at: Gradients, instances: tuple, rank: int | None = None) -> Tensor:
     """Lᵀ of every instance, [n, rank, C], where L Lᵀ is the second derivative of its loss in its outputs.
 

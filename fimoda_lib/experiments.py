@@ -189,6 +189,11 @@ def panel_title(dataset: str) -> str:
     return f"{entry.title} (stands in for {entry.stand_in_for.split(' (')[0]})" if entry.stand_in_for else entry.title
 
 
+def panel_letter(dataset: str) -> str:
+    """The letter of the paper's panel that a data set fills, itself or as a stand-in."""
+    return next(letter for letter, names in zip("abcd", PANELS.values(), strict=True) if dataset in names)
+
+
 def get_profile(name: str) -> Profile:
     return PROFILES[_known(name, PROFILES, "profile")]
 

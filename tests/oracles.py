@@ -47,8 +47,8 @@ def gradients(task, params, instances, rows):
 def jacobian(task, params, i):
     """Of the outputs of one training instance in the parameters, [C, P]."""
     model = at(task, params)
-    outputs = model(instance(task.train, i)[0])[0]
-    return np.stack([vector(torch.autograd.grad(o, trained(model), retain_graph=True, allow_unused=True), trained(model))
+    weights, outputs = trained(model), model(instance(task.train, i)[0])[0]
+    return np.stack([vector(torch.autograd.grad(o, weights, retain_graph=True, allow_unused=True), weights)
                      for o in outputs])
 
 
@@ -67,14 +67,14 @@ def gauss_newton(task, params, rows):
 
 def hessian(task, params, rows):
     """Of the mean loss, [P, P]: the derivative of every entry of the gradient."""
-    model, total = at(task, params), 0.0
+    model = at(task, params)
+    weights, total = trained(model), 0.0
     for i in rows:
         inputs, target = instance(task.train, i)
         loss = task.loss(model(inputs), target)[0]
-        first = torch.autograd.grad(loss, trained(model), create_graph=True)
-        entries = torch.cat([g.ravel() for g in first])
-        total = total + np.stack([vector(torch.autograd.grad(e, trained(model), retain_graph=True, allow_unused=True),
-                                         trained(model)) for e in entries])
+        first = torch.autograd.grad(loss, weights, create_graph=True)
+        total = total + np.stack([vector(torch.autograd.grad(e, weights, retain_graph=True, allow_unused=True), weights)
+                                  for g in first for e in g.ravel()])
     return total / len(rows)
 
 
@@ -109,7 +109,7 @@ def grad_dot(task, params, train, test, curvature):
 
 def grad_cos(task, params, train, test, curvature):
     left, right = gradients(task, params, task.test, test), gradients(task, params, task.train, train)
-    return np.array([[g_z @ g_i / (np.sqrt((g_z**2).sum()) * np.sqrt((g_i**2).sum())) for g_i in right] for g_z in left])
+    return np.array([[g_z @ g_i / np.sqrt((g_z @ g_z) * (g_i @ g_i)) for g_i in right] for g_z in left])
 
 
 def inverse(matrix, λ):

@@ -10,29 +10,32 @@ from problems import tiny
 
 from fimoda_lib import curvature as curvature_module
 from fimoda_lib import gradients
-from fimoda_lib.methods import METHODS, attribute
+from fimoda_lib.methods import FAMILIES, METHODS, attribute
 
 TRAIN, TEST, CURVATURE = [2, 11, 5, 20], [3, 0, 4], [0, 1, 4, 5, 7, 8, 11, 13, 16, 22]
 PROBLEMS = [("regression", 1), ("regression", 2), ("classification", 2), ("classification", 3)]
-FULL_BATCH = dict(scale=40, depth=500, batch_size=None)
-# name -> (its oracle, damping, other hyper-parameters); the Neumann series has converged to 1e-11 with these
+# The Neumann series shrinks its error to at most 0.81 in every step with this scale and the dampings below.
+FULL_BATCH = dict(scale=12, depth=120, batch_size=None)
+# name -> (its oracle, damping, other hyper-parameters)
 DAMPED = {
     "exact": (oracles.influence, 0.02, {}),
     "cg": (oracles.influence, 0.02, dict(tolerance=1e-12)),
-    "lissa": (oracles.influence, 2.0, FULL_BATCH),
-    "lissa_h": (oracles.hessian_influence, 2.0, FULL_BATCH),
+    "lissa": (oracles.influence, 4.0, FULL_BATCH),
+    "lissa_h": (oracles.hessian_influence, 4.0, FULL_BATCH),
     "datainf": (oracles.datainf, None, {}),
 }
 UNDAMPED = {"grad_dot": oracles.grad_dot, "grad_cos": oracles.grad_cos}
 ALL = [*UNDAMPED, *DAMPED]
 
 
-def scores(name, task, params, *, factor=1.0, **changes):
-    """What the library says; `factor` on the damping."""
+def scores(name, task, params, *, factor=1.0, short=False, **changes):
+    """What the library says; `factor` on the damping; `short` for a Neumann series that need not converge."""
     hyper = {}
     if name in DAMPED:
         _, λ, hyper = DAMPED[name]
         hyper = {**hyper, **({"scale": 10.0 / factor} if name == "datainf" else {"damping": λ * factor})}
+    if short and name.startswith("lissa"):
+        hyper["depth"] = 10
     rows = {"train": TRAIN, "test": TEST, "curvature": CURVATURE}
     return attribute(name, task, params, **{**rows, **hyper, **changes})
 
@@ -58,7 +61,7 @@ def test_equals_the_formula_and_nothing_else_does(name, kind, outputs):
     expected, found = truth(name, task, params), scores(name, task, params)
     check(found, expected)
     # The check itself must notice what goes wrong most easily.
-    wrong = {"sign": -found, "unscaled": found * 23, "transposed": found.values[:, ::-1]}
+    wrong = {"sign": -found, "unscaled": found * 23, "other instances": found.values[:, ::-1]}
     if name != "grad_dot":
         wrong["identity"] = scores("grad_dot", task, params)
     if name in DAMPED:
@@ -109,25 +112,26 @@ def test_frozen_parameters_play_no_part(name):
 @pytest.mark.parametrize("name", ALL)
 def test_blocks_and_held_factors_do_not_matter(name, monkeypatch):
     task, params = tiny("classification")
-    expected = scores(name, task, params)
+    random = {"batch_size": 4} if name.startswith("lissa") else {}
+    expected = scores(name, task, params, short=True, **random)
     for instances_per_block in (1, 3):
         monkeypatch.setattr(gradients, "BLOCK_BYTES", 8 * 31 * instances_per_block)
         monkeypatch.setattr(curvature_module, "HOLD_BYTES", 2**30)
-        check(scores(name, task, params), expected, 1e-12)
+        check(scores(name, task, params, short=True, **random), expected, 1e-12)
         monkeypatch.setattr(curvature_module, "HOLD_BYTES", 0)
-        check(scores(name, task, params), expected, 1e-12)
+        check(scores(name, task, params, short=True, **random), expected, 1e-12)
 
 
 @pytest.mark.parametrize("name", ALL)
 def test_rows_are_scored_one_by_one_and_in_any_order(name):
     task, params = tiny("classification")
-    expected = scores(name, task, params)
-    shuffled = scores(name, task, params, train=TRAIN[::-1], test=[0, 4, 3], curvature=CURVATURE[3:] + CURVATURE[:3])
+    expected = scores(name, task, params, short=True)
+    shuffled = scores(name, task, params, short=True, train=TRAIN[::-1], test=[0, 4, 3], curvature=CURVATURE[::-1])
     check(shuffled.sel(train=TRAIN, test=TEST), expected, 1e-9)
     for z in TEST:
-        check(scores(name, task, params, test=[z]), expected.sel(test=[z]), 1e-9)
-    check(scores(name, task, params, train=[5]), expected.sel(train=[5]), 1e-12)
-    every = scores(name, task, params, train=None, test=None)
+        check(scores(name, task, params, short=True, test=[z]), expected.sel(test=[z]), 1e-9)
+    check(scores(name, task, params, short=True, train=[5]), expected.sel(train=[5]), 1e-12)
+    every = scores(name, task, params, short=True, train=None, test=None)
     assert every.shape == (5, 23)
     check(every.sel(train=TRAIN, test=TEST), expected, 1e-9)
 
@@ -164,7 +168,7 @@ def test_inputs_may_be_any_pytree_and_a_parameter_may_be_unused(name):
         options["damping"] = {k: 0.1 for k in more}
         check(attribute(name, nested, more, **options), expected, 1e-12)
     else:
-        check(scores(name, nested, more), scores(name, task, params), 1e-9)
+        check(scores(name, nested, more, short=True), scores(name, task, params, short=True), 1e-9)
 
 
 @pytest.mark.parametrize("name", ALL)
@@ -173,7 +177,7 @@ def test_the_model_is_left_as_found_also_after_an_error(name):
 
     def failing(outputs, targets):
         calls.append(1)
-        if len(calls) > 2:
+        if len(calls) > 1:
             raise RuntimeError("the loss fails")
         return torch.nn.functional.cross_entropy(outputs, targets, reduction="none")
 
@@ -186,7 +190,8 @@ def test_the_model_is_left_as_found_also_after_an_error(name):
     given = {k: v.clone() for k, v in params.items()}
     random = torch.get_rng_state()
     good = dataclasses.replace(task, model=model)
-    check(scores(name, good, params), scores(name, good, params), 0)  # dropout is off: no randomness
+    # Dropout is off, so there is no randomness.
+    check(scores(name, good, params, short=True), scores(name, good, params, short=True), 0)
     with pytest.raises(RuntimeError, match="the loss fails"):
         scores(name, dataclasses.replace(good, loss=failing), params)
     assert all(torch.equal(value, before[k]) for k, value in model.state_dict().items())
@@ -228,14 +233,12 @@ def test_exact_predicts_the_newton_step_that_removes_an_instance():
 
 
 def test_methods_are_described():
-    from fimoda_lib.methods import FAMILIES
-
     assert set(ALL) <= set(METHODS)
     assert len({m.label for m in METHODS.values()}) == len(METHODS)
     for name, method in METHODS.items():
         assert (method.name, method.function.__name__) == (name, name)
         assert method.label and method.reference and method.family in FAMILIES
         assert "Returns" in method.function.__doc__ or "results are the same" in method.function.__doc__
-        assert "dtype" in method.defaults and not set(method.defaults) & {"task", "params", "train", "test", "curvature"}
+        assert "dtype" in method.defaults and not set(method.defaults) & {"task", "train", "test", "curvature"}
     assert METHODS["datainf"].defaults == {"damping": None, "scale": 10.0, "dtype": torch.float64}
     assert METHODS["grad_cos"].family == "first-order" and METHODS["cg"].family == "influence function"

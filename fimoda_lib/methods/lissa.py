@@ -1,12 +1,13 @@
 """LiSSA: the operator is (G + λI)⁻¹ by a Neumann series over random batches, all test gradients on the same batches."""
 
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..curvature import GaussNewton, recommended_damping
+from ..curvature import GaussNewton, Reduction, recommended_damping
 from ..gradients import Gradients
 from ..tasks import Params, Task
 from .base import MethodDiverged, Report, apply_operator, method, resolve_damping
@@ -41,15 +42,34 @@ def lissa(task: Task, params: Params, *, train: Tensor, test: Tensor, curvature:
     G = GaussNewton(at, curvature)
     damping = resolve_damping(damping, multiple, lambda: recommended_damping(at, curvature))
 
-    def batch_product(h: Tensor, positions: Tensor | None) -> Tensor:
-        if positions is None:
-            return G.products(h)
-        A = G.factor_at(positions)
-        return (h @ A.T) @ A / len(positions)
-
     report: Report = {"damping": damping}
-    P = neumann_solver(batch_product, len(curvature), damping, scale, depth, batch_size, seed, report)
+
+    def P(v: Tensor) -> Tensor:
+        if G.n * G.rank * 4 > at.n_params:
+            solve = neumann_solver(partial(batch_product, G.factor_at, G.products), len(curvature), damping, scale,
+                                   depth, batch_size, seed, report)
+            return solve(v)
+        # All iterates stay in the span of v and the range of G: the same recursion in far fewer coordinates.
+        reduced = Reduction(G)
+        A = reduced.factor
+        solve = neumann_solver(partial(batch_product, A.view(G.n, G.rank, -1).__getitem__, lambda h: (h @ A.T) @ A / G.n),
+                               len(curvature), damping, scale, depth, batch_size, seed, report)
+        inside = reduced.into(v)
+        outside = v - reduced.out_of(inside)
+        solved = solve(inside)
+        decay = 1 - damping / report["scale"]  # outside, h <- v + (1 - λ/σ) h, a geometric series
+        return reduced.out_of(solved) + outside * (1 - decay ** (depth + 1)) / damping
+
     return apply_operator(at, P, train, test), report
+
+
+def batch_product(factor: Callable[[Tensor], Tensor], full: Callable[[Tensor], Tensor], h: Tensor,
+                  positions: Tensor | None) -> Tensor:
+    """The Gauss-Newton matrix of a batch, or with positions None of all instances, times each row of h."""
+    if positions is None:
+        return full(h)
+    A = factor(positions).flatten(0, -2)
+    return (h @ A.T) @ A / len(positions)
 
 
 def neumann_solver(batch_product: Callable[[Tensor, Tensor | None], Tensor], n: int, damping: float,
