@@ -90,6 +90,7 @@ class Profile:
         final, further: factors on the numbers of epochs.
         embedded: whether data that ships with scikit-learn may stand in; then nothing is downloaded.
         lissa_depth: recursion depth of LiSSA (the paper's is 5000).
+        lissa_h_depth: the same for LiSSA-H, whose steps cost a hundred times more.
     """
 
     name: str
@@ -100,6 +101,7 @@ class Profile:
     further: float = 1.0
     embedded: bool = False
     lissa_depth: int = 5000
+    lissa_h_depth: int = 5000
 
     def n_seeds(self, optimizer: str, dataset: str) -> int:
         counts = self.seeds[optimizer]
@@ -111,11 +113,12 @@ PROFILES: dict[str, Profile] = {
     p.name: p
     for p in (
         Profile("smoke", "the smallest sizes that pass through every line: for tests", {"sgd": {"*": 2}, "adam": {"*": 2}},
-                left_out=4, final=0.02, further=0.01, embedded=True, lissa_depth=50),
+                left_out=4, final=0.02, further=0.01, embedded=True, lissa_depth=50, lissa_h_depth=20),
         Profile("quick", "20 left-out instances, 5 seeds, a fifth of the epochs, data that ships with scikit-learn in "
                 "place of what is not on this machine: a few minutes on 2 cores", {"sgd": {"*": 5}, "adam": {"*": 5}},
-                left_out=20, further=0.2, final=0.5, embedded=True, lissa_depth=1000),
-        Profile("laptop", "the paper's data sets, left-out instances and epochs with fewer seeds (3 to 10)", _LAPTOP_SEEDS),
+                left_out=20, further=0.2, final=0.5, embedded=True, lissa_depth=1000, lissa_h_depth=200),
+        Profile("laptop", "the paper's data sets, left-out instances and epochs with fewer seeds (3 to 10)", _LAPTOP_SEEDS,
+                lissa_h_depth=1000),
         Profile("paper", "everything as in the paper, 100 seeds: for a GPU box", {"sgd": {"*": 100}, "adam": {"*": 100}}),
     )
 }
@@ -134,6 +137,7 @@ class Settings:
     test: tuple[int, ...]
     damping_multiples: tuple[float, ...]
     lissa_depth: int
+    lissa_h_depth: int
 
 
 def settings(task: Task, profile: str, optimizer: str = "sgd") -> Settings:
@@ -157,6 +161,7 @@ def settings(task: Task, profile: str, optimizer: str = "sgd") -> Settings:
         test=tuple(range(min(experiment.n_test or task.n_test, task.n_test))),
         damping_multiples=experiment.damping_multiples,
         lissa_depth=chosen.lissa_depth,
+        lissa_h_depth=chosen.lissa_h_depth,
     )
 
 

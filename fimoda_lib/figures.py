@@ -159,9 +159,19 @@ def draw_published(ax: Axes, figure: str, dataset: str, optimizer: str, adjustme
                        & (published.adjustment == adjustment) & (published.metric == metric)]
     for method, rows in chosen.groupby("method"):
         if method in LOOK:
-            rows = rows.iloc[sorted({round(k) for k in np.linspace(0, len(rows) - 1, 8)})]
+            rows = rows[_apart(rows.x.to_numpy(), np.ptp(rows.x) / 25)]
             ax.plot(rows.x, rows.value, LOOK[method].marker, mfc="none", mec=LOOK[method].colour, ms=4.5, mew=0.9,
                     ls="none", zorder=3, clip_on=False)
+
+
+def _apart(x: np.ndarray, distance: float) -> list[bool]:
+    """Which of the ascending x are at least so far from the one kept before."""
+    kept: list[bool] = []
+    last = -np.inf
+    for value in x:
+        kept.append(value - last >= distance)
+        last = value if kept[-1] else last
+    return kept
 
 
 @cache

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import xarray as xr
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .ensembles import Ensemble, Optimizer
 from .further_training import Plan, Runner, check_loss, specification

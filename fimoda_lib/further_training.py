@@ -18,7 +18,7 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor, nn
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .ensembles import Ensemble, Optimizer, check_trainable
 from .minibatches import FULL_RUN, REMOVALS, epoch_batches, epoch_orders, steps_per_epoch

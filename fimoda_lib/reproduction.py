@@ -89,7 +89,7 @@ class Reproduction:
         if "multiple" in METHODS[method].defaults and method in ("cg", "lissa", "lissa_h", "exact"):
             hyper["multiple"] = max(self.settings.damping_multiples)
         if "depth" in METHODS[method].defaults:
-            hyper["depth"] = self.settings.lissa_depth
+            hyper["depth"] = self.settings.lissa_h_depth if method == "lissa_h" else self.settings.lissa_depth
         if method == "lissa_h" or self.task.n_train > HOLD_FLOAT64:
             hyper["dtype"] = "float32"
         return hyper

@@ -68,6 +68,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     if options.data is not None:
         os.environ["FIMODA_DATA"] = str(Path(options.data).resolve())
+    os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # this environment's kernel, not one of the user's others
     # glibc gives large blocks back to the system at every step otherwise: a fifth of the time of further training.
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**31 - 1))
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**30))
@@ -145,7 +146,8 @@ def execute(item: NotebookRun, folder: Path, jobs: int) -> str | None:
     try:
         papermill.execute_notebook(ROOT / "notebooks" / f"{item.notebook}.ipynb", _output(item, folder),
                                    parameters=item.parameters, progress_bar=False, cwd=str(ROOT),
-                                   stderr_file=sys.stderr if jobs == 1 else None, kernel_name="python3")
+                                   stderr_file=sys.stderr if jobs == 1 else None, kernel_name="python3",
+                                   extra_arguments=["--IPKernelApp.log_level=ERROR"])
     except PapermillExecutionError as error:
         return f"{error.ename}: {error.evalue}"
     return None

@@ -4,7 +4,7 @@ import warnings
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ..curvature import GaussNewton, recommended_damping
 from ..gradients import Gradients

@@ -5,12 +5,12 @@ from functools import partial
 
 import torch
 from torch import Tensor
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from ..curvature import GaussNewton, Reduction, recommended_damping
 from ..gradients import Gradients
 from ..tasks import Params, Task
-from .base import MethodDiverged, Report, apply_operator, method, resolve_damping
+from .base import MethodDiverged, Report, apply_operator, method, resolve_damping, unit
 
 SCALES = (10, 20, 50, 100, 150, 200, 250, 300, 400, 500)  # the paper's: the smallest that converges is taken
 EXPLODED = 1e8  # growth of the iterate, relative to its start, that counts as divergence
@@ -49,16 +49,16 @@ def lissa(task: Task, params: Params, *, train: Tensor, test: Tensor, curvature:
             solve = neumann_solver(partial(batch_product, G.factor_at, G.products), len(curvature), damping, scale,
                                    depth, batch_size, seed, report)
             return solve(v)
-        # All iterates stay in the span of v and the range of G: the same recursion in far fewer coordinates.
+        # All iterates stay in the span of v and the range of G: the same recursion in far fewer coordinates, and one
+        # more for the part of v outside the range, along which G is zero.
         reduced = Reduction(G)
-        A = reduced.factor
-        solve = neumann_solver(partial(batch_product, A.view(G.n, G.rank, -1).__getitem__, lambda h: (h @ A.T) @ A / G.n),
-                               len(curvature), damping, scale, depth, batch_size, seed, report)
+        A = torch.nn.functional.pad(reduced.factor, (0, 1))
+        product = partial(batch_product, A.view(G.n, G.rank, -1).__getitem__, lambda h: (h @ A.T) @ A / G.n)
+        solve = neumann_solver(product, len(curvature), damping, scale, depth, batch_size, seed, report)
         inside = reduced.into(v)
         outside = v - reduced.out_of(inside)
-        solved = solve(inside)
-        decay = 1 - damping / report["scale"]  # outside, h <- v + (1 - λ/σ) h, a geometric series
-        return reduced.out_of(solved) + outside * (1 - decay ** (depth + 1)) / damping
+        solved = solve(torch.cat([inside, outside.norm(dim=1, keepdim=True)], 1))
+        return reduced.out_of(solved[:, :-1]) + unit(outside) * solved[:, -1:]
 
     return apply_operator(at, P, train, test), report
 
@@ -90,7 +90,7 @@ def neumann_solver(batch_product: Callable[[Tensor, Tensor | None], Tensor], n: 
                 solution = h / sigma
                 residual = v - batch_product(solution, None) - damping * solution
                 report.update(scale=sigma, diverged_scales=diverged,
-                              residual=(residual.norm(dim=1) / v.norm(dim=1)).tolist())
+                              residual=(residual.norm(dim=1) / length(v)).tolist())
                 return solution
             diverged.append(sigma)
         raise MethodDiverged(f"The Neumann series diverged for every scale tried ({', '.join(map(str, diverged))}) with "
@@ -103,12 +103,16 @@ def neumann_series(batch_product: Callable, v: Tensor, n: int, damping: float, s
                    batch_size: int | None, seed: int) -> Tensor | None:
     """h after `depth` steps, or None if it exploded."""
     generator = torch.Generator().manual_seed(seed)
-    start, h = v.norm(dim=1).clamp(min=torch.finfo(v.dtype).tiny), v.clone()
+    h = v.clone()
     for step in tqdm(range(depth), desc=f"Neumann series, scale {sigma:g}", leave=False, disable=None):
         positions = None if batch_size is None else torch.randint(n, (batch_size,), generator=generator)
         h = v + h - (batch_product(h, positions) + damping * h) / sigma
         if (step + 1) % CHECK_EVERY == 0 or step + 1 == depth:
-            growth = h.norm(dim=1) / start
-            if not (growth < EXPLODED).all():  # also true for NaN
+            if not (h.norm(dim=1) / length(v) < EXPLODED).all():  # also true for NaN
                 return None
     return h
+
+
+def length(rows: Tensor) -> Tensor:
+    """Their norms, to divide by: a gradient of zero has the solution, and the residual, zero."""
+    return rows.norm(dim=1).clamp(min=torch.finfo(rows.dtype).tiny)
