@@ -130,7 +130,7 @@ def seed_averaging(
             instance_similarity(scores, sensitivity(block, adjustment), metric).fillna(0.0) for block in seed_blocks(delta, k)
         ) / (delta.sizes["seed"] // k)
         summary = _summary(values, values.isnull().sum("test"))
-        best = int(summary["mean"].argmax())
+        best = int(summary["mean"].values.argmax())
         rows.append((float(summary["mean"][best]), float(summary["sem"][best]), int(summary["step"][best])))
     mean, sem, step = (np.array(column) for column in zip(*rows, strict=True))
     name = "seeds_averaged"

@@ -39,6 +39,11 @@ class GaussNewton:
                 self.held[start : start + len(block)] = block
                 start += len(block)
 
+    @property
+    def reducible(self) -> bool:
+        """Whether its range is so much smaller than the parameters that a `Reduction` pays."""
+        return self.held is not None and self.n * self.rank * 4 <= self.at.n_params
+
     def _computed(self) -> Iterator[Tensor]:
         for piece in self.rows.split(self.at.block_size(self.rank)):
             yield self.factor(piece)
@@ -96,6 +101,10 @@ class Reduction:
         kept = values > len(values) * torch.finfo(values.dtype).eps * values[-1]
         self.values, self.vectors = values[kept], vectors[:, kept]
         self.factor = self.vectors * self.values.sqrt()
+
+    def products(self, coordinates: Tensor) -> Tensor:
+        """QᵀGQ times each row: [k, q] -> [k, q]; diagonal in this basis."""
+        return coordinates * (self.values / self.G.n)
 
     def into(self, vectors: Tensor) -> Tensor:
         """Qᵀv for every row v: [k, P] -> [k, q]."""

@@ -11,10 +11,11 @@ import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from .tasks import Task
 
-HELPFUL, HARMFUL = "#0072B2", "#D55E00"  # blue and vermilion, which colour-blind readers tell apart; the sign says it too
+HELPFUL, HARMFUL = "#0072B2", "#D55E00"  # blue and vermilion: colour-blind readers tell them apart
 
 
 def images(table: pd.DataFrame) -> np.ndarray:
@@ -27,22 +28,21 @@ def images(table: pd.DataFrame) -> np.ndarray:
     pixels = table.iloc[:, :-1].to_numpy(float)
     side = isqrt(pixels.shape[1])
     if side**2 != pixels.shape[1]:
-        raise ValueError(f"The table has {pixels.shape[1]} columns before the label, which fill no square image; expected "
-                         "a data set of square images, such as 'digits'.")
+        raise ValueError(f"The table has {pixels.shape[1]} columns before the label, which fill no square image; "
+                         "expected a data set of square images, such as 'digits'.")
     return pixels.reshape(-1, side, side)
 
 
-def image_row(pictures: Sequence[np.ndarray], captions: Sequence[str], *, size: float = 1.15) -> Figure:
-    """Images side by side, each with its caption beneath."""
-    figure, axes = plt.subplots(1, len(pictures), figsize=(size * len(pictures), size + 0.45), squeeze=False,
-                                layout="constrained")
-    for ax, picture, caption in zip(axes[0], pictures, captions, strict=True):
-        thumbnail(ax, picture, caption)
+def image_row(pictures: Sequence[np.ndarray], captions: Sequence[str], *, size: float = 0.9) -> Figure:
+    """Images side by side, each with its caption beneath; `size` in inches."""
+    figure, ax = _canvas(columns=1.15 * len(pictures), rows=1.4, size=size)
+    for k, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
+        thumbnail(ax, 1.15 * k, 0, picture, caption)
     return figure
 
 
 def gallery(task: Task, scores: xr.DataArray, captions: Mapping[int, str] | None = None, *, n: int = 4,
-            title: str = "") -> Figure:
+            title: str = "", size: float = 0.75) -> Figure:
     """Each explained test image beside its most helpful and most harmful training images, strongest first.
 
     Args:
@@ -50,40 +50,41 @@ def gallery(task: Task, scores: xr.DataArray, captions: Mapping[int, str] | None
             is a candidate.
         captions: test instance -> caption; its label by default.
         n: so many helpful and so many harmful images.
+        size: of an image, in inches.
     """
     n = min(n, scores.sizes["train"] // 2)
     shown, candidates = images(task.test_table), images(task.train_table)
     labels, test_labels = task.train_table.iloc[:, -1], task.test_table.iloc[:, -1]
-    figure, axes = plt.subplots(
-        scores.sizes["test"], 2 * n + 3, squeeze=False, layout="constrained",
-        figsize=(0.82 * (2 * n + 1) + 0.9, 1.08 * scores.sizes["test"] + 0.6),
-        gridspec_kw={"width_ratios": [1.25, 0.3, *n * [1], 0.2, *n * [1]]},
-    )
-    for ax in axes.flat:
-        ax.set_axis_off()
-    for row, z in zip(axes, scores.test.values, strict=True):
-        thumbnail(row[0], shown[z], captions[z] if captions else f"“{test_labels[z]}”")
+    step, line = 1.15, 1.5  # from image to image and from row to row, in images
+    helpful, harmful = 1.9, 1.9 + n * step + 0.4  # where the groups begin
+    figure, ax = _canvas(columns=harmful + n * step, rows=line * scores.sizes["test"], size=size, above=0.75)
+    for k, z in enumerate(scores.test.values):
+        thumbnail(ax, 0.25, line * k, shown[z], captions[z] if captions else f"“{test_labels[z]}”")
         ranked = scores.sel(test=z).sortby(scores.sel(test=z), ascending=False)
-        chosen = [*ranked[:n], *ranked[::-1][:n]]
-        for ax, score in zip([*row[2 : n + 2], *row[n + 3 :]], chosen, strict=True):
-            i, value = int(score.train), float(score)
-            thumbnail(ax, candidates[i], f"“{labels[i]}” {_signed(value)}", HELPFUL if value > 0 else HARMFUL)
-    heading = {"fontsize": 9.5, "loc": "left", "fontweight": "bold"}
-    axes[0, 0].set_title("to explain", **heading)
-    axes[0, 2].set_title("most helpful", color=HELPFUL, **heading)
-    axes[0, n + 3].set_title("most harmful", color=HARMFUL, **heading)
-    figure.suptitle(title, x=0.01, ha="left", fontsize=10.5)
+        for start, group in ((helpful, ranked[:n]), (harmful, ranked[::-1][:n])):
+            for j, (i, value) in enumerate(zip(group.train.values, group.values, strict=True)):
+                thumbnail(ax, start + step * j, line * k, candidates[i], f"“{labels[i]}” {_signed(value)}",
+                          HELPFUL if value > 0 else HARMFUL)
+    ax.text(0.25, -0.5, title, fontsize=10.5, fontweight="bold")
+    for x, text, colour in ((0.25, "to explain", "black"), (helpful, "most helpful", HELPFUL),
+                            (harmful, "most harmful", HARMFUL)):
+        ax.text(x, -0.12, text, color=colour)
     return figure
 
 
-def thumbnail(ax: Axes, picture: np.ndarray, caption: str = "", colour: str = "black") -> None:
-    """One image, ink on paper, with its caption beneath."""
-    ax.set_axis_on()
-    ax.grid(False)
-    ax.imshow(picture, cmap="gray_r")
-    ax.set(xticks=[], yticks=[])
-    ax.spines[:].set(visible=True, color="#BBBBBB", linewidth=0.6)
-    ax.set_xlabel(caption, color=colour, fontsize=8, labelpad=3)
+def thumbnail(ax: Axes, x: float, y: float, picture: np.ndarray, caption: str = "", colour: str = "black") -> None:
+    """One image, ink on paper, from (x, y) to (x + 1, y + 1), y downwards; its caption beneath."""
+    ax.imshow(picture, cmap="gray_r", extent=(x, x + 1, y + 1, y))
+    ax.add_patch(Rectangle((x, y), 1, 1, fill=False, ec="#BBBBBB", lw=0.6))
+    ax.text(x + 0.5, y + 1.05, caption, color=colour, fontsize=8, ha="center", va="top", linespacing=1.1)
+
+
+def _canvas(*, columns: float, rows: float, size: float, above: float = 0.05) -> tuple[Figure, Axes]:
+    """One set of axes for all images (many would be slow), measured in images."""
+    figure = plt.figure(figsize=(size * columns, size * (rows + above)))
+    ax = figure.add_axes((0, 0, 1, 1), xlim=(-0.05, columns - 0.05), ylim=(rows, -above))
+    ax.set_axis_off()
+    return figure, ax
 
 
 def _signed(value: float) -> str:

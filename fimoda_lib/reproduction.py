@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 # The paper's methods in the paper's order; "exact" is the yardstick of the influence functions and is not drawn there.
 PAPER_METHODS = ("grad_dot", "grad_cos", "datainf", "cg", "lissa", "lissa_h", "ekfac", "trak")
-HOLD_FLOAT64 = 10_000  # training instances; beyond, gradients are kept in float32 to fit memory
+HOLD_FLOAT64 = 5_000  # training instances; beyond, gradients are kept in float32 to fit memory
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import re
 
 import numpy as np
 import pytest
@@ -286,7 +287,8 @@ def test_results_carry_true_numbers_and_their_specification():
     assert found == {"seed": [4, 2], "left_out": [9, 3, 5], "step": [0, 2, 5, 13], "test": [4, 1],
                      "epoch": [0, 0.4, 1.0, 2.6]}
     assert gold.epoch.dims == ("step",)
-    assert gold.attrs == {
+    assert re.fullmatch("[0-9a-f]{16}", gold.attrs["specification"])
+    assert {name: value for name, value in gold.attrs.items() if name != "specification"} == {
         "task": "tiny_regression", "title": "Tiny", "optimizer": "adamw", "learning_rate": 0.05, "weight_decay": 0.1,
         "max_grad_norm": 7.0, "batch_size": 5, "epochs": 3, "removal": "mask", "fraction": 0.5, "steps_per_epoch": 5,
     }

@@ -1,12 +1,13 @@
 """CG: the operator is (G + λI)⁻¹ by conjugate gradients, all test gradients at once."""
 
 import warnings
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..curvature import GaussNewton, recommended_damping
+from ..curvature import GaussNewton, Reduction, recommended_damping
 from ..gradients import Gradients
 from ..tasks import Params, Task
 from .base import Report, apply_operator, method, resolve_damping
@@ -35,9 +36,9 @@ def cg(task: Task, params: Params, *, train: Tensor, test: Tensor, curvature: Te
     tolerance = tolerance or {torch.float64: 1e-10, torch.float32: 1e-5}[dtype]
     report: Report = {"damping": damping, "tolerance": tolerance}
 
-    def P(g: Tensor) -> Tensor:
+    def solve(products: Callable[[Tensor], Tensor], g: Tensor) -> Tensor:
         solution, iterations, residual = conjugate_gradients(
-            lambda v: G.products(v) + damping * v, g, tolerance=tolerance, max_iterations=max_iterations
+            lambda v: products(v) + damping * v, g, tolerance=tolerance, max_iterations=max_iterations
         )
         report.update(iterations=iterations.tolist(), residual=residual.tolist())
         late = test[(residual > tolerance).cpu()].tolist()
@@ -47,11 +48,18 @@ def cg(task: Task, params: Params, *, train: Tensor, test: Tensor, curvature: Te
                           stacklevel=2)
         return solution
 
+    def P(g: Tensor) -> Tensor:
+        if not G.reducible:
+            return solve(G.products, g)
+        reduced = Reduction(G)  # the same system in far fewer coordinates; outside the range of G it is λ times identity
+        inside = reduced.into(g)
+        return reduced.out_of(solve(reduced.products, inside)) + (g - reduced.out_of(inside)) / damping
+
     return apply_operator(at, P, train, test), report
 
 
 def conjugate_gradients(
-    operator, right: Tensor, *, tolerance: float, max_iterations: int
+    operator: Callable[[Tensor], Tensor], right: Tensor, *, tolerance: float, max_iterations: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Solves `operator(x) = right` for every row at once; rows that have converged no longer cost anything.
 

@@ -45,7 +45,7 @@ def lissa(task: Task, params: Params, *, train: Tensor, test: Tensor, curvature:
     report: Report = {"damping": damping}
 
     def P(v: Tensor) -> Tensor:
-        if G.n * G.rank * 4 > at.n_params:
+        if not G.reducible:
             solve = neumann_solver(partial(batch_product, G.factor_at, G.products), len(curvature), damping, scale,
                                    depth, batch_size, seed, report)
             return solve(v)
@@ -53,7 +53,7 @@ def lissa(task: Task, params: Params, *, train: Tensor, test: Tensor, curvature:
         # more for the part of v outside the range, along which G is zero.
         reduced = Reduction(G)
         A = torch.nn.functional.pad(reduced.factor, (0, 1))
-        product = partial(batch_product, A.view(G.n, G.rank, -1).__getitem__, lambda h: (h @ A.T) @ A / G.n)
+        product = partial(batch_product, A.view(G.n, G.rank, -1).__getitem__, reduced.products)
         solve = neumann_solver(product, len(curvature), damping, scale, depth, batch_size, seed, report)
         inside = reduced.into(v)
         outside = v - reduced.out_of(inside)
