@@ -53,7 +53,7 @@ def lissa(task: Task, params: Params, *, train: Tensor, test: Tensor, curvature:
         # more for the part of v outside the range, along which G is zero.
         reduced = Reduction(G)
         A = torch.nn.functional.pad(reduced.factor, (0, 1))
-        product = partial(batch_product, A.view(G.n, G.rank, -1).__getitem__, reduced.products)
+        product = partial(batch_product, A.view(G.n, G.rank, -1).__getitem__, lambda h: (h @ A.T) @ A / G.n)
         solve = neumann_solver(product, len(curvature), damping, scale, depth, batch_size, seed, report)
         inside = reduced.into(v)
         outside = v - reduced.out_of(inside)
