@@ -83,8 +83,9 @@ def test_reset_goes_back_to_the_start():
 
 
 def test_losses_are_float64_even_where_training_is_float32():
-    task, params = tiny(dtype=torch.float32)
-    losses = Ensemble(task, params, 2, Optimizer("sgd", 0.1)).losses(task.test)
+    task, _ = tiny(dtype=torch.float32)
+    task.model[0].requires_grad_(False)
+    losses = Ensemble(task, parameters_of(task.model), 2, Optimizer("sgd", 0.1)).losses(task.test)
     exact = task.loss(task.model.double()(task.test[0].double()), task.test[1].double()).detach()
     assert losses.dtype == torch.float64
     torch.testing.assert_close(losses, exact.expand(2, -1), rtol=1e-14, atol=0)
