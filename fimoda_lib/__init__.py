@@ -7,9 +7,12 @@ from importlib import import_module
 
 _HOME = {
     "Task": "tasks",
+    "squared_error": "tasks",
+    "cross_entropy": "tasks",
     "DATASETS": "datasets",
     "load_task": "datasets",
     "train_final_model": "final_model",
+    "mean_loss": "final_model",
     "further_train": "further_training",
     "METHODS": "methods",
     "attribute": "methods",

@@ -13,8 +13,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .ensembles import Ensemble, Optimizer
-from .further_training import Plan, Runner, check_loss, specification
+from .further_training import Runner
 from .minibatches import FULL_RUN, steps_per_epoch
+from .plans import Plan, check_loss, specification
 from .store import cached
 from .tasks import Params, Task, parameters_of, take
 

@@ -7,10 +7,8 @@ with the same seed in both runs (paper, section 4). Positive: leaving i out rais
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,38 +19,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .ensembles import Ensemble, Optimizer, check_trainable
-from .minibatches import FULL_RUN, REMOVALS, epoch_batches, epoch_orders, steps_per_epoch
-from .store import cached, fingerprint, specification_hash
-from .tasks import Instances, Params, Task, check_params, resolve_rows, take, to
+from .minibatches import FULL_RUN, epoch_batches, epoch_orders, steps_per_epoch
+from .plans import Plan, check_loss, check_seeds, evaluation_steps, has_dropout, specification, try_model
+from .store import cached, specification_hash
+from .tasks import Params, Task, check_params, resolve_rows, take, to
 
 CPU_REPLICAS = 34  # per chunk: the measured optimum on CPU, where a chunk's activations stay in cache (benchmarks/)
 MEMORY_BYTES = 2**30  # what the replicas of a chunk may take, by default
 WORTH_COMPILING = 50_000  # model-steps of one size; below that, compiling takes longer than it saves
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A checked specification of further training; everything but the task, the parameters and the seed."""
-
-    optimizer: Optimizer
-    batch_size: int
-    epochs: int
-    removal: str
-    fraction: float
-    left_out: tuple[int, ...]
-    test: tuple[int, ...]
-    steps: tuple[int, ...]  # evaluation after these many optimiser steps
-
-    def __post_init__(self) -> None:
-        for name in ("batch_size", "epochs"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: got {value!r}, expected a whole number of at least 1.")
-        if self.removal not in REMOVALS:
-            raise ValueError(f"removal: got {self.removal!r}, expected one of {', '.join(REMOVALS)}.")
-        if not 0 <= self.fraction <= 1 or (self.removal == "drop" and self.fraction != 1):
-            raise ValueError(f"fraction: got {self.fraction} with removal '{self.removal}', expected a number from 0 "
-                             "to 1 (and 1 with 'drop', which can only remove a whole instance).")
 
 
 def further_train(
@@ -107,7 +81,7 @@ def further_train(
     task.check()
     check_params(task.model, params)
     check_trainable(task.model)
-    seeds = _seeds(seeds)
+    seeds = check_seeds(seeds)
     per_epoch = steps_per_epoch(task.n_train, batch_size) if isinstance(batch_size, int) and batch_size > 0 else 0
     plan = Plan(
         optimizer=Optimizer(optimizer, learning_rate, weight_decay, max_grad_norm),
@@ -117,7 +91,7 @@ def further_train(
         fraction=fraction,
         left_out=tuple(resolve_rows(left_out, task.n_train, "left_out").tolist()),
         test=tuple(resolve_rows(test, task.n_test, "test").tolist()),
-        steps=_evaluation_steps(evaluate, epochs, per_epoch),
+        steps=evaluation_steps(evaluate, epochs, per_epoch),
     )
     if not plan.test:
         raise ValueError("test: no instances given; expected at least one, or None for all.")
@@ -235,11 +209,6 @@ class Runner:
         )
 
 
-def has_dropout(model: nn.Module) -> bool:
-    """Whether training draws dropout masks."""
-    return any(isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p > 0 for m in model.modules())
-
-
 def chunks(plan: Plan, replicas: int) -> list[Tensor]:
     """Which instances the replicas of each chunk leave out: chunks of nearly equal size.
 
@@ -281,68 +250,14 @@ def activation_numbers(task: Task, params: Params) -> int:
 
     handles = [m.register_forward_hook(add) for m in task.model.modules() if not list(m.children())]
     try:
-        _outputs(task, params, take(task.train, slice(0, 1)))
+        try_model(task, params, take(task.train, slice(0, 1)))
     finally:
         for handle in handles:
             handle.remove()
     return max(total, 1)
 
 
-def check_loss(task: Task, params: Params) -> None:
-    """Raises ValueError unless the loss gives one value per instance."""
-    two = take(task.train, torch.zeros(2, dtype=torch.long))
-    shape = tuple(_outputs(task, params, two, with_loss=True).shape)
-    if shape != (2,):
-        raise ValueError(f"The loss of task '{task.name}' returned shape {shape} for 2 instances, expected (2,): one "
-                         "value per instance, not reduced.")
-
-
-def _outputs(task: Task, params: Params, instances: Instances, with_loss: bool = False) -> Tensor:
-    like = next(iter(params.values()))
-    inputs, targets = to(instances, like.device, like.dtype)
-    model = copy.deepcopy(task.model).to(like.device, like.dtype)  # frozen parameters and buffers, too
-    with torch.no_grad(), torch.random.fork_rng():
-        outputs = torch.func.functional_call(model, params, (inputs,))
-        return task.loss(outputs, targets) if with_loss else outputs
-
-
-def specification(task: Task, params: Params, plan: Plan) -> dict[str, Any]:
-    """Everything that determines the numbers, as JSON values."""
-    loss = getattr(task.loss, "__qualname__", repr(task.loss))
-    frozen = {name: value for name, value in task.model.state_dict().items() if name not in params}
-    return {
-        "task": task.name, "model": repr(task.model), "loss": loss,
-        "data": fingerprint(task.train, take(task.test, torch.tensor(plan.test, dtype=torch.long))),
-        "params": fingerprint(params), **{k: v for k, v in asdict(plan).items()},
-        **({"frozen": fingerprint(frozen)} if frozen else {}),
-        **({"dropout": "active"} if has_dropout(task.model) else {}),
-    }
-
-
 def _plain(optimizer: Optimizer) -> dict[str, Any]:
     values = {"optimizer": optimizer.name, "learning_rate": optimizer.learning_rate,
               "weight_decay": optimizer.weight_decay}
     return values | ({"max_grad_norm": optimizer.max_grad_norm} if optimizer.max_grad_norm else {})
-
-
-def _seeds(seeds: Iterable[int]) -> list[int]:
-    seeds = [seeds] if isinstance(seeds, int) else list(seeds)
-    if not seeds or any(int(s) != s for s in seeds) or len(set(seeds)) != len(seeds) or min(seeds) < 0:
-        raise ValueError(f"seeds: got {seeds}, expected at least one, each a different whole number of 0 or more.")
-    return [int(s) for s in seeds]
-
-
-def _evaluation_steps(evaluate: Any, epochs: int, per_epoch: int) -> tuple[int, ...]:
-    if per_epoch < 1 or not isinstance(epochs, int) or epochs < 1:
-        return ()  # the plan says what is wrong with the batch size or the epochs
-    if isinstance(evaluate, str):
-        if evaluate != "epoch":
-            raise ValueError(f"evaluate: got {evaluate!r}, expected 'epoch' or a list of optimiser steps.")
-        return tuple(per_epoch * (e + 1) for e in range(epochs))
-    steps = tuple(evaluate)
-    total = epochs * per_epoch
-    whole = all(int(s) == s for s in steps)
-    if not steps or not whole or list(steps) != sorted(set(steps)) or steps[0] < 0 or steps[-1] > total:
-        raise ValueError(f"evaluate: got {list(steps)[:8]}, expected increasing optimiser steps from 0 to {total} "
-                         f"({epochs} epochs of {per_epoch} steps).")
-    return tuple(int(s) for s in steps)
