@@ -146,7 +146,7 @@ def draw_similarity(ax: Axes, table: pd.DataFrame) -> None:
             sem = rows["sem"].to_numpy()
             ax.fill_between(x, mean - sem, mean + sem, color=look.colour, alpha=0.15, lw=0)
     ax.axhline(0, color="#999999", lw=0.6, zorder=0)
-    ax.set_ylim(top=1.02)
+    ax.set_ylim(min(ax.get_ylim()[0], -0.06), 1.02)
     if diverged:
         ax.text(0.98, 0.02, f"diverged: {', '.join(diverged)}", transform=ax.transAxes, ha="right", va="bottom",
                 fontsize=7.5, color="#555555")
@@ -279,7 +279,9 @@ def _layout(panels: Panels, draw, ylabel: str, legend: Sequence[str], note: dict
                                         label="published (open markers)"))
         figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 5 if columns > 1 else 3),
                       handlelength=2.4, columnspacing=1.4)
-    figure.supxlabel(note["line"], fontsize=5.5, color="#777777")
+    strip = 0.16 / figure.get_figheight()  # for the line of provenance, below everything else
+    figure.get_layout_engine().set(rect=(0, strip, 1, 1 - strip))
+    figure.text(0.995, 0.2 * strip, note["line"], fontsize=5.5, color="#777777", ha="right", va="bottom")
     return figure
 
 

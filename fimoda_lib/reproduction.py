@@ -74,14 +74,16 @@ class Reproduction:
         """Further training with every seed and left-out instance."""
         s = self.settings
         return further_train(self.task, self.params, **asdict(s.further), seeds=s.seeds, left_out=s.left_out,
-                             test=s.test, store=self.folder, compute_missing=self.compute)
+                             test=s.test, store=self.folder, compute_missing=self.compute,
+                             progress=self.compute)
 
     @cached_property
     def retrained(self) -> xr.Dataset:
         """Training from scratch without each left-out instance: further training from the initial weights."""
         s = self.settings
         return further_train(self.task, parameters_of(self.task.model), **asdict(s.final), seeds=[0],
-                             left_out=s.left_out, test=s.test, store=self.folder, compute_missing=self.compute)
+                             left_out=s.left_out, test=s.test, store=self.folder, compute_missing=self.compute,
+                             progress=self.compute)
 
     def hyper(self, method: str) -> dict[str, Any]:
         """The hyper-parameters that the paper plots for a method on this data set."""
