@@ -109,8 +109,9 @@ def test_small_and_large_problems_are_solved_alike(name):
     """Exact solves in instances or in parameters, whichever are fewer."""
     for width, n in ((4, 30), (12, 8)):
         task, params = tiny("classification", n=n, width=width)
-        found = attribute(name, task, params, damping=0.01)
-        check(found, oracles.influence(task, params, range(n), range(5), range(n), 0.01))
+        for damping in (0.01, 1.0):
+            found = attribute(name, task, params, damping=damping)
+            check(found, oracles.influence(task, params, range(n), range(5), range(n), damping))
         if name == "exact":
             assert found.attrs["solved_in"] == ("parameters" if n == 30 else "instances")
 

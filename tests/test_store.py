@@ -65,6 +65,22 @@ def other_loss():
     return dataclasses.replace(task, loss=lambda o, t: (o - t).abs().sum(1)), params, {}
 
 
+def other_local_loss(power):
+    task, params = tiny()
+    if power == 2:
+        return dataclasses.replace(task, loss=lambda o, t: (o - t).abs().pow(2).sum(1)), params, {}
+    return dataclasses.replace(task, loss=lambda o, t: (o - t).abs().pow(3).sum(1)), params, {}
+
+
+def other_bound_loss(delta):
+    task, params = tiny()
+    return dataclasses.replace(task, loss=functools.partial(huber, delta=delta)), params, {}
+
+
+def huber(outputs, targets, delta):
+    return nn.functional.huber_loss(outputs, targets, reduction="none", delta=delta).sum(1)
+
+
 def other_frozen_layer(value):
     task, _ = tiny()
     task.model[0].requires_grad_(False)
@@ -102,6 +118,8 @@ def other_setting(**changes):
         dict(weight_decay=0.1), dict(max_grad_norm=1.0))),
     (other_setting, other_data),
     (other_setting, other_loss),
+    (functools.partial(other_local_loss, 2), functools.partial(other_local_loss, 3)),
+    (functools.partial(other_bound_loss, 1.0), functools.partial(other_bound_loss, 2.0)),
     (other_setting, functools.partial(other_params, scale=1 + 1e-15)),
     (other_setting, functools.partial(other_params, dtype=torch.float32)),
     (functools.partial(other_frozen_layer, 0.1), functools.partial(other_frozen_layer, 0.2)),
@@ -121,6 +139,10 @@ def test_what_does_not_change_the_numbers_keeps_the_file(tmp_path, trained):
     further_train(task, params, **SETTINGS, store=tmp_path, replicas=1, compile=False, device="cpu")
     further_train(dataclasses.replace(task, title="A title"), params, **SETTINGS, store=tmp_path)
     assert trained == [2, 0]
+    for _ in range(2):
+        task, params, _ = other_bound_loss(1.0)
+        further_train(task, params, **SETTINGS, store=tmp_path)
+    assert trained == [2, 0] * 2
 
 
 def test_an_interrupted_call_goes_on_where_it_was(tmp_path, trained, monkeypatch):
