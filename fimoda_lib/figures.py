@@ -27,23 +27,24 @@ from .reproduction import PAPER_METHODS, Reproduction, finished
 @dataclass(frozen=True)
 class Look:
     """How a method is drawn, in every figure. Colours are told apart by colour-blind readers; families by line style:
-    solid for first-order methods, dashed for influence functions, dotted for projections."""
+    solid for first-order methods, dashed for influence functions, dotted for projections. CG, LiSSA and LiSSA-H often
+    lie on each other: their dashes interleave."""
 
     label: str
     colour: str
     marker: str
-    line: str = "-"
+    line: str | tuple = "-"
 
 
 LOOK: dict[str, Look] = {
     "grad_dot": Look("Grad-Dot", "#0072B2", "o"),
     "grad_cos": Look("Grad-Cos", "#56B4E9", "s"),
     "datainf": Look("DataInf", "#332288", "^"),
-    "cg": Look("CG", "#D55E00", "v", "--"),
-    "lissa": Look("LiSSA", "#E69F00", "D", "--"),
-    "lissa_h": Look("LiSSA-H", "#8C510A", "P", "--"),
-    "ekfac": Look("EK-FAC", "#CC79A7", "X", "--"),
-    "exact": Look("Exact", "#882255", "*", "--"),
+    "cg": Look("CG", "#D55E00", "v", (0, (4, 5))),
+    "lissa": Look("LiSSA", "#E69F00", "D", (3, (4, 5))),
+    "lissa_h": Look("LiSSA-H", "#8C510A", "P", (6, (4, 5))),
+    "ekfac": Look("EK-FAC", "#CC79A7", "X", (0, (4, 2))),
+    "exact": Look("Exact", "#882255", "*", (0, (4, 2))),
     "trak": Look("TRAK", "#009E73", "h", ":"),
     "ceiling": Look("noise ceiling", "#666666", "", (0, (1, 1))),
 }
