@@ -64,9 +64,18 @@ def plain_loop(task: Task, optimizer: str, epochs: int) -> float:
 
 def ours(task: Task, optimizer: str, epochs: int) -> float:
     """Milliseconds per model-step of `further_train` with 101 replicas; the second seed, when all is compiled."""
-    gold = further_train(task, parameters_of(task.model), optimizer=optimizer, learning_rate=RATE / 100, batch_size=BATCH,
-                         epochs=epochs, seeds=[0, 1, 2], left_out=range(0, 700, 7)[:100] if task.n_train > 693 else
-                         [*range(0, 690, 7), 690][:100], compile=True, progress=False)
+    gold = further_train(
+        task,
+        parameters_of(task.model),
+        optimizer=optimizer,
+        learning_rate=RATE / 100,
+        batch_size=BATCH,
+        epochs=epochs,
+        seeds=[0, 1, 2],
+        left_out=range(0, 700, 7)[:100] if task.n_train > 693 else [*range(0, 690, 7), 690][:100],
+        compile=True,
+        progress=False,
+    )
     steps = 101 * epochs * gold.attrs["steps_per_epoch"]
     return float(gold.seconds[1:].min()) / steps * 1e3
 
@@ -125,12 +134,16 @@ def main() -> None:
     chosen = options.parse_args()
     torch._dynamo.config.recompile_limit = 64
     task = energy(chosen.data)
-    print(f"{task.name}: {task.n_train} training instances, batches of {BATCH}, {torch.get_num_threads()} threads, "
-          f"torch {torch.__version__}")
+    print(
+        f"{task.name}: {task.n_train} training instances, batches of {BATCH}, {torch.get_num_threads()} threads, "
+        f"torch {torch.__version__}"
+    )
     for optimizer in ("sgd", "adam"):
         plain, together = plain_loop(task, optimizer, 5 * chosen.epochs), ours(task, optimizer, chosen.epochs)
-        print(f"{optimizer:5} plain loop {plain:.3f} ms per step; further_train, 101 replicas {together:.4f} ms per "
-              f"model-step: {plain / together:.1f} x")
+        print(
+            f"{optimizer:5} plain loop {plain:.3f} ms per step; further_train, 101 replicas {together:.4f} ms per "
+            f"model-step: {plain / together:.1f} x"
+        )
     limit = gemm_limit(34)
     print("replicas trained together -> ms per model-step (SGD, no evaluation):")
     for size, cost in cost_against_replicas(task, [1, 5, 10, 20, 34, 50, 101, 200, 400]).items():
@@ -138,8 +151,17 @@ def main() -> None:
     print("operators of an uncompiled step:")
     where_time_goes(task, 34)
     if chosen.memory:
-        further_train(task, parameters_of(task.model), optimizer="sgd", learning_rate=RATE, batch_size=BATCH, epochs=500,
-                      seeds=[0], left_out=[*range(0, 690, 7), 690][:100], progress=False)
+        further_train(
+            task,
+            parameters_of(task.model),
+            optimizer="sgd",
+            learning_rate=RATE,
+            batch_size=BATCH,
+            epochs=500,
+            seeds=[0],
+            left_out=[*range(0, 690, 7), 690][:100],
+            progress=False,
+        )
     print(f"peak memory of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
 
 

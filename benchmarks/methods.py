@@ -52,7 +52,9 @@ class OneByOne:
         return {k: v.view_as(p) for (k, p), v in zip(self.params.items(), pieces, strict=True)}
 
     def gradient(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return self.flat(grad(lambda p: self.task.loss(functional_call(self.model, p, (x[None],)), y[None])[0])(self.params))
+        return self.flat(
+            grad(lambda p: self.task.loss(functional_call(self.model, p, (x[None],)), y[None])[0])(self.params)
+        )
 
     def product(self, v: torch.Tensor, rows: torch.Tensor | slice = slice(None)) -> torch.Tensor:
         x = self.x[rows]
@@ -77,12 +79,16 @@ def main() -> None:
     options.add_argument("--depth", type=int, default=5000, help="steps of LiSSA")
     chosen = options.parse_args()
     task = energy(chosen.data)
-    params = train_final_model(task, optimizer="sgd", learning_rate=0.3, epochs=100, batch_size=128, seed=0, progress=False)
+    params = train_final_model(
+        task, optimizer="sgd", learning_rate=0.3, epochs=100, batch_size=128, seed=0, progress=False
+    )
     plain = OneByOne(load_task("energy", chosen.data) if task.name == "energy" else task, params)
     tests = [plain.gradient(x.double(), y.double()) for x, y in zip(*task.test, strict=True)][: chosen.plain]
     gradients = torch.stack([plain.gradient(x, y) for x, y in zip(plain.x, plain.y, strict=True)])
-    print(f"{task.name}: {task.n_test} test x {task.n_train} training instances, {gradients.shape[1]} parameters, "
-          f"{torch.get_num_threads()} threads")
+    print(
+        f"{task.name}: {task.n_test} test x {task.n_train} training instances, {gradients.shape[1]} parameters, "
+        f"{torch.get_num_threads()} threads"
+    )
 
     def report(name: str, ours, plain_way) -> None:
         fast, scores = timed(ours)
@@ -91,14 +97,22 @@ def main() -> None:
         got = torch.from_numpy(scores.values[: len(tests)]).double()
         error = ((got - expected).norm() / expected.norm()).item()
         slow *= task.n_test / len(tests)
-        print(f"{name:8} all at once {fast:7.2f} s; one after another {slow:9.1f} s: {slow / fast:7.1f} x "
-              f"(relative difference of the scores {error:.1e})", flush=True)
+        print(
+            f"{name:8} all at once {fast:7.2f} s; one after another {slow:9.1f} s: {slow / fast:7.1f} x "
+            f"(relative difference of the scores {error:.1e})",
+            flush=True,
+        )
 
     damping, tolerance = float(attribute("cg", task, params, multiple=1000).attrs["damping"]), 1e-5
 
     def one_cg(g: torch.Tensor) -> torch.Tensor:
-        operator = LinearOperator((len(g), len(g)), dtype=np.float64, matvec=lambda v: (
-            plain.product(torch.from_numpy(np.ascontiguousarray(v))) + damping * torch.from_numpy(v)).numpy())
+        operator = LinearOperator(
+            (len(g), len(g)),
+            dtype=np.float64,
+            matvec=lambda v: (
+                plain.product(torch.from_numpy(np.ascontiguousarray(v))) + damping * torch.from_numpy(v)
+            ).numpy(),
+        )
         return torch.from_numpy(scipy_cg(operator, g.numpy(), rtol=tolerance)[0])
 
     report("CG", lambda: attribute("cg", task, params, damping=damping, tolerance=tolerance), one_cg)

@@ -83,8 +83,8 @@ def instance_similarity(scores: xr.DataArray, sensitivity: xr.DataArray, metric:
 def noise_ceiling(gold: xr.Dataset, adjustment: Adjustment = "mean") -> xr.DataArray:
     """The similarity that a perfect method could reach against this many seeds, [step].
 
-    With r the mean pairwise cosine between the S seeds, averaged over test instances: √(S r / (1 + (S-1) r)). A negative
-    r counts as 0; with a single seed the ceiling is unknown (NaN).
+    With r the mean pairwise cosine between the S seeds, averaged over test instances: √(S r / (1 + (S-1) r)).
+    A negative r counts as 0; with a single seed the ceiling is unknown (NaN).
     """
     delta = _delta(gold)
     S = delta.sizes["seed"]
@@ -127,7 +127,8 @@ def seed_averaging(
     sizes = [k for k in blocks if k <= delta.sizes["seed"]]
     for k in sizes:
         values = sum(
-            instance_similarity(scores, sensitivity(block, adjustment), metric).fillna(0.0) for block in seed_blocks(delta, k)
+            instance_similarity(scores, sensitivity(block, adjustment), metric).fillna(0.0)
+            for block in seed_blocks(delta, k)
         ) / (delta.sizes["seed"] // k)
         summary = _summary(values, values.isnull().sum("test"))
         best = int(summary["mean"].values.argmax())
@@ -161,8 +162,10 @@ def _matching(scores: xr.DataArray, sensitivity: xr.DataArray) -> xr.DataArray:
     for ours, theirs in (("train", "left_out"), ("test", "test")):
         missing = np.setdiff1d(sensitivity[theirs].values, scores[ours].values)
         if len(missing):
-            raise ValueError(f"scores: {len(missing)} of the {theirs} instances have none (instance {missing[0]}, say); "
-                             f"compute scores with {ours}=gold['{theirs}'].")
+            raise ValueError(
+                f"scores: {len(missing)} of the {theirs} instances have none (instance {missing[0]}, say); "
+                f"compute scores with {ours}=gold['{theirs}']."
+            )
     chosen = scores.sel(train=sensitivity["left_out"].values, test=sensitivity["test"].values)
     return chosen.rename(train="left_out")
 

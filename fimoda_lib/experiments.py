@@ -55,11 +55,17 @@ EXPERIMENTS: dict[str, Experiment] = {
     e.dataset: e
     for e in (
         Experiment("concrete", Training("sgd", 0.3, 1000), _further(500, 3e-2, 1e-4), left_out="concrete"),
-        Experiment("energy", Training("sgd", 0.3, 1000), _further(500, 3e-2, 1e-4), left_out="energy",
-                   damping_multiples=(1, 10, 100, 1000)),
+        Experiment(
+            "energy",
+            Training("sgd", 0.3, 1000),
+            _further(500, 3e-2, 1e-4),
+            left_out="energy",
+            damping_multiples=(1, 10, 100, 1000),
+        ),
         Experiment("fico", Training("sgd", 1e-3, 1000), _further(200, 1e-4, 1e-6), n_test=100, left_out="fico"),
-        Experiment("folktables", Training("sgd", 1e-2, 100), _further(25, 1e-4, 1e-6), n_test=100,
-                   left_out="folktables"),
+        Experiment(
+            "folktables", Training("sgd", 1e-2, 100), _further(25, 1e-4, 1e-6), n_test=100, left_out="folktables"
+        ),
         # Adult takes the settings and the left-out instances of Folktables, which it stands in for.
         Experiment("adult", Training("sgd", 1e-2, 100), _further(25, 1e-4, 1e-6), n_test=100, left_out="folktables"),
         # Data inside scikit-learn. Learning rates of final training: the best of {1e-3, 3e-3, ..., 0.3} on held-out
@@ -112,14 +118,38 @@ _LAPTOP_SEEDS = {"sgd": {"concrete": 10, "energy": 10, "*": 3}, "adam": {"concre
 PROFILES: dict[str, Profile] = {
     p.name: p
     for p in (
-        Profile("smoke", "the smallest sizes that pass through every line: for tests", {"sgd": {"*": 2}, "adam": {"*": 2}},
-                left_out=4, final=0.02, further=0.01, embedded=True, lissa_depth=50, lissa_h_depth=20),
-        Profile("quick", "20 left-out instances, 5 seeds, a fifth of the epochs, data that ships with scikit-learn in "
-                "place of what is not on this machine: a few minutes on 2 cores", {"sgd": {"*": 5}, "adam": {"*": 5}},
-                left_out=20, further=0.2, final=0.5, embedded=True, lissa_depth=1000, lissa_h_depth=200),
-        Profile("laptop", "the paper's data sets, left-out instances and epochs with fewer seeds (3 to 10)", _LAPTOP_SEEDS,
-                lissa_h_depth=1000),
-        Profile("paper", "everything as in the paper, 100 seeds: for a GPU box", {"sgd": {"*": 100}, "adam": {"*": 100}}),
+        Profile(
+            "smoke",
+            "the smallest sizes that pass through every line: for tests",
+            {"sgd": {"*": 2}, "adam": {"*": 2}},
+            left_out=4,
+            final=0.02,
+            further=0.01,
+            embedded=True,
+            lissa_depth=50,
+            lissa_h_depth=20,
+        ),
+        Profile(
+            "quick",
+            "20 left-out instances, 5 seeds, a fifth of the epochs, data that ships with scikit-learn in "
+            "place of what is not on this machine: a few minutes on 2 cores",
+            {"sgd": {"*": 5}, "adam": {"*": 5}},
+            left_out=20,
+            further=0.2,
+            final=0.5,
+            embedded=True,
+            lissa_depth=1000,
+            lissa_h_depth=200,
+        ),
+        Profile(
+            "laptop",
+            "the paper's data sets, left-out instances and epochs with fewer seeds (3 to 10)",
+            _LAPTOP_SEEDS,
+            lissa_h_depth=1000,
+        ),
+        Profile(
+            "paper", "everything as in the paper, 100 seeds: for a GPU box", {"sgd": {"*": 100}, "adam": {"*": 100}}
+        ),
     )
 }
 
@@ -149,7 +179,9 @@ def settings(task: Task, profile: str, optimizer: str = "sgd") -> Settings:
     chosen, experiment = get_profile(profile), EXPERIMENTS[_known(task.name, EXPERIMENTS, "data set")]
     further = experiment.further[_known(optimizer, experiment.further, "optimizer")]
     published = reference_left_out()[experiment.left_out] if experiment.left_out else None
-    candidates = published or [k * task.n_train // 100 for k in range(100)] if task.n_train >= 100 else range(task.n_train)
+    candidates = (
+        published or [k * task.n_train // 100 for k in range(100)] if task.n_train >= 100 else range(task.n_train)
+    )
     spread = max(len(candidates) // chosen.left_out, 1)
     return Settings(
         dataset=task.name,

@@ -59,8 +59,13 @@ def train_final_model(
 
     def compute() -> xr.Dataset:
         runner = Runner(task, initial, plan, device=device, replicas=1, compile=None)
-        with tqdm(total=steps[0], unit="step", unit_scale=True, disable=not progress,
-                  desc=f"final model, {task.title or task.name}") as bar:
+        with tqdm(
+            total=steps[0],
+            unit="step",
+            unit_scale=True,
+            disable=not progress,
+            desc=f"final model, {task.title or task.name}",
+        ) as bar:
             final: Ensemble = runner.train(torch.tensor([FULL_RUN]), seed, bar)
         return _to_dataset({name: p[0].cpu() for name, p in final.params.items()})
 

@@ -100,25 +100,48 @@ def further_train(
     check_loss(task, params)
     runner = Runner(task, params, plan, device=device, replicas=replicas, compile=compile)
     spec = specification(task, params, plan)
-    with tqdm(total=len(seeds) * runner.model_steps, unit="step", unit_scale=True, disable=not progress,
-              desc=f"further training, {task.title or task.name}", smoothing=0.05) as bar:
+    with tqdm(
+        total=len(seeds) * runner.model_steps,
+        unit="step",
+        unit_scale=True,
+        disable=not progress,
+        desc=f"further training, {task.title or task.name}",
+        smoothing=0.05,
+    ) as bar:
         shards = []
         for seed in seeds:
             before = bar.n
             name = f"further-{task.name}-{optimizer}-{removal}-seed{seed}"
-            shards.append(cached(store, name, {**spec, "seed": seed}, lambda s=seed: runner.run(s, bar),
-                                 compute_missing=compute_missing))
+            shards.append(
+                cached(
+                    store,
+                    name,
+                    {**spec, "seed": seed},
+                    lambda s=seed: runner.run(s, bar),
+                    compute_missing=compute_missing,
+                )
+            )
             bar.update(before + runner.model_steps - bar.n)  # a seed found in the store counts as done
     result = xr.concat(shards, dim="seed", combine_attrs="override", join="exact")
-    return result.assign_attrs(task=task.name, title=task.title or task.name, batch_size=batch_size, epochs=epochs,
-                               removal=removal, fraction=fraction, steps_per_epoch=per_epoch, specification=specification_hash(spec), **_plain(plan.optimizer))
+    return result.assign_attrs(
+        task=task.name,
+        title=task.title or task.name,
+        batch_size=batch_size,
+        epochs=epochs,
+        removal=removal,
+        fraction=fraction,
+        steps_per_epoch=per_epoch,
+        specification=specification_hash(spec),
+        **_plain(plan.optimizer),
+    )
 
 
 class Runner:
     """Trains the runs of one seed, in chunks of replicas that fit memory and cache."""
 
-    def __init__(self, task: Task, params: Params, plan: Plan, *, device: Any, replicas: int | None,
-                 compile: bool | None) -> None:
+    def __init__(
+        self, task: Task, params: Params, plan: Plan, *, device: Any, replicas: int | None, compile: bool | None
+    ) -> None:
         self.task, self.params, self.plan = task, params, plan
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         if self.device.type == "cuda" and not torch.cuda.is_available():
@@ -133,8 +156,10 @@ class Runner:
         self.model_steps = sum(len(chunk) for chunk in self.chunks) * plan.steps[-1]
         self.noisy = has_dropout(task.model)
         if self.noisy and compile:
-            raise ValueError("compile: compiled code draws other dropout masks than the full run, so that the runs would "
-                             "not be paired; leave it out, or call model.eval() to train without dropout.")
+            raise ValueError(
+                "compile: compiled code draws other dropout masks than the full run, so that the runs would "
+                "not be paired; leave it out, or call model.eval() to train without dropout."
+            )
         self.compile = self.model_steps >= WORTH_COMPILING and not self.noisy if compile is None else compile
         self.ensembles: dict[int, Ensemble] = {}
 
@@ -142,8 +167,9 @@ class Runner:
         """An ensemble at its start; one per size is kept, so that each is compiled once."""
         if size not in self.ensembles:
             worth = size > 1 or self.plan.steps[-1] >= WORTH_COMPILING
-            self.ensembles[size] = Ensemble(self.task, self.params, size, self.plan.optimizer, device=self.device,
-                                            compile=self.compile and worth)
+            self.ensembles[size] = Ensemble(
+                self.task, self.params, size, self.plan.optimizer, device=self.device, compile=self.compile and worth
+            )
         self.ensembles[size].reset()
         return self.ensembles[size]
 
@@ -157,8 +183,9 @@ class Runner:
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seed)
             while step < plan.steps[-1]:
-                batches = epoch_batches(next(orders), plan.batch_size, removed, removal=plan.removal,
-                                        fraction=plan.fraction)
+                batches = epoch_batches(
+                    next(orders), plan.batch_size, removed, removal=plan.removal, fraction=plan.fraction
+                )
                 for batch in batches:
                     step += 1
                     if self.noisy:  # dropout: the same masks in all runs of a seed, though some batches are shorter
@@ -203,8 +230,11 @@ class Runner:
                 "seconds": ("seed", [time.perf_counter() - started]),
             },
             coords={
-                "seed": [seed], "left_out": np.array(plan.left_out, dtype=int), "step": np.array(plan.steps),
-                "test": np.array(plan.test), "epoch": ("step", epochs),
+                "seed": [seed],
+                "left_out": np.array(plan.left_out, dtype=int),
+                "step": np.array(plan.steps),
+                "test": np.array(plan.test),
+                "epoch": ("step", epochs),
             },
         )
 
@@ -258,6 +288,9 @@ def activation_numbers(task: Task, params: Params) -> int:
 
 
 def _plain(optimizer: Optimizer) -> dict[str, Any]:
-    values = {"optimizer": optimizer.name, "learning_rate": optimizer.learning_rate,
-              "weight_decay": optimizer.weight_decay}
+    values = {
+        "optimizer": optimizer.name,
+        "learning_rate": optimizer.learning_rate,
+        "weight_decay": optimizer.weight_decay,
+    }
     return values | ({"max_grad_norm": optimizer.max_grad_norm} if optimizer.max_grad_norm else {})

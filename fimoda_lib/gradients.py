@@ -31,8 +31,9 @@ class Gradients:
         n_params: P.
     """
 
-    def __init__(self, task: Task, params: Params, *, dtype: torch.dtype = torch.float64,
-                 device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self, task: Task, params: Params, *, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
+    ) -> None:
         task.check()
         check_params(task.model, params)
         self.task, self.dtype, self.device = task, dtype, torch.device(device)
@@ -48,7 +49,9 @@ class Gradients:
     def flatten(self, tree: Params) -> Tensor:
         """Parameter-shaped tensors, with any leading dimensions in common, to [..., P]."""
         lead = next(iter(tree.values())).dim() - len(self.shapes[0])
-        return torch.cat([tree[k].flatten(lead) if tree[k].dim() > lead else tree[k].unsqueeze(-1) for k in self.names], -1)
+        return torch.cat(
+            [tree[k].flatten(lead) if tree[k].dim() > lead else tree[k].unsqueeze(-1) for k in self.names], -1
+        )
 
     def unflatten(self, flat: Tensor) -> Params:
         """[P] to parameter-shaped tensors."""
@@ -132,7 +135,9 @@ class Gradients:
         def product(v: Tensor) -> Tensor:
             return self.flatten(jvp(grad(mean_loss), (self.params,), (self.unflatten(v),))[1])
 
-        size = max(BLOCK_BYTES // (torch.finfo(self.dtype).bits // 8 * max(count(instances) * 512, self.n_params * 4)), 1)
+        size = max(
+            BLOCK_BYTES // (torch.finfo(self.dtype).bits // 8 * max(count(instances) * 512, self.n_params * 4)), 1
+        )
         return torch.cat([vmap(product)(piece) for piece in vectors.split(size)])
 
 

@@ -28,8 +28,10 @@ def images(table: pd.DataFrame) -> np.ndarray:
     pixels = table.iloc[:, :-1].to_numpy(float)
     side = isqrt(pixels.shape[1])
     if side**2 != pixels.shape[1]:
-        raise ValueError(f"The table has {pixels.shape[1]} columns before the label, which fill no square image; "
-                         "expected a data set of square images, such as 'digits'.")
+        raise ValueError(
+            f"The table has {pixels.shape[1]} columns before the label, which fill no square image; "
+            "expected a data set of square images, such as 'digits'."
+        )
     return pixels.reshape(-1, side, side)
 
 
@@ -41,8 +43,15 @@ def image_row(pictures: Sequence[np.ndarray], captions: Sequence[str], *, size: 
     return figure
 
 
-def gallery(task: Task, scores: xr.DataArray, captions: Mapping[int, str] | None = None, *, n: int = 4,
-            title: str = "", size: float = 0.75) -> Figure:
+def gallery(
+    task: Task,
+    scores: xr.DataArray,
+    captions: Mapping[int, str] | None = None,
+    *,
+    n: int = 4,
+    title: str = "",
+    size: float = 0.75,
+) -> Figure:
     """Each explained test image beside its most helpful and most harmful training images, strongest first.
 
     Args:
@@ -63,11 +72,20 @@ def gallery(task: Task, scores: xr.DataArray, captions: Mapping[int, str] | None
         ranked = scores.sel(test=z).sortby(scores.sel(test=z), ascending=False)
         for start, group in ((helpful, ranked[:n]), (harmful, ranked[::-1][:n])):
             for j, (i, value) in enumerate(zip(group.train.values, group.values, strict=True)):
-                thumbnail(ax, start + step * j, line * k, candidates[i], f"“{labels[i]}” {_signed(value)}",
-                          HELPFUL if value > 0 else HARMFUL)
+                thumbnail(
+                    ax,
+                    start + step * j,
+                    line * k,
+                    candidates[i],
+                    f"“{labels[i]}” {_signed(value)}",
+                    HELPFUL if value > 0 else HARMFUL,
+                )
     ax.text(0.25, -0.5, title, fontsize=10.5, fontweight="bold")
-    for x, text, colour in ((0.25, "to explain", "black"), (helpful, "most helpful", HELPFUL),
-                            (harmful, "most harmful", HARMFUL)):
+    for x, text, colour in (
+        (0.25, "to explain", "black"),
+        (helpful, "most helpful", HELPFUL),
+        (harmful, "most harmful", HARMFUL),
+    ):
         ax.text(x, -0.12, text, color=colour)
     return figure
 

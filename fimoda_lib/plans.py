@@ -39,8 +39,10 @@ class Plan:
         if self.removal not in REMOVALS:
             raise ValueError(f"removal: got {self.removal!r}, expected one of {', '.join(REMOVALS)}.")
         if not 0 <= self.fraction <= 1 or (self.removal == "drop" and self.fraction != 1):
-            raise ValueError(f"fraction: got {self.fraction} with removal '{self.removal}', expected a number from 0 "
-                             "to 1 (and 1 with 'drop', which can only remove a whole instance).")
+            raise ValueError(
+                f"fraction: got {self.fraction} with removal '{self.removal}', expected a number from 0 "
+                "to 1 (and 1 with 'drop', which can only remove a whole instance)."
+            )
 
 
 def check_seeds(seeds: Iterable[int]) -> list[int]:
@@ -63,8 +65,10 @@ def evaluation_steps(evaluate: Any, epochs: int, per_epoch: int) -> tuple[int, .
     total = epochs * per_epoch
     whole = all(int(s) == s for s in steps)
     if not steps or not whole or list(steps) != sorted(set(steps)) or steps[0] < 0 or steps[-1] > total:
-        raise ValueError(f"evaluate: got {list(steps)[:8]}, expected increasing optimiser steps from 0 to {total} "
-                         f"({epochs} epochs of {per_epoch} steps).")
+        raise ValueError(
+            f"evaluate: got {list(steps)[:8]}, expected increasing optimiser steps from 0 to {total} "
+            f"({epochs} epochs of {per_epoch} steps)."
+        )
     return tuple(int(s) for s in steps)
 
 
@@ -73,8 +77,10 @@ def check_loss(task: Task, params: Params) -> None:
     two = take(task.train, torch.zeros(2, dtype=torch.long))
     shape = tuple(try_model(task, params, two, with_loss=True).shape)
     if shape != (2,):
-        raise ValueError(f"The loss of task '{task.name}' returned shape {shape} for 2 instances, expected (2,): one "
-                         "value per instance, not reduced.")
+        raise ValueError(
+            f"The loss of task '{task.name}' returned shape {shape} for 2 instances, expected (2,): one "
+            "value per instance, not reduced."
+        )
 
 
 def try_model(task: Task, params: Params, instances: Instances, with_loss: bool = False) -> Tensor:
@@ -96,9 +102,12 @@ def specification(task: Task, params: Params, plan: Plan) -> dict[str, Any]:
     """Everything that determines the numbers, as JSON values."""
     frozen = {name: value for name, value in task.model.state_dict().items() if name not in params}
     return {
-        "task": task.name, "model": repr(task.model), "loss": loss_name(task.loss),
+        "task": task.name,
+        "model": repr(task.model),
+        "loss": loss_name(task.loss),
         "data": fingerprint(task.train, take(task.test, torch.tensor(plan.test, dtype=torch.long))),
-        "params": fingerprint(params), **{k: v for k, v in asdict(plan).items()},
+        "params": fingerprint(params),
+        **{k: v for k, v in asdict(plan).items()},
         **({"frozen": fingerprint(frozen)} if frozen else {}),
         **({"dropout": "active"} if has_dropout(task.model) else {}),
     }

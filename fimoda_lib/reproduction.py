@@ -66,24 +66,41 @@ class Reproduction:
     @cached_property
     def params(self) -> Params:
         """The final model's parameters (training seed 0)."""
-        return train_final_model(self.task, **asdict(self.settings.final), seed=0, store=self.folder,
-                                 compute_missing=self.compute)
+        return train_final_model(
+            self.task, **asdict(self.settings.final), seed=0, store=self.folder, compute_missing=self.compute
+        )
 
     @cached_property
     def gold(self) -> xr.Dataset:
         """Further training with every seed and left-out instance."""
         s = self.settings
-        return further_train(self.task, self.params, **asdict(s.further), seeds=s.seeds, left_out=s.left_out,
-                             test=s.test, store=self.folder, compute_missing=self.compute,
-                             progress=self.compute)
+        return further_train(
+            self.task,
+            self.params,
+            **asdict(s.further),
+            seeds=s.seeds,
+            left_out=s.left_out,
+            test=s.test,
+            store=self.folder,
+            compute_missing=self.compute,
+            progress=self.compute,
+        )
 
     @cached_property
     def retrained(self) -> xr.Dataset:
         """Training from scratch without each left-out instance: further training from the initial weights."""
         s = self.settings
-        return further_train(self.task, parameters_of(self.task.model), **asdict(s.final), seeds=[0],
-                             left_out=s.left_out, test=s.test, store=self.folder, compute_missing=self.compute,
-                             progress=self.compute)
+        return further_train(
+            self.task,
+            parameters_of(self.task.model),
+            **asdict(s.final),
+            seeds=[0],
+            left_out=s.left_out,
+            test=s.test,
+            store=self.folder,
+            compute_missing=self.compute,
+            progress=self.compute,
+        )
 
     def hyper(self, method: str) -> dict[str, Any]:
         """The hyper-parameters that the paper plots for a method on this data set."""
@@ -102,16 +119,26 @@ class Reproduction:
         A method that diverges leaves an array of NaN whose attribute `outcome` says why.
         """
         s, chosen = self.settings, self.hyper(method) | hyper
-        spec = {"method": method, "hyper": chosen, "task": self.dataset, "left_out": s.left_out, "test": s.test,
-                "model": repr(self.task.model), "params": fingerprint(self.params),
-                "data": fingerprint(self.task.train, take(self.task.test, list(s.test)))}
+        spec = {
+            "method": method,
+            "hyper": chosen,
+            "task": self.dataset,
+            "left_out": s.left_out,
+            "test": s.test,
+            "model": repr(self.task.model),
+            "params": fingerprint(self.params),
+            "data": fingerprint(self.task.train, take(self.task.test, list(s.test))),
+        }
 
         def compute() -> xr.Dataset:
             log.info("%s on %s: computing scores %s", METHODS[method].label, self.title, chosen or "")
-            return attribute_or_outcome(method, self.task, self.params, train=s.left_out, test=s.test,
-                                        **chosen).to_dataset(name="scores")
+            return attribute_or_outcome(
+                method, self.task, self.params, train=s.left_out, test=s.test, **chosen
+            ).to_dataset(name="scores")
 
-        return cached(self.folder, f"scores-{self.dataset}-{method}", spec, compute, compute_missing=self.compute)["scores"]
+        return cached(self.folder, f"scores-{self.dataset}-{method}", spec, compute, compute_missing=self.compute)[
+            "scores"
+        ]
 
     def other(self, **changes: Any) -> Reproduction:
         """The same with another optimiser, profile, ..."""
@@ -126,8 +153,9 @@ def attribute_or_outcome(method: str, task: Task, params: Params, **arguments: A
         log.warning("%s", reason)
         rows = {"test": list(arguments["test"]), "train": list(arguments["train"])}
         values = np.full((len(rows["test"]), len(rows["train"])), np.nan)
-        return xr.DataArray(values, dims=("test", "train"), coords=rows,
-                            attrs={"method": method, "outcome": f"diverged: {reason}"})
+        return xr.DataArray(
+            values, dims=("test", "train"), coords=rows, attrs={"method": method, "outcome": f"diverged: {reason}"}
+        )
 
 
 def finished(pieces: Callable[[], Any]) -> Any | None:

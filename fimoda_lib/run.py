@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROFILES = {  # what `experiments.PROFILES` holds; a test compares them
     "smoke": "the smallest sizes that pass through every line, for tests: about a minute",
     "quick": "20 left-out instances, 5 seeds, a fifth of the epochs, and data that ships with scikit-learn in place of "
-             "what is not on this machine: about ten minutes on 2 cores, no network",
+    "what is not on this machine: about ten minutes on 2 cores, no network",
     "laptop": "the paper's data sets, left-out instances and epochs with 3 to 10 seeds: about two hours on 2 cores",
     "paper": "everything as in the paper, 100 seeds: for a GPU box",
 }
@@ -40,14 +40,20 @@ def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
         prog="run_all.sh",
         description="Runs the notebooks that make the paper's figures. Finished work is found and not repeated.",
-        epilog="profiles:\n" + "\n".join(f"  {name:8}{text}" for name, text in PROFILES.items())
+        epilog="profiles:\n"
+        + "\n".join(f"  {name:8}{text}" for name, text in PROFILES.items())
         + "\n\nThe tests: ./run_all.sh test [arguments for pytest]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("--profile", default="quick", choices=PROFILES, metavar="PROFILE", help="how much to run (quick)")
     p.add_argument("--only", nargs="+", choices=FIGURES, metavar="FIG", help=f"some figures only: {', '.join(FIGURES)}")
-    p.add_argument("--datasets", nargs="+", choices=PANELS + STAND_INS, metavar="NAME",
-                   help=f"some data sets only: {', '.join(PANELS + STAND_INS)}")
+    p.add_argument(
+        "--datasets",
+        nargs="+",
+        choices=PANELS + STAND_INS,
+        metavar="NAME",
+        help=f"some data sets only: {', '.join(PANELS + STAND_INS)}",
+    )
     p.add_argument("--data", metavar="DIR", help="folder with data files (also: the environment variable FIMODA_DATA)")
     p.add_argument("--results", default="results", metavar="DIR", help="where finished work is kept (results)")
     p.add_argument("--figures", default="figures", metavar="DIR", help="where figures go (figures)")
@@ -60,8 +66,10 @@ def main(arguments: list[str] | None = None) -> int:
     """Runs everything asked for; returns the exit status."""
     options = parser().parse_args(arguments)
     if options.data is not None and not Path(options.data).is_dir():
-        print(f"run_all.sh: --data: there is no folder {options.data!r}; give the folder that holds uci/, heloc/, ...",
-              file=sys.stderr)
+        print(
+            f"run_all.sh: --data: there is no folder {options.data!r}; give the folder that holds uci/, heloc/, ...",
+            file=sys.stderr,
+        )
         return 2
     if options.jobs < 1:
         print(f"run_all.sh: --jobs: got {options.jobs}, expected at least 1.", file=sys.stderr)
@@ -98,8 +106,13 @@ def plan(options: argparse.Namespace) -> list[list[NotebookRun]]:
         stages.append([NotebookRun("00_tutorial", "tutorial", smoke)])
     per_dataset = [{**common, "dataset": d} for d in datasets]
     stages.append([NotebookRun("01_final_model", f"final model, {p['dataset']}", p) for p in per_dataset])
-    stages.append([NotebookRun("02_further_training", f"further training, {p['dataset']}, {o}", {**p, "optimizer": o})
-                   for o in optimizers for p in per_dataset])
+    stages.append(
+        [
+            NotebookRun("02_further_training", f"further training, {p['dataset']}, {o}", {**p, "optimizer": o})
+            for o in optimizers
+            for p in per_dataset
+        ]
+    )
     stages.append([NotebookRun("03_attribution", f"attribution, {p['dataset']}", p) for p in per_dataset])
     shown = {**common, "datasets": list(datasets), "figures": str(Path(options.figures).resolve())}
     if set(figures) - {"fig_damping"}:
@@ -126,12 +139,17 @@ def run(stages: list[list[NotebookRun]], options: argparse.Namespace) -> int:
                 item, reason = waiting[future], future.result()
                 if reason:
                     pool.shutdown(cancel_futures=True)
-                    print(f"run_all.sh: notebook {item.notebook} ({item.label}) stopped: {reason}\n"
-                          f"The notebook with its output is {_output(item, executed)}; what is finished is kept, and "
-                          "the same command goes on from there.", file=sys.stderr)
+                    print(
+                        f"run_all.sh: notebook {item.notebook} ({item.label}) stopped: {reason}\n"
+                        f"The notebook with its output is {_output(item, executed)}; what is finished is kept, and "
+                        "the same command goes on from there.",
+                        file=sys.stderr,
+                    )
                     return 1
                 done += 1
-                print(f"[{done}/{total}] {item.label} done, {_minutes(time.perf_counter() - started)} so far", flush=True)
+                print(
+                    f"[{done}/{total}] {item.label} done, {_minutes(time.perf_counter() - started)} so far", flush=True
+                )
     print(f"\nFigures: {Path(options.figures) / options.profile}\nExecuted notebooks: {executed}")
     return 0
 
@@ -145,10 +163,16 @@ def execute(item: NotebookRun, folder: Path, jobs: int) -> str | None:
     if jobs > 1:  # kernels share the cores instead of fighting for them
         os.environ["OMP_NUM_THREADS"] = str(max((os.cpu_count() or 1) // jobs, 1))
     try:
-        papermill.execute_notebook(ROOT / "notebooks" / f"{item.notebook}.ipynb", _output(item, folder),
-                                   parameters=item.parameters, progress_bar=False, cwd=str(ROOT),
-                                   stderr_file=sys.stderr if jobs == 1 else None, kernel_name="python3",
-                                   extra_arguments=["--IPKernelApp.log_level=ERROR"])
+        papermill.execute_notebook(
+            ROOT / "notebooks" / f"{item.notebook}.ipynb",
+            _output(item, folder),
+            parameters=item.parameters,
+            progress_bar=False,
+            cwd=str(ROOT),
+            stderr_file=sys.stderr if jobs == 1 else None,
+            kernel_name="python3",
+            extra_arguments=["--IPKernelApp.log_level=ERROR"],
+        )
     except PapermillExecutionError as error:
         return f"{error.ename}: {error.evalue}"
     return None

@@ -53,8 +53,14 @@ def specification_hash(spec: Mapping[str, Any]) -> str:
     return hashlib.sha256(_json({**spec, "format": FORMAT}).encode()).hexdigest()[:16]
 
 
-def cached(folder: Path | str | None, name: str, spec: Mapping[str, Any], compute: Callable[[], xr.Dataset], *,
-           compute_missing: bool = True) -> xr.Dataset:
+def cached(
+    folder: Path | str | None,
+    name: str,
+    spec: Mapping[str, Any],
+    compute: Callable[[], xr.Dataset],
+    *,
+    compute_missing: bool = True,
+) -> xr.Dataset:
     """The stored result of `spec`, or `compute()`, which is then stored.
 
     Args:

@@ -65,7 +65,7 @@ class Task:
 
     @property
     def kind(self) -> str:
-        """"classification" if the targets are whole numbers (classes), else "regression"."""
+        """ "classification" if the targets are whole numbers (classes), else "regression"."""
         return "regression" if self.train[1].is_floating_point() else "classification"
 
     def check(self) -> None:
@@ -119,7 +119,9 @@ def resolve_rows(rows: Iterable[int] | None, n: int, what: str) -> Tensor:
     if values.numel() == 0:
         return torch.empty(0, dtype=torch.long)
     if values.dim() != 1 or values.is_floating_point() or values.dtype == torch.bool:
-        raise ValueError(f"{what}: expected a flat list of whole instance numbers, got {values.dtype} {list(values.shape)}.")
+        raise ValueError(
+            f"{what}: expected a flat list of whole instance numbers, got {values.dtype} {list(values.shape)}."
+        )
     values = values.long()
     outside = values[(values < 0) | (values >= n)].tolist()
     if outside:
@@ -147,4 +149,6 @@ def check_params(model: nn.Module, params: Params) -> None:
         )
     for name, value in params.items():
         if not value.isfinite().all():
-            raise ValueError(f"Parameter {name!r} holds NaN or infinite values; give the parameters of a trained model.")
+            raise ValueError(
+                f"Parameter {name!r} holds NaN or infinite values; give the parameters of a trained model."
+            )

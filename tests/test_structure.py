@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "fimoda_lib"
 # A module may import those below it.
 ORDER = """
-report run figures pictures reproduction comparison methods final_model further_training plans ensembles minibatches
+report run figures pictures drawing reproduction comparison methods final_model further_training plans ensembles minibatches
 curvature gradients store experiments datasets models tasks environment
 """.split()
 # ... but not these, although they are below.

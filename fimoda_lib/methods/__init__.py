@@ -22,8 +22,23 @@ from .lissa import lissa
 from .lissa_h import lissa_h
 from .trak import trak
 
-__all__ = ["FAMILIES", "METHODS", "Method", "MethodDiverged", "attribute", "cg", "datainf", "ekfac", "exact",
-           "grad_cos", "grad_dot", "lissa", "lissa_h", "method", "trak"]
+__all__ = [
+    "FAMILIES",
+    "METHODS",
+    "Method",
+    "MethodDiverged",
+    "attribute",
+    "cg",
+    "datainf",
+    "ekfac",
+    "exact",
+    "grad_cos",
+    "grad_dot",
+    "lissa",
+    "lissa_h",
+    "method",
+    "trak",
+]
 
 
 def attribute(
@@ -57,8 +72,9 @@ def attribute(
     task.check()
     unknown = set(hyper) - set(entry.defaults)
     if unknown:
-        raise ValueError(f"{entry.name} has no hyper-parameter {sorted(unknown)[0]!r}; it has "
-                         f"{', '.join(entry.defaults) or 'none'}.")
+        raise ValueError(
+            f"{entry.name} has no hyper-parameter {sorted(unknown)[0]!r}; it has {', '.join(entry.defaults) or 'none'}."
+        )
     if isinstance(hyper.get("dtype"), str):
         hyper["dtype"] = {"float32": torch.float32, "float64": torch.float64}[hyper["dtype"]]
     rows = {
@@ -74,7 +90,9 @@ def attribute(
     _check(scores, entry.name, len(rows["test"]), len(rows["train"]))
     settings = {**entry.defaults, **hyper, **report}
     return xr.DataArray(
-        scores.detach().cpu().numpy(), dims=("test", "train"), name=entry.name,
+        scores.detach().cpu().numpy(),
+        dims=("test", "train"),
+        name=entry.name,
         coords={"test": rows["test"].numpy(), "train": rows["train"].numpy()},
         attrs={"method": entry.name, "label": entry.label, **{k: _plain(v) for k, v in settings.items()}},
     )
@@ -83,8 +101,11 @@ def attribute(
 def _entry(method: str | Callable) -> Method:
     if callable(method):
         name = getattr(method, "__name__", "custom")
-        return METHODS.get(name, Method(name, name, "further training", "", method)) if name in METHODS and METHODS[
-            name].function is method else Method(name, name, "yours", "", method)
+        return (
+            METHODS.get(name, Method(name, name, "further training", "", method))
+            if name in METHODS and METHODS[name].function is method
+            else Method(name, name, "yours", "", method)
+        )
     if method not in METHODS:
         raise ValueError(f"There is no method {method!r}; choose one of {', '.join(METHODS)}.")
     return METHODS[method]
@@ -92,11 +113,14 @@ def _entry(method: str | Callable) -> Method:
 
 def _check(scores: Tensor, name: str, n_test: int, n_train: int) -> None:
     if tuple(scores.shape) != (n_test, n_train):
-        raise ValueError(f"{name} returned scores of shape {tuple(scores.shape)}, expected [test, train] = "
-                         f"{(n_test, n_train)}.")
+        raise ValueError(
+            f"{name} returned scores of shape {tuple(scores.shape)}, expected [test, train] = {(n_test, n_train)}."
+        )
     if not scores.isfinite().all():
-        raise MethodDiverged(f"{name} returned NaN or infinite scores for {int((~scores.isfinite()).any(1).sum())} of "
-                             f"{n_test} test instances.")
+        raise MethodDiverged(
+            f"{name} returned NaN or infinite scores for {int((~scores.isfinite()).any(1).sum())} of "
+            f"{n_test} test instances."
+        )
 
 
 def _plain(value: Any) -> Any:

@@ -65,8 +65,9 @@ def method(*, label: str, family: str, reference: str) -> Callable:
     return register
 
 
-def apply_operator(at: Gradients, P: Callable[[Tensor], Tensor], train: Tensor, test: Tensor, *,
-                   normalise: bool = False) -> Tensor:
+def apply_operator(
+    at: Gradients, P: Callable[[Tensor], Tensor], train: Tensor, test: Tensor, *, normalise: bool = False
+) -> Tensor:
     """`g_zᵀ P gᵢ` for all test instances z and training instances i, [n_test, n_train] on the CPU.
 
     Args:

@@ -14,9 +14,19 @@ from .base import Report, apply_operator, method, resolve_damping
 
 
 @method(label="CG", family="influence function", reference="Koh & Liang 2017; Martens 2010")
-def cg(task: Task, params: Params, *, train: Tensor, test: Tensor, curvature: Tensor | None = None,
-       damping: float | str = "recommended", multiple: float = 1.0, tolerance: float | None = None,
-       max_iterations: int = 2000, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Report]:
+def cg(
+    task: Task,
+    params: Params,
+    *,
+    train: Tensor,
+    test: Tensor,
+    curvature: Tensor | None = None,
+    damping: float | str = "recommended",
+    multiple: float = 1.0,
+    tolerance: float | None = None,
+    max_iterations: int = 2000,
+    dtype: torch.dtype = torch.float64,
+) -> tuple[Tensor, Report]:
     """Damped Gauss-Newton influence by conjugate gradients.
 
     Args:
@@ -43,15 +53,19 @@ def cg(task: Task, params: Params, *, train: Tensor, test: Tensor, curvature: Te
         report.update(iterations=iterations.tolist(), residual=residual.tolist())
         late = test[(residual > tolerance).cpu()].tolist()
         if late:
-            warnings.warn(f"CG: {len(late)} of {len(test)} test instances did not converge to {tolerance:g} in "
-                          f"{max_iterations} iterations (instances {late[:10]}); raise damping or max_iterations.",
-                          stacklevel=2)
+            warnings.warn(
+                f"CG: {len(late)} of {len(test)} test instances did not converge to {tolerance:g} in "
+                f"{max_iterations} iterations (instances {late[:10]}); raise damping or max_iterations.",
+                stacklevel=2,
+            )
         return solution
 
     def P(g: Tensor) -> Tensor:
         if not G.reducible:
             return solve(G.products, g)
-        reduced = Reduction(G)  # the same system in far fewer coordinates; outside the range of G it is λ times identity
+        reduced = Reduction(
+            G
+        )  # the same system in far fewer coordinates; outside the range of G it is λ times identity
         inside = reduced.into(g)
         return reduced.out_of(solve(reduced.products, inside)) + (g - reduced.out_of(inside)) / damping
 

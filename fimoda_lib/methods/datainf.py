@@ -10,9 +10,17 @@ from .base import Report, apply_operator, method
 
 
 @method(label="DataInf", family="first-order", reference="Kwon et al. 2024, eq. 5")
-def datainf(task: Task, params: Params, *, train: Tensor, test: Tensor, curvature: Tensor | None = None,
-            damping: dict[str, float] | None = None, scale: float = 10.0,
-            dtype: torch.dtype = torch.float64) -> tuple[Tensor, Report]:
+def datainf(
+    task: Task,
+    params: Params,
+    *,
+    train: Tensor,
+    test: Tensor,
+    curvature: Tensor | None = None,
+    damping: dict[str, float] | None = None,
+    scale: float = 10.0,
+    dtype: torch.dtype = torch.float64,
+) -> tuple[Tensor, Report]:
     """The mean over instances j of (λ + gⱼgⱼᵀ)⁻¹ in every layer, by the Sherman-Morrison formula, in matrix form.
 
     Args:

@@ -23,9 +23,19 @@ HEURISTIC = 0.1  # recommended damping of a layer over its mean eigenvalue (Gros
 
 
 @method(label="EK-FAC", family="influence function", reference="Grosse et al. 2023; George et al. 2018")
-def ekfac(task: Task, params: Params, *, train: Tensor, test: Tensor, curvature: Tensor | None = None,
-          damping: float | str | dict[str, float] = "recommended", multiple: float = 1.0, fisher: str = "true",
-          seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Report]:
+def ekfac(
+    task: Task,
+    params: Params,
+    *,
+    train: Tensor,
+    test: Tensor,
+    curvature: Tensor | None = None,
+    damping: float | str | dict[str, float] = "recommended",
+    multiple: float = 1.0,
+    fisher: str = "true",
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+) -> tuple[Tensor, Report]:
     """Damped influence with the eigenvalue-corrected Kronecker factors of linear and convolutional layers.
 
     Args:
@@ -107,8 +117,10 @@ class EkfacFactors:
         covered = {_join(name, kind) for name in self.layers for kind in ("weight", "bias")}
         self.not_covered = [name for name in at.names if name not in covered]
         if not self.layers:
-            raise ValueError(f"EK-FAC covers nn.Linear and nn.Conv2d layers with weights of their own, and task "
-                             f"'{at.task.name}' has none that trains; choose another method.")
+            raise ValueError(
+                f"EK-FAC covers nn.Linear and nn.Conv2d layers with weights of their own, and task "
+                f"'{at.task.name}' has none that trains; choose another method."
+            )
         for piece, direction in _blocks(at, rows, directions):
             g = at.of_outputs(at.train(piece)[0], direction.unsqueeze(1)).squeeze(1)
             for layer in self.layers.values():
@@ -139,9 +151,14 @@ class EkfacFactors:
         """Layer name -> λ by value."""
         if isinstance(damping, dict) and set(damping) != set(self.layers):
             raise ValueError(f"damping: got layers {sorted(damping)}, expected {', '.join(self.layers)}.")
-        return {name: resolve_damping(damping[name] if isinstance(damping, dict) else damping, multiple,
-                                      lambda mean=layer.eigenvalues.mean(): HEURISTIC * mean.item())
-                for name, layer in self.layers.items()}
+        return {
+            name: resolve_damping(
+                damping[name] if isinstance(damping, dict) else damping,
+                multiple,
+                lambda mean=layer.eigenvalues.mean(): HEURISTIC * mean.item(),
+            )
+            for name, layer in self.layers.items()
+        }
 
 
 def pseudo_gradients(at: Gradients, rows: Tensor, fisher: str = "true", seed: int = 0) -> Tensor:
@@ -190,8 +207,9 @@ def _coverable(at: Gradients) -> dict[str, nn.Module]:
     return layers
 
 
-def _second_moments(at: Gradients, modules: dict[str, nn.Module], rows: Tensor,
-                    directions: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+def _second_moments(
+    at: Gradients, modules: dict[str, nn.Module], rows: Tensor, directions: Tensor
+) -> dict[str, tuple[Tensor, Tensor]]:
     """A and S of every layer that the forward pass calls, summed over positions and calls; only their directions count.
 
     Every call's output gets a zero added whose gradient is read: the output itself may be overwritten in place.
@@ -215,8 +233,9 @@ def _second_moments(at: Gradients, modules: dict[str, nn.Module], rows: Tensor,
             with torch.enable_grad():
                 outputs = at.outputs(at.train(piece)[0])
             if probes:
-                pulled = torch.autograd.grad(outputs, [probe for _, probe in probes], direction.view_as(outputs),
-                                             materialize_grads=True)
+                pulled = torch.autograd.grad(
+                    outputs, [probe for _, probe in probes], direction.view_as(outputs), materialize_grads=True
+                )
                 for (name, _), g in zip(probes, pulled, strict=True):
                     s = (g.movedim(1, -1) if isinstance(modules[name], nn.Conv2d) else g).flatten(0, -2)
                     S[name] = S[name] + s.T @ s

@@ -10,9 +10,17 @@ from .base import Report, apply_operator, method, resolve_damping
 
 
 @method(label="Exact", family="influence function", reference="Koh & Liang 2017, with the Gauss-Newton matrix")
-def exact(task: Task, params: Params, *, train: Tensor, test: Tensor, curvature: Tensor | None = None,
-          damping: float | str = "recommended", multiple: float = 1.0,
-          dtype: torch.dtype = torch.float64) -> tuple[Tensor, Report]:
+def exact(
+    task: Task,
+    params: Params,
+    *,
+    train: Tensor,
+    test: Tensor,
+    curvature: Tensor | None = None,
+    damping: float | str = "recommended",
+    multiple: float = 1.0,
+    dtype: torch.dtype = torch.float64,
+) -> tuple[Tensor, Report]:
     """Damped Gauss-Newton influence by a direct solve, in parameters or, if smaller, in training instances.
 
     Args:
@@ -36,8 +44,10 @@ def exact(task: Task, params: Params, *, train: Tensor, test: Tensor, curvature:
         weights = torch.linalg.solve(gram, overlap.T).T
         return (g - combine(weights, G)) / damping
 
-    return apply_operator(at, P, train, test), {"damping": damping, "solved_in": "instances" if in_instances else
-                                                "parameters"}
+    return apply_operator(at, P, train, test), {
+        "damping": damping,
+        "solved_in": "instances" if in_instances else "parameters",
+    }
 
 
 def combine(weights: Tensor, G: GaussNewton) -> Tensor:

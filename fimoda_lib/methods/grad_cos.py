@@ -9,8 +9,15 @@ from .base import apply_operator, method, unit
 
 
 @method(label="Grad-Cos", family="first-order", reference="Charpiat et al. 2019")
-def grad_cos(task: Task, params: Params, *, train: Tensor, test: Tensor, curvature: Tensor | None = None,
-             dtype: torch.dtype = torch.float64) -> Tensor:
+def grad_cos(
+    task: Task,
+    params: Params,
+    *,
+    train: Tensor,
+    test: Tensor,
+    curvature: Tensor | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
     """Cosines of loss gradients.
 
     Returns:

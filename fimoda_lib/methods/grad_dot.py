@@ -9,8 +9,15 @@ from .base import apply_operator, method
 
 
 @method(label="Grad-Dot", family="first-order", reference="Charpiat et al. 2019; one step of SGD")
-def grad_dot(task: Task, params: Params, *, train: Tensor, test: Tensor, curvature: Tensor | None = None,
-             dtype: torch.dtype = torch.float64) -> Tensor:
+def grad_dot(
+    task: Task,
+    params: Params,
+    *,
+    train: Tensor,
+    test: Tensor,
+    curvature: Tensor | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
     """Dot products of loss gradients.
 
     Returns:

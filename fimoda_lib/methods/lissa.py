@@ -18,10 +18,21 @@ CHECK_EVERY = 50  # steps between looks at the growth
 
 
 @method(label="LiSSA", family="influence function", reference="Agarwal et al. 2017; Koh & Liang 2017")
-def lissa(task: Task, params: Params, *, train: Tensor, test: Tensor, curvature: Tensor | None = None,
-          damping: float | str = "recommended", multiple: float = 1.0, scale: float | Sequence[float] = SCALES,
-          depth: int = 5000, batch_size: int | None = 128, seed: int = 0,
-          dtype: torch.dtype = torch.float64) -> tuple[Tensor, Report]:
+def lissa(
+    task: Task,
+    params: Params,
+    *,
+    train: Tensor,
+    test: Tensor,
+    curvature: Tensor | None = None,
+    damping: float | str = "recommended",
+    multiple: float = 1.0,
+    scale: float | Sequence[float] = SCALES,
+    depth: int = 5000,
+    batch_size: int | None = 128,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+) -> tuple[Tensor, Report]:
     """Damped Gauss-Newton influence by the recursion h <- v + h - (G_batch h + λh)/σ, result h/σ.
 
     Args:
@@ -46,8 +57,16 @@ def lissa(task: Task, params: Params, *, train: Tensor, test: Tensor, curvature:
 
     def P(v: Tensor) -> Tensor:
         if not G.reducible:
-            solve = neumann_solver(partial(batch_product, G.factor_at, G.products), len(curvature), damping, scale,
-                                   depth, batch_size, seed, report)
+            solve = neumann_solver(
+                partial(batch_product, G.factor_at, G.products),
+                len(curvature),
+                damping,
+                scale,
+                depth,
+                batch_size,
+                seed,
+                report,
+            )
             return solve(v)
         # All iterates stay in the span of v and the range of G: the same recursion in far fewer coordinates, and one
         # more for the part of v outside the range, along which G is zero.
@@ -63,8 +82,9 @@ def lissa(task: Task, params: Params, *, train: Tensor, test: Tensor, curvature:
     return apply_operator(at, P, train, test), report
 
 
-def batch_product(factor: Callable[[Tensor], Tensor], full: Callable[[Tensor], Tensor], h: Tensor,
-                  positions: Tensor | None) -> Tensor:
+def batch_product(
+    factor: Callable[[Tensor], Tensor], full: Callable[[Tensor], Tensor], h: Tensor, positions: Tensor | None
+) -> Tensor:
     """The Gauss-Newton matrix of a batch, or with positions None of all instances, times each row of h."""
     if positions is None:
         return full(h)
@@ -72,9 +92,16 @@ def batch_product(factor: Callable[[Tensor], Tensor], full: Callable[[Tensor], T
     return (h @ A.T) @ A / len(positions)
 
 
-def neumann_solver(batch_product: Callable[[Tensor, Tensor | None], Tensor], n: int, damping: float,
-                   scale: float | Sequence[float], depth: int, batch_size: int | None, seed: int,
-                   report: Report) -> Callable[[Tensor], Tensor]:
+def neumann_solver(
+    batch_product: Callable[[Tensor, Tensor | None], Tensor],
+    n: int,
+    damping: float,
+    scale: float | Sequence[float],
+    depth: int,
+    batch_size: int | None,
+    seed: int,
+    report: Report,
+) -> Callable[[Tensor], Tensor]:
     """The operator P of LiSSA for any curvature; fills the report.
 
     Args:
@@ -89,18 +116,29 @@ def neumann_solver(batch_product: Callable[[Tensor, Tensor | None], Tensor], n: 
             if h is not None:
                 solution = h / sigma
                 residual = v - batch_product(solution, None) - damping * solution
-                report.update(scale=sigma, diverged_scales=diverged,
-                              residual=(residual.norm(dim=1) / length(v)).tolist())
+                report.update(
+                    scale=sigma, diverged_scales=diverged, residual=(residual.norm(dim=1) / length(v)).tolist()
+                )
                 return solution
             diverged.append(sigma)
-        raise MethodDiverged(f"The Neumann series diverged for every scale tried ({', '.join(map(str, diverged))}) with "
-                             f"damping {damping:.3g}; try larger scales or more damping.")
+        raise MethodDiverged(
+            f"The Neumann series diverged for every scale tried ({', '.join(map(str, diverged))}) with "
+            f"damping {damping:.3g}; try larger scales or more damping."
+        )
 
     return P
 
 
-def neumann_series(batch_product: Callable, v: Tensor, n: int, damping: float, sigma: float, depth: int,
-                   batch_size: int | None, seed: int) -> Tensor | None:
+def neumann_series(
+    batch_product: Callable,
+    v: Tensor,
+    n: int,
+    damping: float,
+    sigma: float,
+    depth: int,
+    batch_size: int | None,
+    seed: int,
+) -> Tensor | None:
     """h after `depth` steps, or None if it exploded."""
     generator = torch.Generator().manual_seed(seed)
     h = v.clone()

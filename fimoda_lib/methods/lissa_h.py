@@ -13,10 +13,21 @@ from .lissa import SCALES, neumann_solver
 
 
 @method(label="LiSSA-H", family="influence function", reference="Agarwal et al. 2017; Koh & Liang 2017")
-def lissa_h(task: Task, params: Params, *, train: Tensor, test: Tensor, curvature: Tensor | None = None,
-            damping: float | str = "recommended", multiple: float = 1.0, scale: float | Sequence[float] = SCALES,
-            depth: int = 5000, batch_size: int | None = 128, seed: int = 0,
-            dtype: torch.dtype = torch.float64) -> tuple[Tensor, Report]:
+def lissa_h(
+    task: Task,
+    params: Params,
+    *,
+    train: Tensor,
+    test: Tensor,
+    curvature: Tensor | None = None,
+    damping: float | str = "recommended",
+    multiple: float = 1.0,
+    scale: float | Sequence[float] = SCALES,
+    depth: int = 5000,
+    batch_size: int | None = 128,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+) -> tuple[Tensor, Report]:
     """`lissa` with the Hessian of the loss in place of the Gauss-Newton matrix; arguments and results are the same."""
     at = Gradients(task, params, dtype=dtype)
     damping = resolve_damping(damping, multiple, lambda: recommended_damping(at, curvature))

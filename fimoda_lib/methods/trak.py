@@ -24,9 +24,21 @@ DIMENSION = 512  # by default, where there are enough instances
 
 
 @method(label="TRAK", family="projection", reference="Park et al. 2023")
-def trak(task: Task, params: Params, *, train: Tensor, test: Tensor, curvature: Tensor | None = None,
-         dimension: int | None = None, projection: str = "rademacher", n_projections: int = 1, ridge: float = 0.0,
-         weighted: bool = False, seed: int = 0, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Report]:
+def trak(
+    task: Task,
+    params: Params,
+    *,
+    train: Tensor,
+    test: Tensor,
+    curvature: Tensor | None = None,
+    dimension: int | None = None,
+    projection: str = "rademacher",
+    n_projections: int = 1,
+    ridge: float = 0.0,
+    weighted: bool = False,
+    seed: int = 0,
+    dtype: torch.dtype = torch.float64,
+) -> tuple[Tensor, Report]:
     """Influence in the kernel of randomly projected gradients of a model output.
 
     The output is the margin log(p_y / (1 - p_y)) in classification. Otherwise it is the model's output itself; if there
@@ -157,8 +169,10 @@ class Kernel:
         self.values = values + ridge
         smallest, largest = ridge if self.in_instances else self.values[0].item(), self.values[-1].item()
         if not smallest > k * max(torch.finfo(torch.float64).eps, precision**2) * largest:
-            raise ValueError(f"TRAK: the kernel of {m} rows in dimension {k} with ridge {ridge:g} is singular "
-                             f"(eigenvalues from {smallest:.2g} to {largest:.2g}); lower dimension or raise ridge.")
+            raise ValueError(
+                f"TRAK: the kernel of {m} rows in dimension {k} with ridge {ridge:g} is singular "
+                f"(eigenvalues from {smallest:.2g} to {largest:.2g}); lower dimension or raise ridge."
+            )
         self.condition = largest / smallest
 
     def solve(self, right: Tensor) -> Tensor:
@@ -180,13 +194,17 @@ def _check(at: Gradients, n_rows: int, dimension: int | None, projection: str, n
     if n_projections < 1 or (dimension is not None and dimension < 1):
         raise ValueError(f"n_projections, dimension: got {n_projections} and {dimension}, expected at least 1.")
     if projection == "identity" and (dimension is not None or n_projections > 1):
-        raise ValueError("projection='identity' has the dimension of the parameters, and there is one of it: leave out "
-                         "dimension and n_projections.")
+        raise ValueError(
+            "projection='identity' has the dimension of the parameters, and there is one of it: leave out "
+            "dimension and n_projections."
+        )
     if projection == "identity":
         dimension = at.n_params
     elif dimension is None:
         dimension = max(min(DIMENSION, n_rows // 2, at.n_params), 1)
     if dimension > n_rows and ridge == 0:
-        raise ValueError(f"TRAK: dimension {dimension} exceeds the number of rows of the kernel, {n_rows}: "
-                         f"it has no inverse; lower dimension or raise ridge.")
+        raise ValueError(
+            f"TRAK: dimension {dimension} exceeds the number of rows of the kernel, {n_rows}: "
+            f"it has no inverse; lower dimension or raise ridge."
+        )
     return dimension
