@@ -96,6 +96,8 @@ class Profile:
         final, further: factors on the numbers of epochs.
         embedded: whether data that ships with scikit-learn may stand in; then nothing is downloaded.
         lissa_depth: recursion depth of LiSSA (the paper's is 5000).
+        n_test: at most so many test instances.
+        cg_tolerance: relative residual at which CG stops; None takes the method's own.
         lissa_h_depth: the same for LiSSA-H, whose steps cost a hundred times more.
     """
 
@@ -108,6 +110,8 @@ class Profile:
     embedded: bool = False
     lissa_depth: int = 5000
     lissa_h_depth: int = 5000
+    n_test: int | None = None
+    cg_tolerance: float | None = None
 
     def n_seeds(self, optimizer: str, dataset: str) -> int:
         counts = self.seeds[optimizer]
@@ -127,6 +131,8 @@ PROFILES: dict[str, Profile] = {
             further=0.01,
             embedded=True,
             lissa_depth=50,
+            n_test=8,
+            cg_tolerance=0.1,
             lissa_h_depth=20,
         ),
         Profile(
@@ -138,8 +144,10 @@ PROFILES: dict[str, Profile] = {
             further=0.2,
             final=0.5,
             embedded=True,
-            lissa_depth=1000,
-            lissa_h_depth=200,
+            lissa_depth=300,
+            lissa_h_depth=100,
+            n_test=40,
+            cg_tolerance=1e-3,
         ),
         Profile(
             "laptop",
@@ -168,6 +176,7 @@ class Settings:
     damping_multiples: tuple[float, ...]
     lissa_depth: int
     lissa_h_depth: int
+    cg_tolerance: float | None
 
 
 def settings(task: Task, profile: str, optimizer: str = "sgd") -> Settings:
@@ -190,10 +199,11 @@ def settings(task: Task, profile: str, optimizer: str = "sgd") -> Settings:
         further=further.scaled(chosen.further),
         seeds=tuple(range(chosen.n_seeds(optimizer, task.name))),
         left_out=tuple(candidates[::spread][: chosen.left_out]),
-        test=tuple(range(min(experiment.n_test or task.n_test, task.n_test))),
+        test=tuple(range(min(experiment.n_test or task.n_test, chosen.n_test or task.n_test, task.n_test))),
         damping_multiples=experiment.damping_multiples,
         lissa_depth=chosen.lissa_depth,
         lissa_h_depth=chosen.lissa_h_depth,
+        cg_tolerance=chosen.cg_tolerance,
     )
 
 

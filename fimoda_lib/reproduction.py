@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 
 # The paper's methods in the paper's order; "exact" is the yardstick of the influence functions and is not drawn there.
 PAPER_METHODS = ("grad_dot", "grad_cos", "datainf", "cg", "lissa", "lissa_h", "ekfac", "trak")
-HOLD_FLOAT64 = 5_000  # training instances; beyond, gradients are kept in float32 to fit memory
+HOLD_FLOAT64 = 5_000  # training instances x outputs; beyond, gradients are kept in float32 to fit memory
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,10 @@ class Reproduction:
             hyper["multiple"] = max(self.settings.damping_multiples)
         if "depth" in METHODS[method].defaults:
             hyper["depth"] = self.settings.lissa_h_depth if method == "lissa_h" else self.settings.lissa_depth
-        if method == "lissa_h" or self.task.n_train > HOLD_FLOAT64:
+        if method == "cg" and self.settings.cg_tolerance is not None:
+            hyper["tolerance"] = self.settings.cg_tolerance
+        outputs = list(self.params.values())[-1].shape[0]
+        if method == "lissa_h" or self.task.n_train * outputs > HOLD_FLOAT64:
             hyper["dtype"] = "float32"
         return hyper
 

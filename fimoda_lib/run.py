@@ -78,6 +78,7 @@ def main(arguments: list[str] | None = None) -> int:
         os.environ["FIMODA_DATA"] = str(Path(options.data).resolve())
     os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # this environment's kernel, not one of the user's others
     os.environ.setdefault("TQDM_MININTERVAL", "2")  # every refresh of a progress bar stays in the executed notebook
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")  # bars are plain text here
     # glibc gives large blocks back to the system at every step otherwise: a fifth of the time of further training.
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**31 - 1))
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**30))
