@@ -172,7 +172,7 @@ def execute(item: NotebookRun, folder: Path, jobs: int) -> str | None:
             cwd=str(ROOT),
             stderr_file=sys.stderr if jobs == 1 else None,
             kernel_name="python3",
-            extra_arguments=["--IPKernelApp.log_level=ERROR"],
+            extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
         )
     except PapermillExecutionError as error:
         return f"{error.ename}: {error.evalue}"
