@@ -45,6 +45,7 @@ LOOK: dict[str, Look] = {
     "trak": Look("TRAK", "#009E73", "h", ":"),
     "ceiling": Look("noise ceiling", "#666666", "", (0, (1, 1))),
 }
+PUBLISHED = "published"  # the open markers, in legends
 STYLE = {
     "font.size": 9,
     "axes.labelsize": 9,
@@ -83,9 +84,11 @@ def panel_figure(
         figure = _layout(panels, draw, ylabel, legend, note)
         save(figure, rows, folder, name, note)
         for letter, shown in panels.items():
-            alone = _layout({letter: shown}, draw, ylabel, legend, note)
+            own = {k: v for k, v in note["datasets"].items() if k == shown.dataset}
+            alone_note = {**note, "datasets": own}
+            alone = _layout({letter: shown}, draw, ylabel, legend, alone_note)
             panel_rows = rows[rows["panel"] == letter] if "panel" in rows else rows
-            save(alone, panel_rows, folder, f"{name}{letter}_{shown.dataset}", note)
+            save(alone, panel_rows, folder, f"{name}{letter}_{shown.dataset}", alone_note)
             plt.close(alone)
     return figure
 
@@ -94,7 +97,11 @@ def _layout(panels: Panels, draw: Draw, ylabel: str, legend: Sequence[str], note
     columns = min(len(panels), 2)
     rows = -(-len(panels) // columns)
     figure, axes = plt.subplots(
-        rows, columns, squeeze=False, figsize=(3.9 * columns, 2.75 * rows + 0.75), layout="constrained"
+        rows,
+        columns,
+        squeeze=False,
+        figsize=(3.9 * columns + 0.5 * (columns == 1), 2.75 * rows + 0.75),
+        layout="constrained",
     )
     for ax, letter in zip(axes.flat, panels, strict=False):
         draw(ax, letter)
@@ -103,12 +110,7 @@ def _layout(panels: Panels, draw: Draw, ylabel: str, legend: Sequence[str], note
     for ax in axes[:, 0]:
         ax.set_ylabel(ylabel if rows == 1 else "\n".join(_halves(ylabel)))
     if legend:
-        handles = [mpl.lines.Line2D([], [], color=LOOK[m].colour, ls=LOOK[m].line, label=LOOK[m].label) for m in legend]
-        handles.append(
-            mpl.lines.Line2D(
-                [], [], color="#444444", marker="o", mfc="none", ls="none", ms=4.5, label="published (open markers)"
-            )
-        )
+        handles = [_handle(name) for name in legend]
         figure.legend(
             handles=handles,
             loc="outside lower center",
@@ -118,8 +120,17 @@ def _layout(panels: Panels, draw: Draw, ylabel: str, legend: Sequence[str], note
         )
     strip = 0.16 / figure.get_figheight()  # for the line of provenance, below everything else
     figure.get_layout_engine().set(rect=(0, strip, 1, 1 - strip))
-    figure.text(0.995, 0.2 * strip, note["line"], fontsize=5.5, color="#777777", ha="right", va="bottom")
+    figure.text(0.995, 0.2 * strip, line_of(note), fontsize=5.5, color="#777777", ha="right", va="bottom")
     return figure
+
+
+def _handle(name: str) -> mpl.lines.Line2D:
+    """A method's entry in the legend."""
+    if name == PUBLISHED:
+        return mpl.lines.Line2D([], [], color="#444444", marker="o", mfc="none", ls="none", ms=4.5, label=PUBLISHED)
+    look = LOOK[name]
+    line = look.line if isinstance(look.line, str) else (0, look.line[1])
+    return mpl.lines.Line2D([], [], color=look.colour, ls=line, label=look.label)
 
 
 def _halves(text: str) -> list[str]:
@@ -140,15 +151,15 @@ def save(figure: Figure, table: pd.DataFrame, folder: Path | str, name: str, not
     """Writes `<name>.pdf`, `.png`, `.csv` (the plotted numbers) and `.json` (provenance)."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    figure.savefig(folder / f"{name}.pdf", metadata={"Subject": note["line"], "CreationDate": None})
-    figure.savefig(folder / f"{name}.png", metadata={"Description": note["line"]})
+    figure.savefig(folder / f"{name}.pdf", metadata={"Subject": line_of(note), "CreationDate": None})
+    figure.savefig(folder / f"{name}.png", metadata={"Description": line_of(note)})
     table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", quoting=csv.QUOTE_MINIMAL)
     (folder / f"{name}.json").write_text(json.dumps(note, indent=1, sort_keys=True) + "\n")
 
 
 def provenance(panels: Panels, **settings: str) -> dict:
     """What a figure was made from: profile, seeds, specification hashes, time, versions, commit."""
-    pieces, datasets = [], {}
+    datasets = {}
     for shown in panels.values():
         gold = finished(lambda s=shown: s.gold)
         if gold is not None:
@@ -160,12 +171,15 @@ def provenance(panels: Panels, **settings: str) -> dict:
                 "seconds": round(float(gold.seconds.sum()), 1),
                 "diverged_runs": int(gold.diverged.sum()),
             }
-            pieces.append(f"{shown.dataset} {gold.sizes['seed']} seeds, {gold.sizes['left_out']} left out")
     profile = next(iter(panels.values())).profile
     versions = {"torch": torch.__version__, "numpy": np.__version__, "matplotlib": mpl.__version__}
-    commit = code_version()
-    line = f"{settings.get('figure', '')} · profile {profile} · {'; '.join(pieces) or 'nothing run'} · commit {commit}"
-    return {"profile": profile, **settings, "datasets": datasets, "versions": versions, "commit": commit, "line": line}
+    return {"profile": profile, **settings, "datasets": datasets, "versions": versions, "commit": code_version()}
+
+
+def line_of(note: dict) -> str:
+    """Provenance in one line, for the foot of a figure."""
+    pieces = [f"{name} {len(d['seeds'])} seeds, {d['left_out']} left out" for name, d in note["datasets"].items()]
+    return f"{note['figure']} · profile {note['profile']} · {'; '.join(pieces) or 'nothing run'} · {note['commit']}"
 
 
 @cache

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .comparison import noise_ceiling, sensitivity, similarity
-from .drawing import LOOK, STYLE, Look, Panels, panel_figure, provenance, say
+from .drawing import LOOK, PUBLISHED, STYLE, Look, Panels, panel_figure, provenance, say
 from .reproduction import PAPER_METHODS, Reproduction, finished
 
 __all__ = ["LOOK", "STYLE", "Look", "damping_sweep", "figure2", "figure4", "figure5", "figure6", "figure_damping"]
@@ -101,6 +101,11 @@ def _similarity_figure(
     )
     note = provenance(panels, figure=name, optimizer=optimizer, adjustment=adjustment, metric=metric)
     drawn = [m for m in (*methods, "ceiling") if m in set(rows.get("method", []))]
+    if any(
+        len(published_points(f"{int(name[3:])}{k}", shown.dataset, optimizer, adjustment, metric))
+        for k, shown in panels.items()
+    ):
+        drawn.append(PUBLISHED)
     return panel_figure(name, panels, folder, draw, rows, note, AXIS[metric], drawn)
 
 
@@ -143,29 +148,24 @@ def draw_similarity(ax: Axes, table: pd.DataFrame) -> None:
 
 def draw_published(ax: Axes, figure: str, dataset: str, optimizer: str, adjustment: str, metric: str) -> None:
     """Published points as open markers, thinned to a readable number."""
+    chosen = published_points(figure, dataset, optimizer, adjustment, metric)
+    for method, rows in chosen.groupby("method"):
+        if method in LOOK:
+            rows = rows[_apart(rows.x.to_numpy(), np.ptp(rows.x) / 25)]
+            look = dict(mfc="none", mec=LOOK[method].colour, ms=4.5, mew=0.9, ls="none")
+            ax.plot(rows.x, rows.value, LOOK[method].marker, **look, zorder=3, clip_on=False)
+
+
+def published_points(figure: str, dataset: str, optimizer: str, adjustment: str, metric: str) -> pd.DataFrame:
+    """The published numbers of one panel."""
     published = published_curves()
-    chosen = published[
+    return published[
         (published.figure == figure)
         & (published.dataset == dataset)
         & (published.optimizer == optimizer)
         & (published.adjustment == adjustment)
         & (published.metric == metric)
     ]
-    for method, rows in chosen.groupby("method"):
-        if method in LOOK:
-            rows = rows[_apart(rows.x.to_numpy(), np.ptp(rows.x) / 25)]
-            ax.plot(
-                rows.x,
-                rows.value,
-                LOOK[method].marker,
-                mfc="none",
-                mec=LOOK[method].colour,
-                ms=4.5,
-                mew=0.9,
-                ls="none",
-                zorder=3,
-                clip_on=False,
-            )
 
 
 def _apart(x: np.ndarray, distance: float) -> list[bool]:
