@@ -140,6 +140,14 @@ def main() -> None:
 
     report("DataInf", lambda: attribute("datainf", task, params, scale=10.0), one_datainf)
 
+    def with_gradients(g: torch.Tensor) -> torch.Tensor:
+        for x, y in zip(plain.x, plain.y, strict=True):
+            plain.gradient(x, y)
+        return one_datainf(g)
+
+    print("and if the plain way computes the training gradients anew for each test instance, not keeping them:")
+    report("DataInf", lambda: attribute("datainf", task, params, scale=10.0), with_gradients)
+
 
 if __name__ == "__main__":
     main()

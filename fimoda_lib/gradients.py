@@ -43,6 +43,7 @@ class Gradients:
         self.shapes = [p.shape for p in self.params.values()]
         self.sizes = [p.numel() for p in self.params.values()]
         self.n_params = sum(self.sizes)
+        self._kept: tuple[Tensor, Tensor] | None = None
 
     # --- flat vectors -----------------------------------------------------------------------------------------------
 
@@ -92,7 +93,16 @@ class Gradients:
         return self.flatten(vmap(grad(self._loss), in_dims=(None, 0))(self.params, instances))
 
     def blocks(self, rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
-        """Loss gradients of training instances, block by block: (which of the rows, [b, P])."""
+        """Loss gradients of training instances, block by block: (which of the rows, [b, P]); not to be written to.
+
+        If all fit in one block, it is kept: methods go through the same instances two or three times.
+        """
+        if len(rows) <= self.block_size():
+            if self._kept is None or not torch.equal(self._kept[0], rows):
+                self._kept = None  # never two of them
+                self._kept = rows.clone(), self.of_losses(self.train(rows))
+            yield slice(0, len(rows)), self._kept[1]
+            return
         start = 0
         for piece in rows.split(self.block_size()):
             yield slice(start, start + len(piece)), self.of_losses(self.train(piece))
