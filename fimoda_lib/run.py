@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PROFILES = {  # what `experiments.PROFILES` holds; a test compares them
     "smoke": "the smallest sizes that pass through every line, for tests: about a minute",
     "quick": "20 left-out instances, 5 seeds, a fifth of the epochs, and data that ships with scikit-learn in place of "
-    "what is not on this machine: about ten minutes on 2 cores, no network",
+    "what is not on this machine: about five minutes on 2 cores, no network",
     "laptop": "the paper's data sets, left-out instances and epochs with 3 to 10 seeds: about two hours on 2 cores",
     "paper": "everything as in the paper, 100 seeds: for a GPU box",
 }
