@@ -71,6 +71,18 @@ class GaussNewton:
             result += (vectors @ block.T) @ block
         return result / self.n
 
+    def overlaps(self, vectors: Tensor) -> Tensor:
+        """A times each vector: [k, P] -> [k, n * rank]."""
+        return torch.cat([vectors @ block.T for block in self.blocks()], 1)
+
+    def combine(self, weights: Tensor) -> Tensor:
+        """Aᵀ times each row of weights: [k, n * rank] -> [k, P]."""
+        result, start = 0.0, 0
+        for block in self.blocks():
+            result = result + weights[:, start : start + len(block)] @ block
+            start += len(block)
+        return result
+
     def gram(self) -> Tensor:
         """AAᵀ, [n * rank, n * rank]; its eigenvalues over n are the non-zero eigenvalues of G."""
         if self.held is not None:
@@ -108,17 +120,11 @@ class Reduction:
 
     def into(self, vectors: Tensor) -> Tensor:
         """Qᵀv for every row v: [k, P] -> [k, q]."""
-        overlap = torch.cat([vectors @ block.T for block in self.G.blocks()], 1)
-        return overlap @ self.vectors / self.values.sqrt()
+        return self.G.overlaps(vectors) @ self.vectors / self.values.sqrt()
 
     def out_of(self, coordinates: Tensor) -> Tensor:
         """Q times every row of coordinates: [k, q] -> [k, P]."""
-        weights = coordinates / self.values.sqrt() @ self.vectors.T
-        pieces, start = 0.0, 0
-        for block in self.G.blocks():
-            pieces = pieces + weights[:, start : start + len(block)] @ block
-            start += len(block)
-        return pieces
+        return self.G.combine(coordinates / self.values.sqrt() @ self.vectors.T)
 
 
 def output_factors(at: Gradients, instances: tuple, rank: int | None = None) -> Tensor:

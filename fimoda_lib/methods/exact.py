@@ -40,20 +40,10 @@ def exact(
             return torch.linalg.solve(G.dense() + damping * torch.eye(at.n_params, dtype=dtype), g.T).T
         # Woodbury: (AᵀA/n + λI)⁻¹ g = (g - Aᵀ (AAᵀ + nλI)⁻¹ A g) / λ
         gram = G.gram() + G.n * damping * torch.eye(G.n * G.rank, dtype=dtype)
-        overlap = torch.cat([g @ block.T for block in G.blocks()], 1)
-        weights = torch.linalg.solve(gram, overlap.T).T
-        return (g - combine(weights, G)) / damping
+        weights = torch.linalg.solve(gram, G.overlaps(g).T).T
+        return (g - G.combine(weights)) / damping
 
     return apply_operator(at, P, train, test), {
         "damping": damping,
         "solved_in": "instances" if in_instances else "parameters",
     }
-
-
-def combine(weights: Tensor, G: GaussNewton) -> Tensor:
-    """weights @ A, [k, n * rank] -> [k, P]."""
-    result, start = 0.0, 0
-    for block in G.blocks():
-        result = result + weights[:, start : start + len(block)] @ block
-        start += len(block)
-    return result
