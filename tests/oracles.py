@@ -22,8 +22,11 @@ def trained(model):
 
 def vector(tensors, like):
     """Gradients, of which some may be missing, as one long numpy vector."""
-    return torch.cat([torch.zeros_like(p).ravel() if t is None else t.ravel()
-                      for t, p in zip(tensors, like, strict=True)]).detach().numpy()
+    return (
+        torch.cat([torch.zeros_like(p).ravel() if t is None else t.ravel() for t, p in zip(tensors, like, strict=True)])
+        .detach()
+        .numpy()
+    )
 
 
 def instance(instances, i):
@@ -48,8 +51,9 @@ def jacobian(task, params, i):
     """Of the outputs of one training instance in the parameters, [C, P]."""
     model = at(task, params)
     weights, outputs = trained(model), model(instance(task.train, i)[0])[0]
-    return np.stack([vector(torch.autograd.grad(o, weights, retain_graph=True, allow_unused=True), weights)
-                     for o in outputs])
+    return np.stack(
+        [vector(torch.autograd.grad(o, weights, retain_graph=True, allow_unused=True), weights) for o in outputs]
+    )
 
 
 def output_hessian(task, params, i):
@@ -73,8 +77,13 @@ def hessian(task, params, rows):
         inputs, target = instance(task.train, i)
         loss = task.loss(model(inputs), target)[0]
         first = torch.autograd.grad(loss, weights, create_graph=True)
-        total = total + np.stack([vector(torch.autograd.grad(e, weights, retain_graph=True, allow_unused=True), weights)
-                                  for g in first for e in g.ravel()])
+        total = total + np.stack(
+            [
+                vector(torch.autograd.grad(e, weights, retain_graph=True, allow_unused=True), weights)
+                for g in first
+                for e in g.ravel()
+            ]
+        )
     return total / len(rows)
 
 

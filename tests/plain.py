@@ -8,8 +8,21 @@ from torch.utils.data import RandomSampler
 OPTIMIZERS = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 
-def train(task, params, *, optimizer, learning_rate, batch_size, epochs, seed, removed=None, removal="drop", fraction=1.0,
-          weight_decay=0.0, max_grad_norm=None):
+def train(
+    task,
+    params,
+    *,
+    optimizer,
+    learning_rate,
+    batch_size,
+    epochs,
+    seed,
+    removed=None,
+    removal="drop",
+    fraction=1.0,
+    weight_decay=0.0,
+    max_grad_norm=None,
+):
     """Yields, after every optimiser step of the full run, the test losses [n_test] in float64 of one run."""
     dtype = next(iter(params.values())).dtype
     model = copy.deepcopy(task.model).to(dtype)

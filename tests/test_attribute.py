@@ -45,12 +45,27 @@ def test_recommended_damping_is_the_mean_squared_gradient_entry_of_the_curvature
     rows = [1, 5, 9, 20]
     unit = oracles.damping(task, params, rows)
     for multiple in (1.0, 0.1, 1000):
-        found = attribute(name, task, params, train=[2], curvature=rows, multiple=multiple,
-                          **{**quick(name), **({"scale": 1e6} if name.startswith("lissa") else {})})
+        found = attribute(
+            name,
+            task,
+            params,
+            train=[2],
+            curvature=rows,
+            multiple=multiple,
+            **{**quick(name), **({"scale": 1e6} if name.startswith("lissa") else {})},
+        )
         assert found.attrs["damping"] == pytest.approx(unit * multiple, rel=1e-12)
         assert found.attrs["multiple"] == multiple
-        by_value = attribute(name, task, params, train=[2], curvature=rows, damping=unit, multiple=multiple,
-                             **{**quick(name), **({"scale": 1e6} if name.startswith("lissa") else {})})
+        by_value = attribute(
+            name,
+            task,
+            params,
+            train=[2],
+            curvature=rows,
+            damping=unit,
+            multiple=multiple,
+            **{**quick(name), **({"scale": 1e6} if name.startswith("lissa") else {})},
+        )
         np.testing.assert_allclose(by_value, found, rtol=1e-10)
 
 
@@ -86,7 +101,8 @@ def test_a_function_of_your_own_is_a_method():
     np.testing.assert_allclose(found[0], expected)
     assert found.attrs == {"method": "first_feature", "label": "first_feature", "power": 2.0, "used": 3}
     assert "no hyper-parameter 'damping'; it has power" in refusal(
-        attribute, first_feature, task, params, damping=1.0, error=ValueError)
+        attribute, first_feature, task, params, damping=1.0, error=ValueError
+    )
     known = attribute(METHODS["grad_dot"].function, task, params)
     assert known.attrs["label"] == "Grad-Dot" and known.identical(attribute("grad_dot", task, params))
 
@@ -107,24 +123,28 @@ def test_a_function_of_your_own_that_returns_nonsense_is_refused():
     assert "undefined returned NaN or infinite scores for 2 of 3 test instances" in message
 
 
-@pytest.mark.parametrize(("changes", "fragments"), [
-    (dict(method="grad_dott"), ["no method 'grad_dott'", "grad_dot, "]),
-    (dict(damping_factor=1), ["exact has no hyper-parameter 'damping_factor'", "damping, multiple, dtype"]),
-    (dict(method="grad_dot", damping=1.0), ["grad_dot has no hyper-parameter 'damping'", "dtype"]),
-    (dict(train=[23]), ["train", "instance 23 does not exist", "0 to 22"]),
-    (dict(test=[0, 5]), ["test", "instance 5 does not exist", "0 to 4"]),
-    (dict(curvature=[-1]), ["curvature", "instance -1"]),
-    (dict(train=[1, 1]), ["train", "instance 1", "more than once"]),
-    (dict(train=[0.0]), ["train", "whole instance numbers"]),
-    (dict(train=[]), ["train", "at least one"]),
-    (dict(test=[]), ["test", "at least one"]),
-    (dict(curvature=[]), ["curvature", "at least one"]),
-    (dict(damping=0), ["damping", "got 0", "positive"]),
-    (dict(damping=-1.0), ["damping", "got -1.0"]),
-    (dict(damping="auto"), ["damping", "'auto'", "'recommended'"]),
-    (dict(damping=float("nan")), ["damping", "got nan"]),
-    (dict(multiple=0), ["damping", "times 0"]),
-], ids=str)
+@pytest.mark.parametrize(
+    ("changes", "fragments"),
+    [
+        (dict(method="grad_dott"), ["no method 'grad_dott'", "grad_dot, "]),
+        (dict(damping_factor=1), ["exact has no hyper-parameter 'damping_factor'", "damping, multiple, dtype"]),
+        (dict(method="grad_dot", damping=1.0), ["grad_dot has no hyper-parameter 'damping'", "dtype"]),
+        (dict(train=[23]), ["train", "instance 23 does not exist", "0 to 22"]),
+        (dict(test=[0, 5]), ["test", "instance 5 does not exist", "0 to 4"]),
+        (dict(curvature=[-1]), ["curvature", "instance -1"]),
+        (dict(train=[1, 1]), ["train", "instance 1", "more than once"]),
+        (dict(train=[0.0]), ["train", "whole instance numbers"]),
+        (dict(train=[]), ["train", "at least one"]),
+        (dict(test=[]), ["test", "at least one"]),
+        (dict(curvature=[]), ["curvature", "at least one"]),
+        (dict(damping=0), ["damping", "got 0", "positive"]),
+        (dict(damping=-1.0), ["damping", "got -1.0"]),
+        (dict(damping="auto"), ["damping", "'auto'", "'recommended'"]),
+        (dict(damping=float("nan")), ["damping", "got nan"]),
+        (dict(multiple=0), ["damping", "times 0"]),
+    ],
+    ids=str,
+)
 def test_what_cannot_be_right_is_refused(changes, fragments):
     task, params = tiny()
     message = refusal(attribute, **{"method": "exact", "task": task, "params": params, **changes}, error=ValueError)
@@ -151,8 +171,11 @@ def test_cg_reports_iterations_and_residuals_and_names_those_that_are_late():
         found = attribute("cg", task, params, damping=1e-3, test=[4, 0, 2])
     assert len(json.loads(found.attrs["iterations"])) == 3 and max(json.loads(found.attrs["residual"])) <= 1e-10
     assert found.attrs["tolerance"] == 1e-10 and min(json.loads(found.attrs["iterations"])) > 3
-    with pytest.warns(UserWarning, match=r"CG: 3 of 3 test instances did not converge to 1e-10 in 2 iterations "
-                                         r"\(instances \[4, 0, 2\]\)"):
+    with pytest.warns(
+        UserWarning,
+        match=r"CG: 3 of 3 test instances did not converge to 1e-10 in 2 iterations "
+        r"\(instances \[4, 0, 2\]\)",
+    ):
         late = attribute("cg", task, params, damping=1e-3, test=[4, 0, 2], max_iterations=2)
     assert json.loads(late.attrs["iterations"]) == [2, 2, 2] and min(json.loads(late.attrs["residual"])) > 1e-10
 
@@ -218,5 +241,4 @@ def test_lissa_h_diverges_where_the_hessian_is_not_positive():
     task, params = tiny()
     assert np.linalg.eigvalsh(oracles.hessian(task, params, range(23)))[0] < -0.5
     with pytest.raises(MethodDiverged):
-        attribute("lissa_h", task, params, damping=0.01, scale=[1.9, 2.2], depth=100, batch_size=None,
-                  test=[0])
+        attribute("lissa_h", task, params, damping=0.01, scale=[1.9, 2.2], depth=100, batch_size=None, test=[0])

@@ -23,7 +23,13 @@ def gold(noise=1.0, seed=0):
     delta = signal + noise * rng.standard_normal((SEEDS, *signal.shape))
     return xr.Dataset(
         {"delta": (("seed", "left_out", "step", "test"), delta.astype("float32"))},
-        coords={"seed": range(SEEDS), "left_out": LEFT_OUT, "step": STEPS, "test": TESTS, "epoch": ("step", [1.0, 2, 3])},
+        coords={
+            "seed": range(SEEDS),
+            "left_out": LEFT_OUT,
+            "step": STEPS,
+            "test": TESTS,
+            "epoch": ("step", [1.0, 2, 3]),
+        },
     )
 
 
@@ -77,8 +83,17 @@ def test_perfect_reversed_and_rescaled_scores():
         xr.testing.assert_allclose(similarity(factor * perfect, m), similarity(perfect, m))
 
 
-@pytest.mark.parametrize("value, metric", [(0.0, "cosine"), (0.0, "spearman"), (3.0, "spearman"), (np.nan, "cosine"),
-                                           (np.nan, "spearman"), (np.inf, "cosine")])
+@pytest.mark.parametrize(
+    "value, metric",
+    [
+        (0.0, "cosine"),
+        (0.0, "spearman"),
+        (3.0, "spearman"),
+        (np.nan, "cosine"),
+        (np.nan, "spearman"),
+        (np.inf, "cosine"),
+    ],
+)
 def test_undefined_similarities_are_counted_and_treated_as_asked(value, metric):
     s, m = scores(), sensitivity(gold()).copy()
     m.loc[dict(test=3, step=8)] = value
@@ -94,14 +109,17 @@ def test_a_constant_vector_still_has_a_cosine():
     assert similarity(s, m)["undefined"].sum() == 0
 
 
-@pytest.mark.parametrize("call, message", [
-    (lambda s, m: similarity(s, m, "pearson"), "expected one of cosine, spearman"),
-    (lambda s, m: similarity(s, m, undefined="drop"), "expected 'zero' or 'skip'"),
-    (lambda s, m: similarity(s.isel(train=slice(0, 30)), m), "left_out instances have none .instance 30"),
-    (lambda s, m: similarity(s.isel(test=slice(0, 8)), m), "test instances have none .instance 8"),
-    (lambda s, m: sensitivity(gold(), "median"), "expected 'mean' or 'full'"),
-    (lambda s, m: seed_blocks(gold().delta, 7), "expected 1 to 6"),
-])
+@pytest.mark.parametrize(
+    "call, message",
+    [
+        (lambda s, m: similarity(s, m, "pearson"), "expected one of cosine, spearman"),
+        (lambda s, m: similarity(s, m, undefined="drop"), "expected 'zero' or 'skip'"),
+        (lambda s, m: similarity(s.isel(train=slice(0, 30)), m), "left_out instances have none .instance 30"),
+        (lambda s, m: similarity(s.isel(test=slice(0, 8)), m), "test instances have none .instance 8"),
+        (lambda s, m: sensitivity(gold(), "median"), "expected 'mean' or 'full'"),
+        (lambda s, m: seed_blocks(gold().delta, 7), "expected 1 to 6"),
+    ],
+)
 def test_bad_options_are_refused_in_a_sentence(call, message):
     with pytest.raises(ValueError, match=message):
         call(scores(), sensitivity(gold()))

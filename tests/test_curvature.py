@@ -82,10 +82,16 @@ def test_factors_of_a_random_batch(hold):
     close(A.T @ A / 3, oracles.gauss_newton(task, params, [8, 0, 0]))
 
 
-@pytest.mark.parametrize(("kind", "outputs", "rank"), [
-    ("classification", 2, 1), ("classification", 3, 2), ("classification", 5, 4), ("regression", 1, 1),
-    ("regression", 3, 3),
-])
+@pytest.mark.parametrize(
+    ("kind", "outputs", "rank"),
+    [
+        ("classification", 2, 1),
+        ("classification", 3, 2),
+        ("classification", 5, 4),
+        ("regression", 1, 1),
+        ("regression", 3, 3),
+    ],
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_flat_directions_of_the_loss_are_left_out(kind, outputs, rank, dtype):
     task, params = tiny(kind, outputs=outputs)

@@ -24,8 +24,11 @@ CONV = dict(kernel_size=(2, 3), stride=(2, 1), padding=(1, 0), dilation=(1, 2))
 
 def conv_net():
     """A convolution, an activation that overwrites its output, and a linear layer."""
-    return nn.Sequential(OrderedDict(conv=nn.Conv2d(2, 3, **CONV), relu=nn.ReLU(inplace=True), flat=nn.Flatten(),
-                                     linear=nn.Linear(3 * 3 * 2, 3)))
+    return nn.Sequential(
+        OrderedDict(
+            conv=nn.Conv2d(2, 3, **CONV), relu=nn.ReLU(inplace=True), flat=nn.Flatten(), linear=nn.Linear(3 * 3 * 2, 3)
+        )
+    )
 
 
 class Tokens(nn.Module):
@@ -49,8 +52,10 @@ def problem(name):
         torch.manual_seed(2)
         model = {"conv": conv_net, "tokens": Tokens}[name]().double()
     shape, classes = {"conv": (2, 4, 6), "tokens": (5, 3)}[name], {"conv": 3, "tokens": 2}[name]
-    data = [(torch.randn(n, *shape, generator=g, dtype=torch.float64), torch.randint(classes, (n,), generator=g))
-            for n in (23, 5)]
+    data = [
+        (torch.randn(n, *shape, generator=g, dtype=torch.float64), torch.randint(classes, (n,), generator=g))
+        for n in (23, 5)
+    ]
     return Task(name, model, cross_entropy, *data), parameters_of(model)
 
 
@@ -60,15 +65,26 @@ def problem(name):
 def layer_rows(name, p, x, direction):
     """For one instance: layer -> (rows a with 1 appended, rows s), from the output's pseudo-gradient."""
     if name == "conv":
-        z = F.conv2d(x[None], p["conv.weight"], p["conv.bias"], stride=CONV["stride"], padding=CONV["padding"],
-                     dilation=CONV["dilation"]).requires_grad_()
+        z = F.conv2d(
+            x[None],
+            p["conv.weight"],
+            p["conv.bias"],
+            stride=CONV["stride"],
+            padding=CONV["padding"],
+            dilation=CONV["dilation"],
+        ).requires_grad_()
         h = F.relu(z).flatten()
         s = torch.autograd.grad(h @ (p["linear.weight"].T @ direction), z)[0][0]
         padded = np.pad(x.numpy(), ((0, 0), (1, 1), (0, 0)))
-        rows = [[padded[k, 2 * r + i, c + 2 * j] for k in range(2) for i in range(2) for j in range(3)] + [1]
-                for r in range(s.shape[1]) for c in range(s.shape[2])]
-        return {"conv": (np.array(rows), s.flatten(1).T.numpy()),
-                "linear": (np.append(h.detach().numpy(), 1)[None], direction.numpy()[None])}
+        rows = [
+            [padded[k, 2 * r + i, c + 2 * j] for k in range(2) for i in range(2) for j in range(3)] + [1]
+            for r in range(s.shape[1])
+            for c in range(s.shape[2])
+        ]
+        return {
+            "conv": (np.array(rows), s.flatten(1).T.numpy()),
+            "linear": (np.append(h.detach().numpy(), 1)[None], direction.numpy()[None]),
+        }
     h = torch.tanh(p["0.weight"] @ x + p["0.bias"])
     s = (p["2.weight"].T @ direction) * (1 - h**2)
     return {"0": (np.append(x, 1)[None], s.numpy()[None]), "2": (np.append(h, 1)[None], direction.numpy()[None])}
@@ -102,8 +118,10 @@ def dense(name, task, params, directions, rows, *, corrected=True, bias="column"
 
 def dense_scores(layers, g_test, g_train, damping=None, factor=1.0):
     """g_zᵀ P gᵢ with P a dense matrix; damping None: 0.1 times each layer's mean eigenvalue, times `factor`."""
-    P = sum(np.einsum("e,ep,eq->pq", 1 / (v + factor * (0.1 * v.mean() if damping is None else damping)), u, u)
-            for v, u in layers.values())
+    P = sum(
+        np.einsum("e,ep,eq->pq", 1 / (v + factor * (0.1 * v.mean() if damping is None else damping)), u, u)
+        for v, u in layers.values()
+    )
     return g_test @ P @ g_train.T
 
 
@@ -136,8 +154,10 @@ def test_agrees_with_the_dense_construction_and_with_nothing_else(name, fisher):
     assert error(ours.values, dense_scores(layers, g_test, g_train)) < 1e-8
     assert error(fixed.values, dense_scores(layers, g_test, g_train, damping=0.03)) < 1e-8
     other_rows = dense(name, task, params, pseudo_gradients(Gradients(task, params), ALL, fisher, 3), ALL)
-    kfac, scrambled = (dense(name, task, params, directions, rows, **mistake)
-                       for mistake in ({"corrected": False}, {"bias": "appended"}))
+    kfac, scrambled = (
+        dense(name, task, params, directions, rows, **mistake)
+        for mistake in ({"corrected": False}, {"bias": "appended"})
+    )
     wrong = {
         "identity": g_test @ g_train.T,
         "damping": dense_scores(layers, g_test, g_train, factor=2),
@@ -195,8 +215,16 @@ def test_the_eigenbasis_is_orthogonal_and_what_no_layer_covers_is_named():
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
-@pytest.mark.parametrize("options", [{"padding": "same"}, {"padding": "valid", "stride": 2}, {"padding": (2, 1)},
-                                     {"padding": 1, "padding_mode": "circular"}, {"padding": "same", "dilation": 2}])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"padding": "same"},
+        {"padding": "valid", "stride": 2},
+        {"padding": (2, 1)},
+        {"padding": 1, "padding_mode": "circular"},
+        {"padding": "same", "dilation": 2},
+    ],
+)
 def test_a_convolution_is_a_matrix_on_its_input_rows(options):
     conv = nn.Conv2d(2, 3, (2, 3), **options).double()
     x = torch.randn(4, 2, 6, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -207,16 +235,21 @@ def test_a_convolution_is_a_matrix_on_its_input_rows(options):
 
 def test_what_cannot_be_done_is_said():
     task, params = problem("classification")
-    for hyper, sentence in [({"fisher": "exact"}, "fisher: got 'exact', expected 'true' or 'empirical'"),
-                            ({"damping": 0.0}, "expected a positive number or 'recommended'"),
-                            ({"damping": {"0": 1.0}}, "expected 0, 2")]:
+    for hyper, sentence in [
+        ({"fisher": "exact"}, "fisher: got 'exact', expected 'true' or 'empirical'"),
+        ({"damping": 0.0}, "expected a positive number or 'recommended'"),
+        ({"damping": {"0": 1.0}}, "expected 0, 2"),
+    ]:
         with pytest.raises(ValueError, match=sentence):
             attribute("ekfac", task, params, **hyper)
     tied = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
     tied[1].weight = tied[0].weight
     grouped = nn.Sequential(nn.Unflatten(1, (3, 1, 1)), nn.Conv2d(3, 3, 1, groups=3), nn.Flatten())
-    for model, sentence in [(nn.LayerNorm(3), "has none that trains"), (tied, "with weights of their own"),
-                            (grouped, "the convolution '1' has 3 groups, expected 1")]:
+    for model, sentence in [
+        (nn.LayerNorm(3), "has none that trains"),
+        (tied, "with weights of their own"),
+        (grouped, "the convolution '1' has 3 groups, expected 1"),
+    ]:
         with pytest.raises(ValueError, match=sentence):
             attribute("ekfac", replace(task, model=model.double()), parameters_of(model))
 
@@ -257,20 +290,37 @@ def kronfluence_scores(task, params, folder, dampings):
             return self.compute_train_loss(batch, model)
 
         def get_influence_tracked_modules(self):  # all linear layers by default, frozen or not
-            return [name for name, module in task.model.named_modules() if isinstance(module, nn.Linear | nn.Conv2d)
-                    and module.weight.requires_grad]
+            return [
+                name
+                for name, module in task.model.named_modules()
+                if isinstance(module, nn.Linear | nn.Conv2d) and module.weight.requires_grad
+            ]
 
     model = copy.deepcopy(task.model)
     model.load_state_dict({**model.state_dict(), **params})
-    analyzer = Analyzer("peer", prepare_model(model, Summed()), Summed(), cpu=True, disable_tqdm=True,
-                        output_dir=str(folder), disable_model_save=True)
+    analyzer = Analyzer(
+        "peer",
+        prepare_model(model, Summed()),
+        Summed(),
+        cpu=True,
+        disable_tqdm=True,
+        output_dir=str(folder),
+        disable_model_save=True,
+    )
     train, test = (torch.utils.data.TensorDataset(*part) for part in (task.train, task.test))
     factors = pytest_factor_arguments()  # the empirical Fisher in float64
     factors.has_shared_parameters = task.name == "tokens"
     analyzer.fit_all_factors("factors", train, per_device_batch_size=8, factor_args=factors)
     for damping in dampings:
-        analyzer.compute_pairwise_scores(f"{damping}", "factors", test, train, per_device_query_batch_size=5,
-                                         per_device_train_batch_size=8, score_args=pytest_score_arguments(damping))
+        analyzer.compute_pairwise_scores(
+            f"{damping}",
+            "factors",
+            test,
+            train,
+            per_device_query_batch_size=5,
+            per_device_train_batch_size=8,
+            score_args=pytest_score_arguments(damping),
+        )
     return [analyzer.load_pairwise_scores(f"{damping}")["all_modules"].numpy() for damping in dampings]
 
 

@@ -13,8 +13,16 @@ from fimoda_lib.ensembles import Ensemble, Optimizer
 from fimoda_lib.further_training import further_train
 from fimoda_lib.tasks import parameters_of
 
-SETTINGS = dict(optimizer="sgd", learning_rate=0.05, batch_size=23, epochs=3, seeds=[0], left_out=[0, 7],
-                removal="mask", progress=False)
+SETTINGS = dict(
+    optimizer="sgd",
+    learning_rate=0.05,
+    batch_size=23,
+    epochs=3,
+    seeds=[0],
+    left_out=[0, 7],
+    removal="mask",
+    progress=False,
+)
 
 
 @pytest.mark.slow

@@ -15,7 +15,10 @@ METHODS = ("grad_dot", "grad_cos")
 @pytest.fixture(scope="module")
 def panels(tmp_path_factory):
     results = tmp_path_factory.mktemp("results")
-    shown = {"a": Reproduction("diabetes", "smoke", results=results), "b": Reproduction("wine", "smoke", results=results)}
+    shown = {
+        "a": Reproduction("diabetes", "smoke", results=results),
+        "b": Reproduction("wine", "smoke", results=results),
+    }
     for name in METHODS:
         shown["a"].scores(name)
     assert shown["a"].gold.sizes["seed"] == 2

@@ -30,8 +30,11 @@ def test_equals_training_with_a_data_loader(kind, optimizer, n):
     assert all(torch.equal(value, before[name]) for name, value in task.model.state_dict().items())
     rule = OPTIMIZERS[optimizer](task.model.parameters(), lr=0.05, weight_decay=0.1)
     # A generator for the sampler alone: the DataLoader itself would draw from it, too.
-    loader = DataLoader(TensorDataset(*task.train), batch_size=5, sampler=torch.utils.data.RandomSampler(
-        range(n), generator=torch.Generator().manual_seed(3)))
+    loader = DataLoader(
+        TensorDataset(*task.train),
+        batch_size=5,
+        sampler=torch.utils.data.RandomSampler(range(n), generator=torch.Generator().manual_seed(3)),
+    )
     for _ in range(4):
         for inputs, targets in loader:
             rule.zero_grad()
@@ -69,11 +72,17 @@ def test_a_second_call_finds_the_first(tmp_path, monkeypatch):
         fit(task, store=tmp_path, seed=4)
 
 
-@pytest.mark.parametrize(("changes", "fragment"), [
-    (dict(batch_size=0), "batch_size: got 0"), (dict(epochs=0), "epochs: got 0"),
-    (dict(optimizer="x"), "optimizer: got 'x'"), (dict(learning_rate=0), "learning_rate: got 0"),
-    (dict(weight_decay=-1), "weight_decay: got -1"),
-], ids=str)
+@pytest.mark.parametrize(
+    ("changes", "fragment"),
+    [
+        (dict(batch_size=0), "batch_size: got 0"),
+        (dict(epochs=0), "epochs: got 0"),
+        (dict(optimizer="x"), "optimizer: got 'x'"),
+        (dict(learning_rate=0), "learning_rate: got 0"),
+        (dict(weight_decay=-1), "weight_decay: got -1"),
+    ],
+    ids=str,
+)
 def test_an_argument_that_cannot_be_right(changes, fragment):
     task, _ = tiny()
     assert fragment in refusal(fit, task, **changes, error=ValueError)
@@ -96,8 +105,13 @@ def test_the_learning_rate_is_chosen_by_held_out_training_instances():
     assert list(losses) == [1e6, 1e-6, 0.05] and math.isnan(losses[1e6])
     order = torch.randperm(40, generator=torch.Generator().manual_seed(1))
     held, kept = order[:10], order[10:]
-    model = train_final_model(dataclasses.replace(task, train=tuple(t[kept] for t in task.train)), learning_rate=0.05,
-                              seed=1, progress=False, **settings)
+    model = train_final_model(
+        dataclasses.replace(task, train=tuple(t[kept] for t in task.train)),
+        learning_rate=0.05,
+        seed=1,
+        progress=False,
+        **settings,
+    )
     outputs = torch.func.functional_call(task.model, model, (task.train[0][held],))
     assert losses[0.05] == pytest.approx(task.loss(outputs, task.train[1][held]).mean().item(), rel=1e-10)
     # The test instances are for what comes later: their values must not be looked at.

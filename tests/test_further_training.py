@@ -37,8 +37,9 @@ def check_against_the_plain_loop(task, params, **settings):
     gold = run(task, params, **settings)
     per_epoch = gold.attrs["steps_per_epoch"]
     for k, removed in enumerate(gold.left_out.values):
-        full, delta = plain_delta(task, params, removed, every=per_epoch, seed=3, **{"optimizer": "sgd", **SETTINGS,
-                                                                                   **settings})
+        full, delta = plain_delta(
+            task, params, removed, every=per_epoch, seed=3, **{"optimizer": "sgd", **SETTINGS, **settings}
+        )
         np.testing.assert_allclose(gold.full_loss[0], full, rtol=1e-10)
         assert abs(delta).max() > 1e-6
         # delta is stored in float32: that is its only rounding
@@ -73,8 +74,14 @@ def test_the_papers_mlp_in_float32_equals_the_plain_loop(optimizer, removal):
     data = [(torch.randn(n, 8, generator=g), torch.randn(n, 1, generator=g)) for n in (60, 7)]
     task = Task("mlp", mlp(8, 1), squared_error, *data)
     params = parameters_of(task.model)
-    settings = dict(optimizer=optimizer, removal=removal, batch_size=16, epochs=3,
-                    learning_rate=0.03 if optimizer == "sgd" else 1e-3, weight_decay=0.1)
+    settings = dict(
+        optimizer=optimizer,
+        removal=removal,
+        batch_size=16,
+        epochs=3,
+        learning_rate=0.03 if optimizer == "sgd" else 1e-3,
+        weight_decay=0.1,
+    )
     gold = run(task, params, left_out=[5, 44], **settings)
     for k, removed in enumerate([5, 44]):
         full, delta = plain_delta(task, params, removed, every=4, seed=3, **settings)
@@ -123,11 +130,25 @@ def test_removing_nothing_changes_nothing_at_all(optimizer, removal, dtype):
 
 
 @pytest.mark.parametrize("removal", REMOVALS)
-@pytest.mark.parametrize("changes", [
-    dict(replicas=1), dict(replicas=2), dict(replicas=3), dict(replicas=100), dict(left_out=[7, 2, 0, 11, 9]),
-    dict(left_out=[2]), dict(seeds=[3]), dict(seeds=[6, 4, 3]), dict(seeds=4), dict(test=[4, 1]),
-    dict(evaluate="epoch"), dict(evaluate=[3, 10]), dict(evaluate=[9]),
-], ids=str)
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(replicas=1),
+        dict(replicas=2),
+        dict(replicas=3),
+        dict(replicas=100),
+        dict(left_out=[7, 2, 0, 11, 9]),
+        dict(left_out=[2]),
+        dict(seeds=[3]),
+        dict(seeds=[6, 4, 3]),
+        dict(seeds=4),
+        dict(test=[4, 1]),
+        dict(evaluate="epoch"),
+        dict(evaluate=[3, 10]),
+        dict(evaluate=[9]),
+    ],
+    ids=str,
+)
 def test_what_must_not_change_the_results(removal, changes):
     task, params = tiny()
     same(yardstick(removal), run(task, params, **{**COMMON, "removal": removal, **changes}))
@@ -159,8 +180,17 @@ def test_a_duplicate_is_helpful_and_a_mislabelled_one_harmful(kind, removal, opt
     wrong = output + 4 * (output - right).sign() if kind == "regression" else (right + 1) % 3
     inputs[7:9], targets[7], targets[8] = task.test[0][0], right, wrong
     rate = 0.02 if optimizer == "sgd" else 0.005
-    gold = run(task, params, removal=removal, optimizer=optimizer, learning_rate=rate, left_out=[7, 8], test=[0],
-               seeds=range(3), epochs=2).delta.mean("seed")
+    gold = run(
+        task,
+        params,
+        removal=removal,
+        optimizer=optimizer,
+        learning_rate=rate,
+        left_out=[7, 8],
+        test=[0],
+        seeds=range(3),
+        epochs=2,
+    ).delta.mean("seed")
     assert (gold.sel(left_out=7) > 0).all()
     assert (gold.sel(left_out=8) < 0).all()
 
@@ -220,8 +250,16 @@ def test_dropout_stays_paired_when_dropping_has_shortened_an_epoch():
 
     data = (torch.zeros(4, 1, dtype=torch.float64), torch.zeros(4, 1))
     task = Task("drift", Drift(), output, data, data)
-    gold = run(task, parameters_of(task.model), batch_size=1, epochs=20, evaluate=range(81), left_out=[0], test=[0],
-               seeds=[3, 4])
+    gold = run(
+        task,
+        parameters_of(task.model),
+        batch_size=1,
+        epochs=20,
+        evaluate=range(81),
+        left_out=[0],
+        test=[0],
+        seeds=[3, 4],
+    )
     assert abs(gold.full_loss[0] - gold.full_loss[1]).max() > 0.01  # each seed has masks of its own
     lead = gold.delta[0, 0, :, 0].values.astype(np.float64).round(9)
     # Runs part in the fourth step of an epoch, which the shorter run does not have, and nowhere else.
@@ -280,19 +318,44 @@ def test_inputs_may_be_any_pytree_and_a_parameter_may_be_unused(removal, optimiz
 def test_results_carry_true_numbers_and_their_specification():
     task, params = tiny(dtype=torch.float32)
     task = dataclasses.replace(task, title="Tiny")
-    gold = run(task, params, seeds=[4, 2], left_out=[9, 3, 5], test=[4, 1], evaluate=[0, 2, 5, 13], removal="mask",
-               fraction=0.5, optimizer="adamw", weight_decay=0.1, max_grad_norm=7.0)
+    gold = run(
+        task,
+        params,
+        seeds=[4, 2],
+        left_out=[9, 3, 5],
+        test=[4, 1],
+        evaluate=[0, 2, 5, 13],
+        removal="mask",
+        fraction=0.5,
+        optimizer="adamw",
+        weight_decay=0.1,
+        max_grad_norm=7.0,
+    )
     assert gold.full_loss.dims == ("seed", "step", "test") and gold.full_loss.dtype == np.float64
     assert gold.delta.dims == ("seed", "left_out", "step", "test") and gold.delta.dtype == np.float32
     assert gold.diverged.dims == ("seed", "left_out") and gold.diverged.dtype == bool and not gold.diverged.any()
     found = {name: gold[name].values.tolist() for name in ("seed", "left_out", "step", "test", "epoch")}
-    assert found == {"seed": [4, 2], "left_out": [9, 3, 5], "step": [0, 2, 5, 13], "test": [4, 1],
-                     "epoch": [0, 0.4, 1.0, 2.6]}
+    assert found == {
+        "seed": [4, 2],
+        "left_out": [9, 3, 5],
+        "step": [0, 2, 5, 13],
+        "test": [4, 1],
+        "epoch": [0, 0.4, 1.0, 2.6],
+    }
     assert gold.epoch.dims == ("step",)
     assert re.fullmatch("[0-9a-f]{16}", gold.attrs["specification"])
     assert {name: value for name, value in gold.attrs.items() if name != "specification"} == {
-        "task": "tiny_regression", "title": "Tiny", "optimizer": "adamw", "learning_rate": 0.05, "weight_decay": 0.1,
-        "max_grad_norm": 7.0, "batch_size": 5, "epochs": 3, "removal": "mask", "fraction": 0.5, "steps_per_epoch": 5,
+        "task": "tiny_regression",
+        "title": "Tiny",
+        "optimizer": "adamw",
+        "learning_rate": 0.05,
+        "weight_decay": 0.1,
+        "max_grad_norm": 7.0,
+        "batch_size": 5,
+        "epochs": 3,
+        "removal": "mask",
+        "fraction": 0.5,
+        "steps_per_epoch": 5,
     }
     start = plain_losses(task, task.model)[[4, 1]]
     np.testing.assert_allclose(gold.full_loss.sel(seed=4, step=0), start, rtol=1e-12)
@@ -326,8 +389,16 @@ def test_a_run_that_diverges_alone_is_recorded_alone(replicas):
     data = (torch.tensor([[1.0], [1.0], [0.0]]), torch.tensor([[1.0], [-1.0], [1.0]]))
     model = nn.Linear(1, 1, bias=False)
     task = Task("tug", model, tug, data, data)
-    gold = run(task, {"weight": torch.full((1, 1), 0.5)}, batch_size=3, epochs=60, learning_rate=0.3, removal="mask",
-               left_out=[2, 0, 1], replicas=replicas)
+    gold = run(
+        task,
+        {"weight": torch.full((1, 1), 0.5)},
+        batch_size=3,
+        epochs=60,
+        learning_rate=0.3,
+        removal="mask",
+        left_out=[2, 0, 1],
+        replicas=replicas,
+    )
     assert gold.diverged.values.tolist() == [[False, True, False]]
     assert np.isnan(gold.delta.sel(left_out=0, step=60)).any()
     assert np.isfinite(gold.delta.sel(left_out=[2, 1])).all() and np.isfinite(gold.full_loss).all()

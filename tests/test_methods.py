@@ -87,9 +87,14 @@ def test_the_stochastic_recursion_takes_the_same_steps_on_the_same_batches(name,
             check(scores(name, task, params, **{"damping": 0.5, "scale": 30, **options, **wrong}), expected)
 
 
-@pytest.mark.parametrize(("kind", "outputs", "rows"), [
-    ("regression", 1, 10), ("regression", 2, 5), ("classification", 3, 5),
-])
+@pytest.mark.parametrize(
+    ("kind", "outputs", "rows"),
+    [
+        ("regression", 1, 10),
+        ("regression", 2, 5),
+        ("classification", 3, 5),
+    ],
+)
 def test_lissa_takes_the_same_steps_where_parameters_are_many(kind, outputs, rows):
     """The recursion then runs in the span of the curvature instances; some of them are nearly or exactly alike."""
     task, params = tiny(kind, outputs=outputs, width=12)
@@ -177,8 +182,14 @@ def test_inputs_may_be_any_pytree_and_a_parameter_may_be_unused(name):
             return self.net(torch.cat([inputs["a"], inputs["b"][0]], 1))
 
     task, params = tiny("classification")
-    nested = dataclasses.replace(task, model=Tree(task.model), **{
-        part: ({"a": x[:, :1], "b": (x[:, 1:],)}, y) for part, (x, y) in (("train", task.train), ("test", task.test))})
+    nested = dataclasses.replace(
+        task,
+        model=Tree(task.model),
+        **{
+            part: ({"a": x[:, :1], "b": (x[:, 1:],)}, y)
+            for part, (x, y) in (("train", task.train), ("test", task.test))
+        },
+    )
     more = dict(nested.model.named_parameters())
     options = {}
     if name == "datainf":  # its own rule has no damping for a layer without gradients

@@ -69,7 +69,8 @@ def test_dropping_is_the_order_without_the_instance(n):
 def test_the_full_run_is_the_order_itself():
     for removal in ("drop", "mask"):
         assert batches([3, 0, 2, 1, 4], 3, [FULL_RUN], removal=removal) == [
-            ([[3, 0, 2]], [[1 / 3] * 3]), ([[1, 4]], [[1 / 2] * 2]),
+            ([[3, 0, 2]], [[1 / 3] * 3]),
+            ([[1, 4]], [[1 / 2] * 2]),
         ]
 
 

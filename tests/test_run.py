@@ -26,14 +26,17 @@ def test_the_command_line_names_what_the_library_has():
     assert set(PAPER_METHODS) <= set(METHODS) and set(METHODS) <= set(LOOK)
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--profile", "huge"], "invalid choice: 'huge'"),
-    (["--only", "fig99"], "invalid choice: 'fig99'"),
-    (["--datasets", "mnist"], "invalid choice: 'mnist'"),
-    (["--frobnicate"], "unrecognized arguments: --frobnicate"),
-    (["--data", "/no/such/folder"], "there is no folder '/no/such/folder'"),
-    (["--jobs", "0"], "expected at least 1"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--profile", "huge"], "invalid choice: 'huge'"),
+        (["--only", "fig99"], "invalid choice: 'fig99'"),
+        (["--datasets", "mnist"], "invalid choice: 'mnist'"),
+        (["--frobnicate"], "unrecognized arguments: --frobnicate"),
+        (["--data", "/no/such/folder"], "there is no folder '/no/such/folder'"),
+        (["--jobs", "0"], "expected at least 1"),
+    ],
+)
 def test_a_wrong_option_ends_in_one_sentence(arguments, message, capsys):
     try:
         status = run.main(arguments)
@@ -44,8 +47,9 @@ def test_a_wrong_option_ends_in_one_sentence(arguments, message, capsys):
 
 
 def test_help_explains_every_option_and_profile_without_the_packages():
-    text = subprocess.run([sys.executable, "-S", "-m", "fimoda_lib.run", "--help"], cwd=ROOT, capture_output=True,
-                          text=True, check=True).stdout
+    text = subprocess.run(
+        [sys.executable, "-S", "-m", "fimoda_lib.run", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
     options = [a.option_strings[-1] for a in run.parser()._actions]
     assert all(word in text for word in [*options, *run.PROFILES, *run.FIGURES, *run.PANELS])
 
@@ -53,8 +57,15 @@ def test_help_explains_every_option_and_profile_without_the_packages():
 def test_the_plan_runs_only_what_is_asked_for():
     options = run.parser().parse_args(["--profile", "smoke", "--only", "fig04", "--datasets", "wine", "digits"])
     labels = [item.label for stage in run.plan(options) for item in stage]
-    assert labels == ["final model, wine", "final model, digits", "further training, wine, adam",
-                      "further training, digits, adam", "attribution, wine", "attribution, digits", "figures"]
+    assert labels == [
+        "final model, wine",
+        "final model, digits",
+        "further training, wine, adam",
+        "further training, digits, adam",
+        "attribution, wine",
+        "attribution, digits",
+        "figures",
+    ]
 
 
 def test_quick_takes_embedded_data_where_the_papers_is_missing(monkeypatch, tmp_path):
@@ -75,7 +86,12 @@ def test_settings_are_the_papers():
     assert energy.damping_multiples == (1, 10, 100, 1000)
     assert experiments.EXPERIMENTS["fico"].further["adam"] == experiments.Training("adam", 1e-6, 200, 128)
     assert {k: len(v) for k, v in experiments.reference_left_out().items()} == {
-        "concrete": 100, "energy": 100, "fico": 100, "folktables": 100, "sst2": 50}
+        "concrete": 100,
+        "energy": 100,
+        "fico": 100,
+        "folktables": 100,
+        "sst2": 50,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +99,19 @@ def smoke(tmp_path_factory):
     """Every notebook at smoke size, from clean kernels, through the command line."""
     folder = tmp_path_factory.mktemp("smoke")
     environment = {k: v for k, v in os.environ.items() if k != "FIMODA_DATA"} | {"FIMODA_CACHE": str(folder / "cache")}
-    command = [sys.executable, "-m", "fimoda_lib.run", "--profile", "smoke", "--results", str(folder / "results"),
-               "--figures", str(folder / "figures"), "--jobs", "2"]
+    command = [
+        sys.executable,
+        "-m",
+        "fimoda_lib.run",
+        "--profile",
+        "smoke",
+        "--results",
+        str(folder / "results"),
+        "--figures",
+        str(folder / "figures"),
+        "--jobs",
+        "2",
+    ]
     finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-4000:]
     return folder, command, environment
@@ -92,7 +119,9 @@ def smoke(tmp_path_factory):
 
 def test_all_notebooks_run(smoke):
     folder, _, _ = smoke
-    executed = {p.name.split("-")[0].removesuffix(".ipynb") for p in (folder / "results/smoke/notebooks").glob("*.ipynb")}
+    executed = {
+        p.name.split("-")[0].removesuffix(".ipynb") for p in (folder / "results/smoke/notebooks").glob("*.ipynb")
+    }
     assert executed == {p.stem for p in (ROOT / "notebooks").glob("*.ipynb")}
     for path in (folder / "results/smoke/notebooks").glob("*.ipynb"):
         for cell in nbformat.read(path, 4).cells:
@@ -116,8 +145,13 @@ def test_figures_come_with_numbers_and_provenance(smoke, name):
 def test_a_second_start_computes_nothing_again(smoke):
     folder, command, environment = smoke
     before = {p: p.stat().st_mtime_ns for p in (folder / "results/smoke").glob("*.nc")}
-    again = subprocess.run([*command, "--only", "fig02", "--datasets", "diabetes"], cwd=ROOT, env=environment,
-                           capture_output=True, text=True)
+    again = subprocess.run(
+        [*command, "--only", "fig02", "--datasets", "diabetes"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
     assert again.returncode == 0, again.stderr[-2000:]
     assert {p: p.stat().st_mtime_ns for p in (folder / "results/smoke").glob("*.nc")} == before
 
@@ -127,8 +161,9 @@ def test_a_damaged_result_stops_the_run_with_a_sentence(smoke):
     victim = next((folder / "results/smoke").glob("further-wine-sgd*.nc"))
     whole = victim.read_bytes()
     victim.write_bytes(whole[: len(whole) // 2])
-    again = subprocess.run([*command, "--only", "fig02", "--datasets", "wine"], cwd=ROOT, env=environment,
-                           capture_output=True, text=True)
+    again = subprocess.run(
+        [*command, "--only", "fig02", "--datasets", "wine"], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     victim.write_bytes(whole)
     assert again.returncode == 1
     assert victim.name in again.stderr and "is damaged" in again.stderr

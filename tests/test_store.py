@@ -17,8 +17,9 @@ from fimoda_lib.further_training import Runner, further_train
 from fimoda_lib.store import StoreError, cached, fingerprint, read_sidecar
 from fimoda_lib.tasks import parameters_of
 
-SETTINGS = dict(optimizer="sgd", learning_rate=0.05, batch_size=5, epochs=1, seeds=[2, 0], left_out=[0, 7],
-                progress=False)
+SETTINGS = dict(
+    optimizer="sgd", learning_rate=0.05, batch_size=5, epochs=1, seeds=[2, 0], left_out=[0, 7], progress=False
+)
 
 
 @pytest.fixture
@@ -111,21 +112,37 @@ def other_setting(**changes):
     return *tiny(), changes
 
 
-@pytest.mark.parametrize("problems", [
-    *((other_setting, functools.partial(other_setting, **changes)) for changes in (
-        dict(learning_rate=0.0500001), dict(optimizer="adam"), dict(batch_size=6), dict(epochs=2), dict(test=[1, 0]),
-        dict(left_out=[7, 0]), dict(removal="mask"), dict(removal="mask", fraction=0.5), dict(evaluate=[1]),
-        dict(weight_decay=0.1), dict(max_grad_norm=1.0))),
-    (other_setting, other_data),
-    (other_setting, other_loss),
-    (functools.partial(other_local_loss, 2), functools.partial(other_local_loss, 3)),
-    (functools.partial(other_bound_loss, 1.0), functools.partial(other_bound_loss, 2.0)),
-    (other_setting, functools.partial(other_params, scale=1 + 1e-15)),
-    (other_setting, functools.partial(other_params, dtype=torch.float32)),
-    (functools.partial(other_frozen_layer, 0.1), functools.partial(other_frozen_layer, 0.2)),
-    (functools.partial(other_statistics, 0.1), functools.partial(other_statistics, 0.2)),
-    (functools.partial(other_mode, True), functools.partial(other_mode, False)),
-], ids=lambda pair: str(getattr(pair[1], "keywords", "")) + getattr(pair[1], "func", pair[1]).__name__)
+@pytest.mark.parametrize(
+    "problems",
+    [
+        *(
+            (other_setting, functools.partial(other_setting, **changes))
+            for changes in (
+                dict(learning_rate=0.0500001),
+                dict(optimizer="adam"),
+                dict(batch_size=6),
+                dict(epochs=2),
+                dict(test=[1, 0]),
+                dict(left_out=[7, 0]),
+                dict(removal="mask"),
+                dict(removal="mask", fraction=0.5),
+                dict(evaluate=[1]),
+                dict(weight_decay=0.1),
+                dict(max_grad_norm=1.0),
+            )
+        ),
+        (other_setting, other_data),
+        (other_setting, other_loss),
+        (functools.partial(other_local_loss, 2), functools.partial(other_local_loss, 3)),
+        (functools.partial(other_bound_loss, 1.0), functools.partial(other_bound_loss, 2.0)),
+        (other_setting, functools.partial(other_params, scale=1 + 1e-15)),
+        (other_setting, functools.partial(other_params, dtype=torch.float32)),
+        (functools.partial(other_frozen_layer, 0.1), functools.partial(other_frozen_layer, 0.2)),
+        (functools.partial(other_statistics, 0.1), functools.partial(other_statistics, 0.2)),
+        (functools.partial(other_mode, True), functools.partial(other_mode, False)),
+    ],
+    ids=lambda pair: str(getattr(pair[1], "keywords", "")) + getattr(pair[1], "func", pair[1]).__name__,
+)
 def test_whatever_changes_the_numbers_changes_the_file(problems, tmp_path, trained):
     for count, problem in enumerate(problems, 1):
         task, params, changes = problem()
@@ -229,8 +246,11 @@ def test_a_missing_sidecar_is_refused(shard):
 
 
 def test_a_foreign_file_is_refused_and_says_in_what_it_differs(shard):
-    for changes, named in (({"rate": 0.2}, "rate"), ({"rows": [1], "more": 0}, "more, rows"),
-                           ({"format": store.FORMAT - 1}, "format")):
+    for changes, named in (
+        ({"rate": 0.2}, "rate"),
+        ({"rows": [1], "more": 0}, "more, rows"),
+        ({"format": store.FORMAT - 1}, "format"),
+    ):
         sidecar = read_sidecar(shard)
         original = shard.with_suffix(".json").read_text()
         sidecar["specification"] |= changes
@@ -267,8 +287,18 @@ def test_a_write_that_fails_leaves_nothing(tmp_path, monkeypatch):
 
 def test_a_fingerprint_sees_values_shapes_types_and_places():
     a = torch.arange(6.0)
-    trees = [(a,), (a + 1e-6,), (a.double(),), (a.int(),), (a.reshape(2, 3),), ({"x": a},), ({"y": a},), ([a, a],),
-             (a, a), (a[:0],)]
+    trees = [
+        (a,),
+        (a + 1e-6,),
+        (a.double(),),
+        (a.int(),),
+        (a.reshape(2, 3),),
+        ({"x": a},),
+        ({"y": a},),
+        ([a, a],),
+        (a, a),
+        (a[:0],),
+    ]
     assert len({fingerprint(*tree) for tree in trees}) == len(trees)
     assert fingerprint(a.reshape(2, 3).T.contiguous().T) == fingerprint(a.reshape(2, 3))
     assert fingerprint(a) == fingerprint(a.clone().requires_grad_()) and len(fingerprint(a)) == 16

@@ -12,8 +12,8 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "fimoda_lib"
 # A module may import those below it.
 ORDER = """
-report run figures pictures drawing reproduction comparison methods final_model further_training plans ensembles minibatches
-curvature gradients store experiments datasets models tasks environment
+report run figures pictures drawing reproduction comparison methods final_model further_training plans ensembles
+minibatches curvature gradients store experiments datasets models tasks environment
 """.split()
 # ... but not these, although they are below.
 APART = {"comparison": ["methods"]}
@@ -55,21 +55,24 @@ def test_imports_go_downwards_only(module):
     assert upward_imports(name, imports(modules()[module].read_text(), name, package)) == []
 
 
-@pytest.mark.parametrize(("module", "line", "upwards"), [
-    ("tasks", "from .store import cached", ["store"]),
-    ("tasks", "def f():\n    from . import store, models", ["models", "store"]),
-    ("tasks", "import fimoda_lib.store", ["store"]),
-    ("tasks", "from fimoda_lib.store import cached", ["store"]),
-    ("tasks", "from fimoda_lib import store", ["store"]),
-    ("tasks", "import torch.store\nfrom torch import store", []),
-    ("store", "from .tasks import take", []),
-    ("gradients", "from .methods.cg import cg", ["methods"]),
-    ("methods.cg", "from ..comparison import x\nfrom .base import method", ["comparison"]),
-    ("methods.cg", "from ..gradients import Gradients\nfrom . import base", []),
-    ("datasets", "from .tables import x\nfrom ..experiments import x", ["experiments"]),
-    ("comparison", "from .further_training import further_train", []),
-    ("comparison", "from .methods import METHODS", ["methods"]),
-])
+@pytest.mark.parametrize(
+    ("module", "line", "upwards"),
+    [
+        ("tasks", "from .store import cached", ["store"]),
+        ("tasks", "def f():\n    from . import store, models", ["models", "store"]),
+        ("tasks", "import fimoda_lib.store", ["store"]),
+        ("tasks", "from fimoda_lib.store import cached", ["store"]),
+        ("tasks", "from fimoda_lib import store", ["store"]),
+        ("tasks", "import torch.store\nfrom torch import store", []),
+        ("store", "from .tasks import take", []),
+        ("gradients", "from .methods.cg import cg", ["methods"]),
+        ("methods.cg", "from ..comparison import x\nfrom .base import method", ["comparison"]),
+        ("methods.cg", "from ..gradients import Gradients\nfrom . import base", []),
+        ("datasets", "from .tables import x\nfrom ..experiments import x", ["experiments"]),
+        ("comparison", "from .further_training import further_train", []),
+        ("comparison", "from .methods import METHODS", ["methods"]),
+    ],
+)
 def test_the_check_of_imports_notices(module, line, upwards):
     assert upward_imports(module, imports(line, module, package=module == "datasets")) == upwards
 
@@ -94,8 +97,10 @@ def complaints(notebook: dict) -> list[str]:
         source = "".join(cell["source"])
         # %magics and !commands are no Python
         lines = ["pass" if line.lstrip().startswith(("%", "!")) else line for line in source.splitlines()]
-        if any(isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
-               for node in ast.walk(ast.parse("\n".join(lines)))):
+        if any(
+            isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
+            for node in ast.walk(ast.parse("\n".join(lines)))
+        ):
             found.append(f"code cell {number} defines a function or a class")
         if cell.get("outputs") or cell.get("execution_count") is not None:
             found.append(f"code cell {number} holds outputs")
@@ -103,8 +108,13 @@ def complaints(notebook: dict) -> list[str]:
 
 
 def code_cell(source, tags=(), outputs=(), count=None):
-    return {"cell_type": "code", "source": source, "metadata": {"tags": list(tags)}, "outputs": list(outputs),
-            "execution_count": count}
+    return {
+        "cell_type": "code",
+        "source": source,
+        "metadata": {"tags": list(tags)},
+        "outputs": list(outputs),
+        "execution_count": count,
+    }
 
 
 def test_notebooks_are_clean_and_tell_the_story_only():
@@ -112,17 +122,20 @@ def test_notebooks_are_clean_and_tell_the_story_only():
     assert {n.name: complaints(json.loads(n.read_text())) for n in notebooks} == {n.name: [] for n in notebooks}
 
 
-@pytest.mark.parametrize(("cells", "expected"), [
-    ([code_cell("x = 1", ["parameters"]), code_cell("%matplotlib inline\nprint(x)")], 0),
-    ([{"cell_type": "markdown", "source": "def f", "metadata": {}}, code_cell("x = 1", ["parameters"])], 0),
-    ([], 1),
-    ([code_cell("x = 1")], 1),
-    ([code_cell("x = 1", ["other"]), code_cell("y = 1", ["parameters"])], 1),
-    ([code_cell("x = 1", ["parameters"]), code_cell(["if x:\n", "    def f():\n", "        pass"])], 1),
-    ([code_cell("class A:\n    pass", ["parameters"])], 1),
-    ([code_cell("x = 1", ["parameters"], count=3)], 1),
-    ([code_cell("x = 1", ["parameters"], outputs=[{"output_type": "stream"}])], 1),
-])
+@pytest.mark.parametrize(
+    ("cells", "expected"),
+    [
+        ([code_cell("x = 1", ["parameters"]), code_cell("%matplotlib inline\nprint(x)")], 0),
+        ([{"cell_type": "markdown", "source": "def f", "metadata": {}}, code_cell("x = 1", ["parameters"])], 0),
+        ([], 1),
+        ([code_cell("x = 1")], 1),
+        ([code_cell("x = 1", ["other"]), code_cell("y = 1", ["parameters"])], 1),
+        ([code_cell("x = 1", ["parameters"]), code_cell(["if x:\n", "    def f():\n", "        pass"])], 1),
+        ([code_cell("class A:\n    pass", ["parameters"])], 1),
+        ([code_cell("x = 1", ["parameters"], count=3)], 1),
+        ([code_cell("x = 1", ["parameters"], outputs=[{"output_type": "stream"}])], 1),
+    ],
+)
 def test_the_check_of_notebooks_notices(cells, expected):
     assert len(complaints({"cells": cells})) == expected
 

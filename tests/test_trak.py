@@ -16,8 +16,12 @@ from fimoda_lib.methods.trak import Projection, output_directions
 from fimoda_lib.tasks import take, to
 
 ROWS = {"train": [3, 0, 11, 7], "test": [4, 1]}
-KINDS = {"regression": dict(kind="regression"), "outputs": dict(kind="regression", outputs=2),
-         "classes": dict(kind="classification"), "binary": dict(kind="classification", outputs=2)}
+KINDS = {
+    "regression": dict(kind="regression"),
+    "outputs": dict(kind="regression", outputs=2),
+    "classes": dict(kind="classification"),
+    "binary": dict(kind="classification", outputs=2),
+}
 
 
 def naive(task, params, instances):
@@ -31,8 +35,10 @@ def naive(task, params, instances):
         else:
             p = f.softmax(0)[y]
             outputs, slopes = torch.log(p / (1 - p))[None], -(1 - p)[None]
-        phi = [torch.cat([g.flatten() for g in torch.autograd.grad(output, list(leaves.values()), retain_graph=True)])
-               for output in outputs]
+        phi = [
+            torch.cat([g.flatten() for g in torch.autograd.grad(output, list(leaves.values()), retain_graph=True)])
+            for output in outputs
+        ]
         result.append((torch.stack(phi).numpy(), slopes.detach().numpy()))
     return result
 
@@ -135,8 +141,13 @@ def test_scores_are_averaged_over_projections():
     task, params = tiny("classification")
     at, everything = Gradients(task, params), torch.arange(23)
     test, train = (naive(task, params, part) for part in (task.test, take(task.train, everything)))
-    expected = np.mean([naive_scores(test, train, train, matrix(Projection("rademacher", at.n_params, 8, (4, k), at)))
-                        for k in range(3)], 0)
+    expected = np.mean(
+        [
+            naive_scores(test, train, train, matrix(Projection("rademacher", at.n_params, 8, (4, k), at)))
+            for k in range(3)
+        ],
+        0,
+    )
     ours = attribute("trak", task, params, dimension=8, n_projections=3, seed=4)
     assert error(ours.values, expected) < 1e-8
     assert error(attribute("trak", task, params, dimension=8, seed=4).values, expected) > 1e-2
@@ -230,8 +241,17 @@ def traker_scores(task, params, folder, lambda_reg):
     model.load_state_dict(params)
     model, train, test = model.float(), *(to(part, dtype=torch.float32) for part in (task.train, task.test))
     output = Output() if task.kind == "regression" else ImageClassificationModelOutput()
-    traker = TRAKer(model, output, len(train[1]), save_dir=str(folder), device="cpu", use_half_precision=False,
-                    projector=NoOpProjector(device="cpu"), lambda_reg=lambda_reg, logging_level=100)
+    traker = TRAKer(
+        model,
+        output,
+        len(train[1]),
+        save_dir=str(folder),
+        device="cpu",
+        use_half_precision=False,
+        projector=NoOpProjector(device="cpu"),
+        lambda_reg=lambda_reg,
+        logging_level=100,
+    )
     traker.load_checkpoint(model.state_dict(), model_id=0)
     traker.featurize(train, num_samples=len(train[1]))
     traker.finalize_features()
