@@ -22,7 +22,10 @@ Instances = tuple[Any, Tensor]  # (inputs: a tensor or any pytree of tensors, ta
 
 def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
     """Squared error of each instance, summed over outputs: [B, C] and [B, C] (or [B]) -> [B]."""
-    return (outputs.flatten(1) - targets.reshape(len(targets), -1)).square().sum(1)
+    outputs, targets = outputs.flatten(1), targets.reshape(len(targets), -1)
+    if outputs.shape != targets.shape:  # broadcasting would give a number, and the wrong one
+        raise ValueError(f"squared_error: got outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)}.")
+    return (outputs - targets).square().sum(1)
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
