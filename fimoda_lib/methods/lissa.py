@@ -1,5 +1,6 @@
 """LiSSA: the operator is (G + λI)⁻¹ by a Neumann series over random batches, all test gradients on the same batches."""
 
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 
@@ -119,6 +120,13 @@ def neumann_solver(
                 report.update(
                     scale=sigma, diverged_scales=diverged, residual=(residual.norm(dim=1) / length(v)).tolist()
                 )
+                worse = sum(r > 1 for r in report["residual"])
+                if worse:
+                    warnings.warn(
+                        f"Neumann series: with scale {sigma:g} the result is worse than zero (residual above 1) for "
+                        f"{worse} of {len(v)} test instances; raise the depth, the batch size or the damping.",
+                        stacklevel=2,
+                    )
                 return solution
             diverged.append(sigma)
         raise MethodDiverged(
