@@ -44,7 +44,8 @@ def similarity(
     """Similarity of scores and sensitivity over the left-out instances, averaged over test instances.
 
     Args:
-        scores: [test, train]; must cover the sensitivity's test and left-out instances, in any order.
+        scores: [test, train], or [horizon, test, train] with a horizon for every step of the sensitivity; must cover
+            the sensitivity's test and left-out instances, in any order.
         undefined: a test instance whose scores or sensitivities are all zero (for Spearman: all equal), or not finite,
             has no similarity; it counts as 0 ("zero") or is left out of the mean ("skip").
 
@@ -65,7 +66,7 @@ def instance_similarity(scores: xr.DataArray, sensitivity: xr.DataArray, metric:
     """Similarity for each test instance on its own, [step, test]; NaN where it is undefined."""
     if metric not in METRICS:
         raise ValueError(f"metric: got {metric!r}, expected one of {', '.join(METRICS)}.")
-    a = _matching(scores, sensitivity).transpose("test", "left_out").values.astype(float)[None]
+    a = _matching(scores, sensitivity).transpose(..., "test", "left_out").values.astype(float)
     b = sensitivity.transpose("step", "test", "left_out").values.astype(float)
     if metric == "spearman":
         a, b = _centred_ranks(a), _centred_ranks(b)
@@ -166,6 +167,14 @@ def _matching(scores: xr.DataArray, sensitivity: xr.DataArray) -> xr.DataArray:
                 f"scores: {len(missing)} of the {theirs} instances have none (instance {missing[0]}, say); "
                 f"compute scores with {ours}=gold['{theirs}']."
             )
+    if "horizon" in scores.dims:
+        missing = np.setdiff1d(sensitivity["step"].values, scores["horizon"].values)
+        if len(missing):
+            raise ValueError(
+                f"scores: none for step {missing[0]} (they are for {scores['horizon'].values[:5].tolist()}, ...); compute "
+                "them with horizon=gold['step'], or select gold's steps."
+            )
+        scores = scores.sel(horizon=sensitivity["step"].values)
     chosen = scores.sel(train=sensitivity["left_out"].values, test=sensitivity["test"].values)
     return chosen.rename(train="left_out")
 

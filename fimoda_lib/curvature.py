@@ -25,10 +25,13 @@ class GaussNewton:
         at: the model at its parameters.
         rows: the training instances that define the curvature.
         hold: whether to keep A; by default if it takes at most `HOLD_BYTES`.
+        scale: what every column of A is multiplied by [P]; then G stands for diag(scale) G diag(scale).
     """
 
-    def __init__(self, at: Gradients, rows: Tensor, *, hold: bool | None = None) -> None:
-        self.at, self.rows, self.n = at, rows, len(rows)
+    def __init__(
+        self, at: Gradients, rows: Tensor, *, hold: bool | None = None, scale: Tensor | None = None
+    ) -> None:
+        self.at, self.rows, self.n, self.scale = at, rows, len(rows), scale
         self.rank = max(output_factors(at, at.train(piece)).shape[1] for piece in rows.split(4096))  # rows of A each
         size = self.n * self.rank * at.n_params * torch.finfo(at.dtype).bits // 8
         self.held: Tensor | None = None
@@ -56,7 +59,8 @@ class GaussNewton:
         """The rows of A that belong to the given training instances: [len(rows) * rank, P]."""
         instances = self.at.train(rows)
         directions = output_factors(self.at, instances, rank=self.rank)
-        return self.at.of_outputs(instances[0], directions).flatten(0, 1)
+        factor = self.at.of_outputs(instances[0], directions).flatten(0, 1)
+        return factor if self.scale is None else factor * self.scale
 
     def factor_at(self, positions: Tensor) -> Tensor:
         """The rows of A at positions in `rows` (with repetition, for random batches): [len(positions) * rank, P]."""
@@ -114,9 +118,14 @@ class Reduction:
         self.values, self.vectors = values[kept], vectors[:, kept]
         self.factor = self.vectors * self.values.sqrt()
 
+    @property
+    def eigenvalues(self) -> Tensor:
+        """The eigenvalues of G that are not zero, [q]."""
+        return self.values / self.G.n
+
     def products(self, coordinates: Tensor) -> Tensor:
         """QᵀGQ times each row: [k, q] -> [k, q]; diagonal in this basis."""
-        return coordinates * (self.values / self.G.n)
+        return coordinates * self.eigenvalues
 
     def into(self, vectors: Tensor) -> Tensor:
         """Qᵀv for every row v: [k, P] -> [k, q]."""

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
-from torch.utils._pytree import tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 from .tasks import Instances, Params, Task, take, to
 
@@ -168,6 +168,21 @@ class Ensemble:
 
         with torch.no_grad():
             return vmap(one)({k: p.double() for k, p in self.params.items()})
+
+    def outputs(self, inputs: Any) -> Tensor:
+        """Outputs of every replica on every given input, [M, n, C], computed as `losses` are."""
+        params = {k: p.double() for k, p in self.params.items()}
+        n = len(tree_leaves(inputs)[0])
+
+        def one(p: Params, piece: Any) -> Tensor:
+            return functional_call(self.evaluator, p, (piece,)).flatten(1)
+
+        with torch.no_grad():
+            pieces = [
+                vmap(one, in_dims=(0, None))(params, to(take(inputs, slice(k, k + 4096)), dtype=torch.float64))
+                for k in range(0, n, 4096)
+            ]
+        return torch.cat(pieces, 1)
 
 
 class Fused:

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .ensembles import Ensemble, Optimizer, check_trainable
-from .minibatches import FULL_RUN, epoch_batches, epoch_orders, steps_per_epoch
+from .minibatches import FULL_RUN, run_batches, steps_per_epoch
 from .plans import Plan, check_loss, check_seeds, evaluation_steps, has_dropout, specification, try_model
 from .store import cached, specification_hash
 from .tasks import Params, Task, check_params, resolve_rows, take, to
@@ -177,28 +177,23 @@ class Runner:
         """Trains one chunk of replicas; writes test losses to `losses` [M, steps, test] at the planned steps."""
         plan, ensemble = self.plan, self.ensemble(len(removed))
         due = {step: k for k, step in enumerate(plan.steps)}
-        step, orders = 0, epoch_orders(self.task.n_train, seed)
         if losses is not None and 0 in due:
             losses[:, due[0]] = ensemble.losses(self.test_set)
+        batches = run_batches(
+            self.task.n_train, plan.batch_size, removed, seed, removal=plan.removal, fraction=plan.fraction
+        )
         with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
             torch.manual_seed(seed)
-            while step < plan.steps[-1]:
-                batches = epoch_batches(
-                    next(orders), plan.batch_size, removed, removal=plan.removal, fraction=plan.fraction
-                )
-                for batch in batches:
-                    step += 1
-                    if self.noisy:  # dropout: the same masks in all runs of a seed, though some batches are shorter
-                        torch.manual_seed(seed * 1_000_003 + step)
-                    if batch is not None:
-                        rows, weights = batch
-                        rows = rows.to(self.device).reshape(-1, rows.shape[-1])
-                        ensemble.step(take(self.train_set, rows), weights.to(self.device, ensemble.dtype))
-                    if losses is not None and step in due:
-                        losses[:, due[step]] = ensemble.losses(self.test_set)
-                    bar.update(len(removed))
-                    if step == plan.steps[-1]:
-                        break
+            for step, batch in zip(range(1, plan.steps[-1] + 1), batches, strict=False):
+                if self.noisy:  # dropout: the same masks in all runs of a seed, though some batches are shorter
+                    torch.manual_seed(seed * 1_000_003 + step)
+                if batch is not None:
+                    rows, weights = batch
+                    rows = rows.to(self.device).reshape(-1, rows.shape[-1])
+                    ensemble.step(take(self.train_set, rows), weights.to(self.device, ensemble.dtype))
+                if losses is not None and step in due:
+                    losses[:, due[step]] = ensemble.losses(self.test_set)
+                bar.update(len(removed))
         return ensemble
 
     def run(self, seed: int, bar: tqdm) -> xr.Dataset:

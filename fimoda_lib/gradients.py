@@ -127,6 +127,12 @@ class Gradients:
 
         return vmap(one)(inputs, directions)
 
+    def loss_slopes(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """First derivative of each instance's loss in its outputs, [n, C]."""
+        with torch.enable_grad():
+            outputs = outputs.detach().requires_grad_()
+            return torch.autograd.grad(self.task.loss(outputs, targets).sum(), outputs)[0]
+
     def loss_hessians(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Second derivative of each instance's loss in its outputs, [n, C, C]."""
 

@@ -37,6 +37,14 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
     return -(-n // batch_size)
 
 
+def run_batches(
+    n: int, batch_size: int, removed: Tensor, seed: int, *, removal: str = "drop", fraction: float = 1.0
+) -> Iterator[Batch | None]:
+    """The batches of a whole run, epoch after epoch, without end; see `epoch_batches`."""
+    for order in epoch_orders(n, seed):
+        yield from epoch_batches(order, batch_size, removed, removal=removal, fraction=fraction)
+
+
 def epoch_batches(
     order: Tensor, batch_size: int, removed: Tensor, *, removal: str, fraction: float = 1.0
 ) -> Iterator[Batch | None]:

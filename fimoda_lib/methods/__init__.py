@@ -18,6 +18,7 @@ from .ekfac import ekfac
 from .exact import exact
 from .grad_cos import grad_cos
 from .grad_dot import grad_dot
+from .lft import lft
 from .lissa import lissa
 from .lissa_h import lissa_h
 from .trak import trak
@@ -34,6 +35,7 @@ __all__ = [
     "exact",
     "grad_cos",
     "grad_dot",
+    "lft",
     "lissa",
     "lissa_h",
     "method",
@@ -61,7 +63,7 @@ def attribute(
         hyper: the method's hyper-parameters, by value; see `METHODS[name].defaults`.
 
     Returns:
-        scores[test, train] with the true instance numbers as coordinates; positive = helpful (leaving the instance out
+        scores[test, train] (for "lft" scores[horizon, test, train]) with the true instance numbers as coordinates; positive = helpful (leaving the instance out
         raises the test loss). The hyper-parameters and what the method reports are among the attributes.
 
     Raises:
@@ -87,13 +89,14 @@ def attribute(
             raise ValueError(f"{name}: no instances given; expected at least one, or None for all.")
     result = entry.function(task, params, **rows, **hyper)
     scores, report = result if isinstance(result, tuple) else (result, {})
-    _check(scores, entry.name, len(rows["test"]), len(rows["train"]))
+    horizons = {"horizon": report["horizon"]} if "horizon" in report else {}
+    _check(scores, entry.name, [len(h) for h in horizons.values()] + [len(rows["test"]), len(rows["train"])])
     settings = {**entry.defaults, **hyper, **report}
     return xr.DataArray(
         scores.detach().cpu().numpy(),
-        dims=("test", "train"),
+        dims=(*horizons, "test", "train"),
         name=entry.name,
-        coords={"test": rows["test"].numpy(), "train": rows["train"].numpy()},
+        coords={**horizons, "test": rows["test"].numpy(), "train": rows["train"].numpy()},
         attrs={"method": entry.name, "label": entry.label, **{k: _plain(v) for k, v in settings.items()}},
     )
 
@@ -111,15 +114,13 @@ def _entry(method: str | Callable) -> Method:
     return METHODS[method]
 
 
-def _check(scores: Tensor, name: str, n_test: int, n_train: int) -> None:
-    if tuple(scores.shape) != (n_test, n_train):
-        raise ValueError(
-            f"{name} returned scores of shape {tuple(scores.shape)}, expected [test, train] = {(n_test, n_train)}."
-        )
+def _check(scores: Tensor, name: str, expected: list[int]) -> None:
+    if list(scores.shape) != expected:
+        raise ValueError(f"{name} returned scores of shape {tuple(scores.shape)}, expected {tuple(expected)}.")
     if not scores.isfinite().all():
+        bad = (~scores.isfinite()).any(-1).flatten(0, -2).any(0) if scores.dim() > 2 else (~scores.isfinite()).any(1)
         raise MethodDiverged(
-            f"{name} returned NaN or infinite scores for {int((~scores.isfinite()).any(1).sum())} of "
-            f"{n_test} test instances."
+            f"{name} returned NaN or infinite scores for {int(bad.sum())} of {expected[-2]} test instances."
         )
 
 

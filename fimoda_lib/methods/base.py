@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..gradients import Gradients
 
-FAMILIES = ("first-order", "influence function", "projection", "further training")
+FAMILIES = ("first-order", "influence function", "projection", "ours", "further training")
 COMMON = ("task", "params", "train", "test", "curvature")
 
 Report = dict[str, Any]

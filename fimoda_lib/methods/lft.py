@@ -1,0 +1,188 @@
+"""LFT, linearised further training: the effect of leaving an instance out, followed step by step along one full run.
+
+To first order in the removed weight, the difference δ between the run without instance i and the full run obeys
+
+    δ(t+1) = (I - ηG) δ(t) + (η/n) ∇loss(zᵢ; θ(t)),   δ(0) = 0,   score(z, i) at step T = ∇loss(z; θ(T)) · δ(T)
+
+In the eigenbasis of G every direction evolves on its own, so that all steps between two records of the run are one
+product. Frozen residuals and T = 1 give Grad-Dot; frozen residuals and T -> ∞ influence functions.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..curvature import GaussNewton
+from ..gradients import Gradients
+from ..linearised import Effect, evolved, follow, jacobians, loss_changes, output_directions
+from ..spectra import Spectrum, choose_backend, spectrum_of
+from ..tasks import Params, Task
+from ..trajectories import Trajectory, record_full_run, recorded_steps
+from .base import Report, method
+from .ekfac import EkfacFactors
+
+NEGLIGIBLE = 0.01  # an eigenvalue σ counts as zero where σηT is smaller: the filter is then within 1 % of ηT
+MODES = ("one_run", "closed_form")
+BACKENDS = ("auto", "gram", "krylov", "ekfac")
+
+
+@method(label="LFT (ours)", family="ours", reference="this project; a relative of Bae et al. 2024 for final models")
+def lft(
+    task: Task,
+    params: Params,
+    *,
+    train: Tensor,
+    test: Tensor,
+    curvature: Tensor | None = None,
+    horizon: int | Sequence[int] | None = None,
+    further_training: Mapping[str, Any] | Trajectory | None = None,
+    mode: str = "one_run",
+    segments: int = 1,
+    backend: str = "auto",
+    order: int = 2,
+    dtype: torch.dtype = torch.float64,
+) -> tuple[Tensor, Report]:
+    """Linearised further training.
+
+    Args:
+        horizon: optimiser steps of further training at which scores are wanted, ascending; by default the last step
+            of a recorded run.
+        further_training: `optimizer`, `learning_rate`, `batch_size`, `seed` (and `weight_decay`, `max_grad_norm`) of
+            the full run; or the run itself, recorded by `trajectories.record_full_run`.
+        mode: "one_run" takes residuals from that full run; "closed_form" trains nothing and lets them evolve by full
+            batches in the model linearised at the final parameters (SGD only).
+        segments: so many times along the run, gradients and curvature are taken anew ("one_run" only).
+        backend: eigenbasis of G: "gram" (exact), "krylov" (its upper part), "ekfac", or "auto", by size.
+        order: 1 is the derivative with respect to the instance's weight, as in the recursion above; 2 removes all of
+            it: the residual of the instance is the one in the run without it, and the score is the difference of the
+            losses at the linearised outputs.
+
+    Returns:
+        scores [horizons, n_test, n_train], in units of the loss: what `further_train` measures. The report holds the
+        horizons, the back-end, the number of eigenvalues.
+
+    Raises:
+        ValueError: no horizon or no further training given, or a choice that cannot be combined.
+    """
+    check(horizon, further_training, mode, segments, backend, order)
+    at = Gradients(task, params, dtype=dtype)
+    wanted = None if horizon is None else [horizon] if isinstance(horizon, int) else [int(h) for h in horizon]
+    if isinstance(further_training, Trajectory):
+        run = further_training
+        wanted = wanted or [run.steps[-1]]
+        missing = sorted(set(wanted) - set(run.steps))
+        if missing:
+            raise ValueError(f"horizon: step {missing[0]} was not recorded; the run holds {list(run.steps)[:8]}, ...")
+    else:
+        settings = {"optimizer": "sgd", "seed": 0, **further_training}
+        per_epoch = -(-task.n_train // int(settings["batch_size"]))
+        ends = range(per_epoch, wanted[-1], per_epoch)  # residuals are needed in between, too
+        steps = recorded_steps(sorted({*wanted, *ends}), per_epoch)
+        if mode == "closed_form":
+            if settings["optimizer"] != "sgd":
+                raise ValueError(f"mode: 'closed_form' follows SGD; got optimizer {settings['optimizer']!r}.")
+            run = Trajectory(settings["learning_rate"], steps, *[torch.empty(0)] * 2, (), settings)
+        else:
+            run = record_full_run(task, params, steps=steps, segments=segments, progress=False, **settings)
+    scores, found = follow_run(task, params, at, run, train, test, wanted, curvature, mode, backend, order == 2)
+    return scores, {"horizon": wanted, "further_training": dict(run.settings), **found}
+
+
+def follow_run(
+    task: Task,
+    params: Params,
+    at: Gradients,
+    run: Trajectory,
+    train: Tensor,
+    test: Tensor,
+    horizons: Sequence[int],
+    curvature: Tensor,
+    mode: str,
+    backend: str,
+    whole: bool,
+) -> tuple[Tensor, Report]:
+    """Scores [horizons, n_test, n_train] along a run, segment after segment."""
+    D = output_directions(at)
+    if backend == "auto":
+        backend = choose_backend(len(curvature) * len(D), at.n_params)
+    floor = NEGLIGIBLE / (run.learning_rate * run.steps[-1])
+
+    def spectrum_at(at: Gradients, scale: Tensor | None) -> Spectrum:
+        if backend != "ekfac":
+            return spectrum_of(GaussNewton(at, curvature, scale=scale), backend, floor)
+        if scale is not None:
+            raise ValueError("backend: 'ekfac' has no room for Adam's preconditioner; take 'gram' or 'krylov'.")
+        return EkfacSpectrum(at, curvature)
+
+    spectrum = None
+    if mode == "closed_form":
+        spectrum = spectrum_at(at, None)
+        run = evolved(at, run, spectrum, D)
+    scores = torch.empty(len(horizons), len(test), len(train), dtype=torch.float64)
+    place = {step: k for k, step in enumerate(horizons)}
+    effects, sizes = None, []  # δ of every scored instance [n_train, P], handed from segment to segment
+    for number, segment in enumerate(run.segments):
+        if number:
+            at = Gradients(task, segment.params, dtype=at.dtype, device=at.device)
+        scale = segment.preconditioner and at.flatten(
+            {k: v.to(at.device, at.dtype) for k, v in segment.preconditioner.items()}
+        )
+        scale = None if scale is None else scale.sqrt()  # G with rows and columns scaled stays symmetric
+        if spectrum is None or number:
+            spectrum = spectrum_at(at, scale)
+        sizes.append(len(spectrum.eigenvalues))
+        J_test = jacobians(at, at.test(test), D, scale)
+        ends = []
+        for piece in torch.arange(len(train)).split(at.block_size(len(D))):
+            J = jacobians(at, at.train(train[piece]), D, scale)
+            start = None if effects is None else effects[piece] / (1 if scale is None else scale)
+            effect = Effect(spectrum, J, J_test, start)
+            for record, change in follow(at, run, segment, effect, D, train[piece], whole=whole):
+                if run.steps[record] in place:
+                    scores[place[run.steps[record]]][:, piece] = loss_changes(
+                        at, run.test_outputs[record][test], change, test, whole=whole
+                    )
+            if number + 1 < len(run.segments):
+                ends.append(effect.total() * (1 if scale is None else scale))
+        effects = torch.cat(ends) if ends else None
+    return scores, {"backend": backend, "eigenvalues": sizes, "segments": len(run.segments)}
+
+
+class EkfacSpectrum:
+    """The eigenbasis of EK-FAC: all parameters of linear and convolutional layers; the others lie outside it."""
+
+    def __init__(self, at: Gradients, curvature: Tensor) -> None:
+        self.factors = EkfacFactors(at, curvature)
+        self.eigenvalues = self.factors.eigenvalues
+
+    def into(self, vectors: Tensor) -> Tensor:
+        return self.factors.to_eigenbasis(vectors)
+
+    def out_of(self, coordinates: Tensor) -> Tensor:
+        return self.factors.from_eigenbasis(coordinates)
+
+
+def check(horizon: Any, further_training: Any, mode: str, segments: int, backend: str, order: int) -> None:
+    """Raises ValueError for settings that cannot be right."""
+    for name, value, choices in (("mode", mode, MODES), ("backend", backend, BACKENDS), ("order", order, (1, 2))):
+        if value not in choices:
+            raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(str, choices))}.")
+    if further_training is None:
+        raise ValueError(
+            "lft needs further_training=dict(learning_rate=..., batch_size=...), the settings of the full run that it "
+            "follows, or a run recorded by record_full_run."
+        )
+    if isinstance(further_training, Trajectory):
+        if mode == "closed_form":
+            raise ValueError("mode: 'closed_form' takes no recorded run; give its settings as a dict.")
+    elif horizon is None:
+        raise ValueError("horizon: got None, expected optimiser steps of further training, such as [100, 1000].")
+    elif lacking := {"learning_rate", "batch_size"} - set(further_training):
+        raise ValueError(f"further_training: {sorted(lacking)[0]} is missing.")
+    if mode == "closed_form" and segments != 1:
+        raise ValueError(f"segments: got {segments} with mode 'closed_form', which has 1.")
+    steps = [] if horizon is None else [horizon] if isinstance(horizon, int) else list(horizon)
+    if horizon is not None and (not steps or steps != sorted(set(steps)) or steps[0] < 1):
+        raise ValueError(f"horizon: got {horizon}, expected ascending numbers of optimiser steps of at least 1.")

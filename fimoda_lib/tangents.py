@@ -1,0 +1,181 @@
+"""Tangent further training: the exact derivative of a run with respect to the weight of each training instance.
+
+The difference of two runs drowns in rounding where steps are small; here the perturbation itself is carried along,
+by forward differentiation of every optimiser step. It is the first-order limit: no method that is linear in the removed
+weight can come closer to further training than this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+from torch.func import functional_call, jvp, vjp, vmap
+from torch.utils._pytree import tree_map
+from tqdm import tqdm
+
+from .ensembles import Ensemble, Optimizer
+from .minibatches import FULL_RUN, run_batches, steps_per_epoch
+from .plans import Plan, check_loss, check_seeds, evaluation_steps, has_dropout
+from .tasks import Instances, Params, Task, check_params, resolve_rows, take, to
+
+TANGENTS = 64  # carried at once; more leave the cache
+
+
+def tangent_train(
+    task: Task,
+    params: Params,
+    *,
+    optimizer: str,
+    learning_rate: float,
+    batch_size: int,
+    epochs: int,
+    seeds: Iterable[int],
+    left_out: Iterable[int],
+    removal: Literal["mask", "subtract"] = "mask",
+    evaluate: Literal["epoch"] | Sequence[int] = "epoch",
+    test: Iterable[int] | None = None,
+    weight_decay: float = 0.0,
+    max_grad_norm: float | None = None,
+    progress: bool = True,
+) -> xr.Dataset:
+    """The derivative of the test losses along further training with respect to the removed weight of each instance.
+
+    The arguments are those of `further_train`, whose runs with `removal="mask"` or "subtract" this is the derivative
+    of; "drop" has none, for it shifts batches. Exact for all optimisers, momentum, clipping and all, in the precision
+    of `params`.
+
+    Returns:
+        `delta[seed, left_out, step, test]` (float64: change of the loss per whole weight removed; positive = the instance
+        is helpful) and `full_loss[seed, step, test]`.
+
+    Raises:
+        ValueError: as `further_train`; removal "drop".
+    """
+    task.check()
+    check_params(task.model, params)
+    if removal not in ("mask", "subtract"):
+        raise ValueError(f"removal: got {removal!r}, expected 'mask' or 'subtract': 'drop' has no derivative.")
+    plan = Plan(
+        optimizer=Optimizer(optimizer, learning_rate, weight_decay, max_grad_norm),
+        batch_size=batch_size,
+        epochs=epochs,
+        removal=removal,
+        fraction=1.0,
+        left_out=tuple(resolve_rows(left_out, task.n_train, "left_out").tolist()),
+        test=tuple(resolve_rows(test, task.n_test, "test").tolist()),
+        steps=evaluation_steps(evaluate, epochs, steps_per_epoch(task.n_train, batch_size)),
+    )
+    check_loss(task, params)
+    seeds = check_seeds(seeds)
+    pieces = torch.tensor(plan.left_out).split(TANGENTS)
+    with tqdm(total=len(seeds) * len(pieces) * plan.steps[-1], desc="tangents", disable=not progress) as bar:
+        found = [[one_chunk(task, params, plan, seed, piece, bar) for piece in pieces] for seed in seeds]
+    return xr.Dataset(
+        {
+            "full_loss": (("seed", "step", "test"), np.stack([chunks[0][0] for chunks in found])),
+            "delta": (("seed", "left_out", "step", "test"), np.stack([np.concatenate([c[1] for c in f]) for f in found])),
+        },
+        coords={
+            "seed": seeds,
+            "left_out": list(plan.left_out),
+            "step": list(plan.steps),
+            "test": list(plan.test),
+            "epoch": ("step", np.array(plan.steps) / steps_per_epoch(task.n_train, batch_size)),
+        },
+    )
+
+
+def one_chunk(
+    task: Task, params: Params, plan: Plan, seed: int, removed: Tensor, bar: tqdm
+) -> tuple[np.ndarray, np.ndarray]:
+    """Losses [steps, test] of one full run, and their derivatives [k, steps, test] for k removed instances."""
+    run = DifferentiableRun(task, params, plan)
+    test = take(task.test, torch.tensor(plan.test))
+    tangents = tree_map(lambda p: torch.zeros(len(removed), *p.shape, dtype=p.dtype), (run.params, run.state))
+    losses, slopes = [], []
+
+    def record() -> None:
+        value, slope = run.losses(test, tangents[0])
+        losses.append(value.numpy())
+        slopes.append(slope.numpy())
+
+    if 0 in plan.steps:
+        record()
+    everyone = torch.cat([torch.tensor([FULL_RUN]), removed])
+    batches = run_batches(task.n_train, plan.batch_size, everyone, seed, removal=plan.removal)
+    with torch.random.fork_rng(devices=[]):
+        for number, (rows, weights) in zip(range(1, plan.steps[-1] + 1), batches, strict=False):
+            # Rows differ between replicas only under "subtract", in the last place: give every one of those its own.
+            if rows.dim() == 2:
+                own = torch.zeros(len(removed), len(removed), dtype=weights.dtype).fill_diagonal_(1) * weights[1:, -1:]
+                weights_full = torch.cat([weights[0, :-1], own.new_zeros(len(removed))])
+                change = torch.cat([torch.zeros(len(removed), rows.shape[1] - 1, dtype=own.dtype), own], 1)
+                rows = torch.cat([rows[0, :-1], rows[1:, -1]])
+            else:
+                weights_full, change = weights[0], weights[1:] - weights[0]
+            tangents = run.step(number, seed, rows, weights_full, change, tangents)
+            bar.update()
+            if number in plan.steps:
+                record()
+    return np.stack(losses), np.stack(slopes, 1)
+
+
+class DifferentiableRun:
+    """One full run whose every step can be differentiated in parameters, optimiser state and instance weights."""
+
+    def __init__(self, task: Task, params: Params, plan: Plan) -> None:
+        self.ensemble = Ensemble(task, params, 1, plan.optimizer)
+        self.params, self.state = self.ensemble.params, self.ensemble.state
+        self.train = to(task.train, dtype=self.ensemble.dtype)
+        self.noisy = has_dropout(task.model)
+
+    def update(self, number: int, batch: Instances) -> Any:
+        """The optimiser step of this number as a function of parameters, state and weights."""
+        dtype, betas = self.ensemble.dtype, self.ensemble.optimizer.betas
+        correction = torch.tensor([1 - beta**number for beta in betas], dtype=dtype)
+
+        def step(params: Params, state: dict, weights: Tensor) -> tuple[Params, dict]:
+            params, state = tree_map(torch.clone, (params, state))
+            self.ensemble.training_step(params, state, batch, weights[None], True, correction)
+            return params, state
+
+        return step
+
+    def step(self, number: int, seed: int, rows: Tensor, weights: Tensor, change: Tensor, tangents: Any) -> Any:
+        """One step of the run; returns the tangents after it.
+
+        Args:
+            change: derivative of the weights for every tangent, [k, B].
+            tangents: of (parameters, state), with a leading dimension k.
+        """
+        step = self.update(number, take(self.train, rows))
+        primal = (self.params, self.state, weights.to(self.ensemble.dtype))
+
+        def push(dp: Params, ds: dict, dw: Tensor) -> Any:
+            return jvp(step, primal, (dp, ds, dw))
+
+        if self.noisy:
+            torch.manual_seed(seed * 1_000_003 + number)
+        with torch.no_grad():
+            (params, state), moved = vmap(push, out_dims=(None, 0), randomness="same")(
+                *tangents, change.to(self.ensemble.dtype)
+            )
+        self.params, self.state = params, state
+        return moved
+
+    def losses(self, test: Instances, tangents: Params) -> tuple[Tensor, Tensor]:
+        """Test losses [n] and their derivatives [k, n], in float64."""
+        inputs, targets = to(test, dtype=torch.float64)
+
+        def one(p: Params) -> Tensor:
+            return self.ensemble.loss(functional_call(self.ensemble.evaluator, p, (inputs,)), targets)
+
+        here = {k: p[0].double() for k, p in self.params.items()}
+        along = {k: t[:, 0].double() for k, t in tangents.items()}
+        with torch.no_grad():
+            return vmap(lambda dp: jvp(one, (here,), (dp,)), out_dims=(None, 0))(along)

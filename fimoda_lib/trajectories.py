@@ -1,0 +1,137 @@
+"""One full run of further training, recorded: outputs along the way, and where the run stood at a few checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from .ensembles import Ensemble, Optimizer
+from .minibatches import FULL_RUN, run_batches, steps_per_epoch
+from .plans import has_dropout
+from .tasks import Params, Task, check_params, take, to
+
+
+@dataclass(frozen=True, eq=False)
+class Segment:
+    """A part of the run, from a checkpoint to the next.
+
+    Args:
+        first, last: numbers of the records at which it begins and ends.
+        params: where the run stood when it began.
+        preconditioner: Adam's 1/(√v + ε) of every parameter, averaged over the segment's records; None for SGD.
+    """
+
+    first: int
+    last: int
+    params: Params
+    preconditioner: Params | None
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """A recorded full run.
+
+    Args:
+        steps: optimiser steps at which outputs were recorded, ascending, beginning with 0.
+        train_outputs, test_outputs: [records, instances, C], float64, of all training and test instances.
+        segments: in order, covering all records.
+        settings: how it was trained.
+    """
+
+    learning_rate: float
+    steps: tuple[int, ...]
+    train_outputs: Tensor
+    test_outputs: Tensor
+    segments: tuple[Segment, ...]
+    settings: dict[str, Any]
+
+
+def record_full_run(
+    task: Task,
+    params: Params,
+    *,
+    optimizer: str,
+    learning_rate: float,
+    batch_size: int,
+    steps: int | Sequence[int],
+    seed: int = 0,
+    segments: int = 1,
+    weight_decay: float = 0.0,
+    max_grad_norm: float | None = None,
+    progress: bool = True,
+) -> Trajectory:
+    """Trains once on all data, as the full run of `further_train` with this seed does, and records all outputs.
+
+    Args:
+        steps: the optimiser steps at which outputs are recorded; a number stands for the end of every epoch up to it.
+        segments: how many segments of nearly equal numbers of records to cut the run into.
+
+    Raises:
+        ValueError: steps or segments that cannot be, or a run that diverges.
+    """
+    task.check()
+    check_params(task.model, params)
+    due = recorded_steps(steps, steps_per_epoch(task.n_train, batch_size))
+    cuts = segment_cuts(len(due) - 1, segments)
+    rule = Optimizer(optimizer, learning_rate, weight_decay, max_grad_norm)
+    ensemble = Ensemble(task, params, 1, rule)
+    train_set, noisy = to(task.train, dtype=ensemble.dtype), has_dropout(task.model)
+    outputs, starts, multipliers = [], [], []
+
+    def record() -> None:
+        if len(outputs) in cuts[:-1]:
+            starts.append({k: p[0].clone() for k, p in ensemble.params.items()})
+        outputs.append((ensemble.outputs(task.train[0])[0], ensemble.outputs(task.test[0])[0]))
+        if rule.name != "sgd" and ensemble.steps:
+            multipliers.append(adam_multiplier(rule, ensemble))
+
+    record()
+    batches = run_batches(task.n_train, batch_size, torch.tensor([FULL_RUN]), seed)
+    bar = tqdm(zip(range(1, due[-1] + 1), batches, strict=False), total=due[-1], desc="full run", disable=not progress)
+    with torch.random.fork_rng(devices=[]):
+        for step, (rows, weights) in bar:
+            if noisy:  # the masks of `further_train`
+                torch.manual_seed(seed * 1_000_003 + step)
+            ensemble.step(take(train_set, rows), weights.to(ensemble.dtype))
+            if step == due[len(outputs)]:
+                record()
+    train, test = (torch.stack(piece) for piece in zip(*outputs, strict=True))
+    if not (train.isfinite().all() and test.isfinite().all()):
+        raise ValueError(f"The full run diverged: with learning rate {learning_rate} its outputs are not finite.")
+    pieces = tuple(
+        Segment(first, last, start, mean_of(multipliers[first:last]))
+        for first, last, start in zip(cuts[:-1], cuts[1:], starts, strict=True)
+    )
+    settings = {"optimizer": optimizer, "learning_rate": learning_rate, "batch_size": batch_size, "seed": seed}
+    return Trajectory(learning_rate, due, train, test, pieces, settings)
+
+
+def recorded_steps(steps: int | Sequence[int], per_epoch: int) -> tuple[int, ...]:
+    """0 and the given steps; a number stands for the end of every epoch up to it, and itself."""
+    asked = [*range(per_epoch, steps, per_epoch), steps] if isinstance(steps, int) else list(steps)
+    if not asked or asked != sorted(set(asked)) or asked[0] < 0 or asked[-1] < 1:
+        raise ValueError(f"steps: got {steps}, expected a number of at least 1, or increasing optimiser steps.")
+    return (0, *(int(s) for s in asked if s > 0))
+
+
+def segment_cuts(intervals: int, segments: int) -> list[int]:
+    """The records at which segments begin, and the last one."""
+    if not 1 <= segments <= intervals:
+        raise ValueError(f"segments: got {segments}, expected 1 to {intervals}, the number of intervals recorded.")
+    return [k * intervals // segments for k in range(segments)] + [intervals]
+
+
+def adam_multiplier(rule: Optimizer, ensemble: Ensemble) -> Params:
+    """What Adam multiplies its mean gradient by, besides the learning rate, after the last step."""
+    correction = 1 - rule.betas[1] ** ensemble.steps
+    squares = ensemble.state["square"]
+    return {k: 1 / ((square[0] / correction).sqrt() + rule.epsilon) for k, square in squares.items()}
+
+
+def mean_of(trees: Sequence[Params]) -> Params | None:
+    return {k: torch.stack([tree[k] for tree in trees]).mean(0) for k in trees[0]} if trees else None
