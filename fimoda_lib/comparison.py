@@ -84,8 +84,18 @@ def instance_similarity(scores: xr.DataArray, sensitivity: xr.DataArray, metric:
 def noise_ceiling(gold: xr.Dataset, adjustment: Adjustment = "mean") -> xr.DataArray:
     """The similarity that a perfect method could reach against this many seeds, [step].
 
-    With r the mean pairwise cosine between the S seeds, averaged over test instances: √(S r / (1 + (S-1) r)).
-    A negative r counts as 0; with a single seed the ceiling is unknown (NaN).
+    With r the agreement of the S seeds (`seed_agreement`): √(S r / (1 + (S-1) r)); with a single seed the ceiling is
+    unknown (NaN).
+    """
+    r = seed_agreement(gold, adjustment)
+    S = gold.sizes["seed"]
+    return np.sqrt(S * r / (1 + (S - 1) * r))
+
+
+def seed_agreement(gold: xr.Dataset | xr.DataArray, adjustment: Adjustment = "mean") -> xr.DataArray:
+    """Mean cosine between the sensitivities of two seeds, averaged over pairs and test instances, [step].
+
+    A negative mean counts as 0; with a single seed it is unknown (NaN).
     """
     delta = _delta(gold)
     S = delta.sizes["seed"]
@@ -102,7 +112,13 @@ def noise_ceiling(gold: xr.Dataset, adjustment: Adjustment = "mean") -> xr.DataA
     known = np.isfinite(pairwise)
     r = np.where(known, pairwise, 0).sum(-1) / np.maximum(known.sum(-1), 1)
     r = np.where(known.any(-1), np.clip(r, 0, 1), np.nan)
-    return xr.DataArray(np.sqrt(S * r / (1 + (S - 1) * r)), dims="step", coords=steps)
+    return xr.DataArray(r, dims="step", coords=steps)
+
+
+def seeds_needed(agreement: xr.DataArray, ceiling: float = 0.95) -> xr.DataArray:
+    """How many seeds with this mutual agreement r have that noise ceiling c: c²(1 - r) / (r (1 - c²)), at least 1."""
+    needed = ceiling**2 * (1 - agreement) / (agreement.where(agreement > 0) * (1 - ceiling**2))
+    return needed.clip(min=1.0)
 
 
 def seed_averaging(

@@ -1,13 +1,12 @@
-"""How figures look and where they go: colours, layout, files, provenance."""
+"""How figures look and where they go: colours, layout, files, provenance, captions."""
 
 from __future__ import annotations
 
 import csv
 import json
-import subprocess
+import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 
 import matplotlib as mpl
@@ -15,22 +14,26 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import torch
+import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .provenance import code_version
 from .reproduction import Reproduction, finished
 
 
 @dataclass(frozen=True)
 class Look:
     """How a method is drawn, in every figure. Colours are told apart by colour-blind readers; families by line style:
-    solid for first-order methods, dashed for influence functions, dotted for projections. CG, LiSSA and LiSSA-H often
-    lie on each other: their dashes interleave."""
+    solid for first-order methods, dashed for influence functions, dotted for projections, a thick black line for ours,
+    dash-dotted for what is measured by training. CG, LiSSA and LiSSA-H often lie on each other: their dashes
+    interleave."""
 
     label: str
     colour: str
     marker: str
     line: str | tuple = "-"
+    width: float = 1.4
 
 
 LOOK: dict[str, Look] = {
@@ -43,7 +46,10 @@ LOOK: dict[str, Look] = {
     "ekfac": Look("EK-FAC", "#CC79A7", "X", (0, (4, 2))),
     "exact": Look("Exact", "#882255", "*", (0, (4, 2))),
     "trak": Look("TRAK", "#009E73", "h", ":"),
-    "ceiling": Look("noise ceiling", "#666666", "", (0, (1, 1))),
+    "lft": Look("LFT (ours)", "#111111", "d", "-", 2.2),
+    "further_first": Look("further training, first epoch", "#999933", "<", (0, (5, 1.5, 1, 1.5))),
+    "further_last": Look("further training, last epoch", "#117733", ">", (0, (5, 1.5, 1, 1.5))),
+    "ceiling": Look("noise ceiling", "#666666", "", (0, (1, 1)), 1.0),
 }
 PUBLISHED = "published"  # the open markers, in legends
 STYLE = {
@@ -66,62 +72,98 @@ STYLE = {
     "axes.titlelocation": "left",
 }
 Panels = Mapping[str, Reproduction]  # panel letter -> what it shows
-Draw = Callable[[Axes, str], None]  # draws the panel of that letter
+Tables = Mapping[str, pd.DataFrame | None]  # panel letter -> the numbers drawn there; None if not computed yet
+Draw = Callable[[Axes, str], None]  # draws the numbers of the panel of that letter
 
 
 def panel_figure(
-    name: str,
+    note: dict,
     panels: Panels,
     folder: Path | str,
+    tables: Tables,
     draw: Draw,
-    rows: pd.DataFrame,
-    note: dict,
+    *,
+    what: str,
+    marks: str,
     ylabel: str,
-    legend: Sequence[str],
+    legend: Sequence[str] = (),
 ) -> Figure:
-    """Draws all panels in one figure and each alone, and saves them with their numbers and provenance."""
+    """Draws all panels in one figure and each alone, and saves them with their numbers and provenance.
+
+    Args:
+        note: from `provenance`; its "figure" names the files, its "title" goes with them.
+        what, marks: the caption's sentences on what is drawn, and on what bands, markers and lines mean.
+        legend: what the legend below the panels explains: names in `LOOK`, or PUBLISHED.
+    """
+
+    def one(name: str, chosen: Panels, note: dict) -> Figure:
+        note = {**note, "caption": caption(chosen, note, what, marks)}
+        figure = _layout(chosen, tables, draw, ylabel, legend, note)
+        save(figure, numbers({k: tables[k] for k in chosen}, chosen), folder, name, note)
+        return figure
+
     with mpl.rc_context(STYLE):
-        figure = _layout(panels, draw, ylabel, legend, note)
-        save(figure, rows, folder, name, note)
+        figure = one(note["figure"], panels, note)
         for letter, shown in panels.items():
             own = {k: v for k, v in note["datasets"].items() if k == shown.dataset}
-            alone_note = {**note, "datasets": own}
-            alone = _layout({letter: shown}, draw, ylabel, legend, alone_note)
-            panel_rows = rows[rows["panel"] == letter] if "panel" in rows else rows
-            save(alone, panel_rows, folder, f"{name}{letter}_{shown.dataset}", alone_note)
-            plt.close(alone)
+            title = f"{note['title']}: {shown.title}"
+            alone = f"{note['figure']}{letter}_{shown.dataset}"
+            plt.close(one(alone, {letter: shown}, {**note, "datasets": own, "title": title}))
     return figure
 
 
-def _layout(panels: Panels, draw: Draw, ylabel: str, legend: Sequence[str], note: dict) -> Figure:
+def numbers(tables: Tables, panels: Panels) -> pd.DataFrame:
+    """The tables of all panels in one, with columns "panel" (its letter) and "dataset"."""
+    known = [t.assign(panel=k, dataset=panels[k].dataset) for k, t in tables.items() if t is not None]
+    return pd.concat(known, ignore_index=True) if known else pd.DataFrame({"panel": [], "dataset": []})
+
+
+def _layout(panels: Panels, tables: Tables, draw: Draw, ylabel: str, legend: Sequence[str], note: dict) -> Figure:
     columns = min(len(panels), 2)
     rows = -(-len(panels) // columns)
+    across = min(len(legend), 5 if columns > 1 else 3)
+    legend_rows = -(-len(legend) // across) if legend else 0
     figure, axes = plt.subplots(
         rows,
         columns,
         squeeze=False,
-        figsize=(3.9 * columns + 0.5 * (columns == 1), 2.75 * rows + 0.75),
+        figsize=(3.9 * columns + 0.5 * (columns == 1), 2.75 * rows + 0.25 + 0.2 * legend_rows),
         layout="constrained",
     )
-    for ax, letter in zip(axes.flat, panels, strict=False):
-        draw(ax, letter)
+    for ax, (letter, shown) in zip(axes.flat, panels.items(), strict=False):
+        ax.set_title(f"({letter}) {shown.title}")
+        if tables[letter] is None:
+            say(ax, f"Not run yet: ./run_all.sh --profile {shown.profile} --only {note['figure']} "
+                f"--datasets {shown.dataset}")  # fmt: skip
+        else:
+            draw(ax, letter)
     for ax in axes.flat[len(panels) :]:
         ax.set_axis_off()
     for ax in axes[:, 0]:
         ax.set_ylabel(ylabel if rows == 1 else "\n".join(_halves(ylabel)))
+    figure.align_ylabels(axes[:, 0])
+    below = 0.16 / figure.get_figheight()  # what the panels leave free, as a share of the height: the foot ...
     if legend:
-        handles = [_handle(name) for name in legend]
-        figure.legend(
-            handles=handles,
-            loc="outside lower center",
-            ncols=min(len(handles), 5 if columns > 1 else 3),
+        box = figure.legend(
+            handles=[_handle(name) for name in legend],
+            loc="lower center",
+            bbox_to_anchor=(0.5, below),
+            ncols=across,
             handlelength=2.4,
             columnspacing=1.4,
+            borderaxespad=0,
         )
-    strip = 0.16 / figure.get_figheight()  # for the line of provenance, below everything else
-    figure.get_layout_engine().set(rect=(0, strip, 1, 1 - strip))
-    figure.text(0.995, 0.2 * strip, line_of(note), fontsize=5.5, color="#777777", ha="right", va="bottom")
+        box.set_in_layout(False)
+        below += box.get_window_extent().height / figure.bbox.height  # ... and the legend
+    figure.get_layout_engine().set(rect=(0, below, 1, 1 - below))
+    foot(figure, note)
     return figure
+
+
+def foot(figure: Figure, note: dict) -> None:
+    """The line of provenance at the foot of a figure."""
+    low = 0.03 / figure.get_figheight()
+    figure.text(0.995, low, line_of(note), fontsize=5.5, color="#777777", ha="right", va="bottom")
 
 
 def _handle(name: str) -> mpl.lines.Line2D:
@@ -130,7 +172,7 @@ def _handle(name: str) -> mpl.lines.Line2D:
         return mpl.lines.Line2D([], [], color="#444444", marker="o", mfc="none", ls="none", ms=4.5, label=PUBLISHED)
     look = LOOK[name]
     line = look.line if isinstance(look.line, str) else (0, look.line[1])
-    return mpl.lines.Line2D([], [], color=look.colour, ls=line, label=look.label)
+    return mpl.lines.Line2D([], [], color=look.colour, ls=line, lw=look.width, label=look.label)
 
 
 def _halves(text: str) -> list[str]:
@@ -142,57 +184,95 @@ def say(ax: Axes, sentence: str) -> None:
     """An empty panel with one sentence that says what to do."""
     ax.set_xticks([])
     ax.set_yticks([])
-    ax.text(
-        0.5, 0.5, sentence, transform=ax.transAxes, ha="center", va="center", wrap=True, color="#555555", fontsize=8
-    )
+    text = textwrap.fill(sentence, 42, break_on_hyphens=False, break_long_words=False)
+    ax.text(0.5, 0.5, text, transform=ax.transAxes, ha="center", va="center", color="#555555", fontsize=8)
 
 
-def save(figure: Figure, table: pd.DataFrame, folder: Path | str, name: str, note: dict) -> None:
-    """Writes `<name>.pdf`, `.png`, `.csv` (the plotted numbers) and `.json` (provenance)."""
+def save(figure: Figure, table: pd.DataFrame | None, folder: Path | str, name: str, note: dict) -> None:
+    """Writes `<name>.pdf`, `.png`, `.csv` (the plotted numbers; none for a drawing) and `.json` (provenance)."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / f"{name}.pdf", metadata={"Subject": line_of(note), "CreationDate": None})
     figure.savefig(folder / f"{name}.png", metadata={"Description": line_of(note)})
-    table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", quoting=csv.QUOTE_MINIMAL)
+    save_numbers(table, folder, name, note)
+
+
+def save_numbers(table: pd.DataFrame | None, folder: Path | str, name: str, note: dict) -> None:
+    """Writes `<name>.csv`, if there is a table, and `<name>.json`."""
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    if table is not None:
+        table.to_csv(folder / f"{name}.csv", index=False, float_format="%.6g", quoting=csv.QUOTE_MINIMAL)
     (folder / f"{name}.json").write_text(json.dumps(note, indent=1, sort_keys=True) + "\n")
 
 
-def provenance(panels: Panels, **settings: str) -> dict:
-    """What a figure was made from: profile, seeds, specification hashes, time, versions, commit."""
+def provenance(
+    panels: Panels,
+    *,
+    figure: str,
+    title: str,
+    measured: Callable[[Reproduction], xr.Dataset] | None = lambda shown: shown.gold,
+    notebook: str = "04_figures",
+    **settings: str,
+) -> dict:
+    """What a figure was made from: profile, seeds, specification hashes, time, versions, commit.
+
+    Args:
+        measured: the training runs that a panel shows; further training by default, None for a mere drawing.
+        notebook: the notebook that draws the figure.
+        settings: whatever else tells this figure from others.
+    """
     datasets = {}
-    for shown in panels.values():
-        gold = finished(lambda s=shown: s.gold)
-        if gold is not None:
+    for shown in panels.values() if measured else ():
+        runs = finished(lambda s=shown: measured(s))
+        if runs is not None:
             datasets[shown.dataset] = {
-                "seeds": gold.seed.values.tolist(),
-                "left_out": gold.sizes["left_out"],
-                "test": gold.sizes["test"],
-                "specification": gold.attrs["specification"],
-                "seconds": round(float(gold.seconds.sum()), 1),
-                "diverged_runs": int(gold.diverged.sum()),
+                "seeds": runs.seed.values.tolist(),
+                "left_out": runs.sizes["left_out"],
+                "test": runs.sizes["test"],
+                "learning_rate": runs.attrs["learning_rate"],
+                "specification": runs.attrs["specification"],
+                "seconds": round(float(runs.seconds.sum()), 1),
+                "diverged_runs": int(runs.diverged.sum()),
             }
-    profile = next(iter(panels.values())).profile
-    versions = {"torch": torch.__version__, "numpy": np.__version__, "matplotlib": mpl.__version__}
-    return {"profile": profile, **settings, "datasets": datasets, "versions": versions, "commit": code_version()}
+    return {
+        "figure": figure,
+        "title": title,
+        "notebook": notebook,
+        "profile": next((shown.profile for shown in panels.values()), "any"),
+        **settings,
+        "datasets": datasets,
+        "versions": {"torch": torch.__version__, "numpy": np.__version__, "matplotlib": mpl.__version__},
+        "commit": code_version(),
+    }
+
+
+def caption(panels: Panels, note: dict, what: str, marks: str = "") -> str:
+    """A figure's caption: what is drawn, what the marks mean, the settings of each panel, and what is missing."""
+    settings, missing = [], []
+    for letter, shown in panels.items():
+        panel = f"({letter}) {shown.title}" if len(panels) > 1 else shown.title
+        runs = note["datasets"].get(shown.dataset)
+        if runs is None:
+            missing.append(panel)
+        else:
+            settings.append(
+                f"{panel}: {counted(len(runs['seeds']), 'seed')}, {runs['left_out']} left-out and {runs['test']} test "
+                f"instances, learning rate {runs['learning_rate']:g}"
+            )
+    sentences = [what, marks, "; ".join(settings) + "." if settings else ""]
+    sentences.append(f"Not run yet: {', '.join(missing)}." if missing else "")
+    return " ".join(filter(None, sentences))
+
+
+def counted(n: int, thing: str) -> str:
+    """1 seed, 2 seeds."""
+    return f"{n} {thing}" if n == 1 else f"{n} {thing}s"
 
 
 def line_of(note: dict) -> str:
     """Provenance in one line, for the foot of a figure."""
-    pieces = [f"{name} {len(d['seeds'])} seeds, {d['left_out']} left out" for name, d in note["datasets"].items()]
-    return f"{note['figure']} · profile {note['profile']} · {'; '.join(pieces) or 'nothing run'} · {note['commit']}"
-
-
-@cache
-def code_version() -> str:
-    """The commit of the code, with "+" if files have changed since; "unknown" outside a git checkout."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".")
-        return git("rev-parse", "--short=10", "HEAD") + ("+" if changed else "")
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+    pieces = [
+        f"{name} {counted(len(d['seeds']), 'seed')}, {d['left_out']} left out" for name, d in note["datasets"].items()
+    ]
+    return f"{note['figure']} · profile {note['profile']} · {'; '.join(pieces) or 'no results'} · {note['commit']}"

@@ -130,6 +130,10 @@ class Ensemble:
         self, params: Params, state: dict, batch: Instances, weights: Tensor, shared: bool, correction: Tensor
     ) -> None:
         """Updates stacked parameters and optimiser state in place; see `step`."""
+        self.optimizer.update(params, self.gradients(params, batch, weights, shared), state, correction)
+
+    def gradients(self, params: Params, batch: Instances, weights: Tensor, shared: bool) -> Params:
+        """Of every replica's weighted loss in its parameters."""
 
         def objective(p: Params, b: Instances, w: Tensor) -> Tensor:
             inputs, targets = b
@@ -137,8 +141,7 @@ class Ensemble:
 
         # randomness="same": every replica draws the same dropout mask, as paired runs must.
         per_replica = grad(objective)
-        grads = vmap(per_replica, in_dims=(0, None if shared else 0, 0), randomness="same")(params, batch, weights)
-        self.optimizer.update(params, grads, state, correction)
+        return vmap(per_replica, in_dims=(0, None if shared else 0, 0), randomness="same")(params, batch, weights)
 
     def step(self, batch: Instances, weights: Tensor) -> None:
         """One optimiser step of every replica on its own weighted batch.

@@ -38,11 +38,17 @@ def jacobians(at: Gradients, instances: tuple, directions: Tensor, scale: Tensor
 def decay(spectrum: Spectrum, run: Trajectory, steps: int) -> tuple[Tensor, Tensor]:
     """What so many steps leave of every direction, a = (1 - ησ)^steps, and their gain (1 - a)/σ: both [q]."""
     moved = run.learning_rate * spectrum.eigenvalues
-    # Adam's momentum averages over ten steps, which keeps directions stable in which single steps would overshoot.
-    log_a = steps * (torch.log1p(-moved.clamp(max=1)) if run.settings["optimizer"] == "sgd" else -moved)
-    flat = moved * steps < 1e-9
-    gain = torch.where(flat, steps, -torch.expm1(log_a) / moved.where(~flat, 1.0))
-    return log_a.exp(), run.learning_rate * gain
+    if run.settings["optimizer"] == "sgd":
+        # From 1 to 2 steps overshoot: 1 - ησ is negative. Beyond, the recursion would explode where the run did not;
+        # there δ settles at once.
+        size = torch.where(moved > 1, 2 - moved, moved).where(moved < 2, 1.0)  # 1 - |1 - ησ|
+        log_a, negative = steps * torch.log1p(-size), (moved > 1) & (steps % 2 == 1)
+    else:
+        # Adam's momentum averages over ten steps, which keeps directions stable in which single steps would overshoot.
+        log_a, negative = -moved * steps, torch.zeros_like(moved, dtype=torch.bool)
+    a, flat = torch.where(negative, -log_a.exp(), log_a.exp()), moved * steps < 1e-9
+    gain = torch.where(flat, steps, torch.where(negative, 1 - a, -torch.expm1(log_a)) / moved.where(~flat, 1.0))
+    return a, run.learning_rate * gain
 
 
 class Effect:
@@ -163,4 +169,3 @@ def loss_changes(at: Gradients, outputs: Tensor, change: Tensor, test: Tensor, *
     changed = (outputs[:, None] + change).flatten(0, 1)
     losses = at.task.loss(changed, targets.repeat_interleave(b, 0)).view(z, b)
     return losses - at.task.loss(outputs, targets)[:, None]
-

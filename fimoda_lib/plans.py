@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
-import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,6 +12,7 @@ from torch import Tensor, nn
 
 from .ensembles import Optimizer
 from .minibatches import REMOVALS
+from .naming import loss_name, model_name
 from .store import fingerprint
 from .tasks import Instances, Params, Task, take, to
 
@@ -108,19 +107,7 @@ def specification(task: Task, params: Params, plan: Plan) -> dict[str, Any]:
         "data": fingerprint(task.train, take(task.test, torch.tensor(plan.test, dtype=torch.long))),
         "params": fingerprint(params),
         **{k: v for k, v in asdict(plan).items()},
+        **({"model_code": code} if (code := model_name(task.model)) else {}),
         **({"frozen": fingerprint(frozen)} if frozen else {}),
         **({"dropout": "active"} if has_dropout(task.model) else {}),
     }
-
-
-def loss_name(loss: Any) -> str:
-    """A name of a loss that is the same in every process, and another for another loss."""
-    if isinstance(loss, functools.partial):
-        return f"{loss_name(loss.func)}({loss.args}, {sorted(loss.keywords.items())})"
-    name = getattr(loss, "__qualname__", None)
-    if name is None:
-        return repr(loss)  # a module, say
-    if "<" in name:  # a lambda or a local function: its name alone says little
-        code = loss.__code__
-        name += hashlib.sha256(repr((code.co_code, code.co_consts, code.co_names)).encode()).hexdigest()[:16]
-    return name

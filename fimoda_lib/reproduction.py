@@ -21,12 +21,14 @@ from .experiments import Settings, panel_title, settings
 from .final_model import train_final_model
 from .further_training import further_train
 from .methods import METHODS, MethodDiverged, attribute
+from .minibatches import steps_per_epoch
 from .store import Missing, cached, fingerprint
 from .tasks import Params, Task, parameters_of, take
 
 log = logging.getLogger(__name__)
 
 # The paper's methods in the paper's order; "exact" is the yardstick of the influence functions and is not drawn there.
+LFT_SEED = 1000  # of its full run: none of the gold standard's, whose noise it would share
 PAPER_METHODS = ("grad_dot", "grad_cos", "datainf", "cg", "lissa", "lissa_h", "ekfac", "trak")
 HOLD_FLOAT64 = 5_000  # training instances x outputs; beyond, gradients are kept in float32 to fit memory
 
@@ -104,6 +106,16 @@ class Reproduction:
 
     def hyper(self, method: str) -> dict[str, Any]:
         """The hyper-parameters that the paper plots for a method on this data set."""
+        if method == "lft":  # needs no choice but the further training that it follows, and when to look
+            training = asdict(self.settings.further)
+            per_epoch = steps_per_epoch(self.task.n_train, training["batch_size"])
+            epochs = training.pop("epochs")
+            return {
+                "horizon": [per_epoch * (e + 1) for e in range(epochs)],
+                "further_training": {**training, "seed": LFT_SEED},
+                "segments": min(self.settings.lft_segments, epochs),
+                **({"dtype": "float32"} if self.large else {}),
+            }
         hyper: dict[str, Any] = {}
         if "multiple" in METHODS[method].defaults and method in ("cg", "lissa", "lissa_h", "exact"):
             hyper["multiple"] = max(self.settings.damping_multiples)
@@ -111,10 +123,14 @@ class Reproduction:
             hyper["depth"] = self.settings.lissa_h_depth if method == "lissa_h" else self.settings.lissa_depth
         if method == "cg" and self.settings.cg_tolerance is not None:
             hyper["tolerance"] = self.settings.cg_tolerance
-        outputs = list(self.params.values())[-1].shape[0]
-        if method == "lissa_h" or self.task.n_train * outputs > HOLD_FLOAT64:
+        if method == "lissa_h" or self.large:
             hyper["dtype"] = "float32"
         return hyper
+
+    @property
+    def large(self) -> bool:
+        """Whether gradients are kept in float32 to fit memory."""
+        return self.task.n_train * list(self.params.values())[-1].shape[0] > HOLD_FLOAT64
 
     def scores(self, method: str, **hyper: Any) -> xr.DataArray:
         """Scores of the left-out instances for the tested ones, with the paper's hyper-parameters unless given.
@@ -144,8 +160,9 @@ class Reproduction:
         ]
 
     def other(self, **changes: Any) -> Reproduction:
-        """The same with another optimiser, profile, ..."""
-        return replace(self, **changes)
+        """The same with another optimiser, profile, ...; itself, with all that it has loaded, if nothing changes."""
+        unchanged = all(getattr(self, name) == value for name, value in changes.items())
+        return self if unchanged else replace(self, **changes)
 
 
 def attribute_or_outcome(method: str, task: Task, params: Params, **arguments: Any) -> xr.DataArray:

@@ -18,13 +18,13 @@ PROFILES = {  # what `experiments.PROFILES` holds; a test compares them
     "smoke": "the smallest sizes that pass through every line, for tests: about a minute",
     "quick": "20 left-out instances, 5 seeds, a fifth of the epochs, and data that ships with scikit-learn in place of "
     "what is not on this machine: about five minutes on 2 cores, no network",
-    "laptop": "the paper's data sets, left-out instances and epochs with 3 to 10 seeds: about two hours on 2 cores",
+    "laptop": "the paper's data sets, left-out instances and epochs with 2 to 10 seeds: about two hours on 2 cores",
     "paper": "everything as in the paper, 100 seeds: for a GPU box",
 }
 PANELS = ("concrete", "energy", "fico", "folktables")  # keys of `experiments.PANELS`
 STAND_INS = ("adult", "diabetes", "wine", "breast_cancer", "digits")
-FIGURES = ("fig02", "fig04", "fig05", "fig06", "fig_damping")
-OPTIMIZERS_OF = {"fig04": ("adam",)}  # all others: SGD
+FIGURES = (*(f"fig{number:02d}" for number in range(1, 12)), "table2", "fig_damping")  # keys of `figures.FIGURES`
+OPTIMIZERS_OF = {"fig01": (), "fig04": ("adam",), "fig08": ("adam",)}  # all others: SGD
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,8 @@ def parser() -> argparse.ArgumentParser:
         description="Runs the notebooks that make the paper's figures. Finished work is found and not repeated.",
         epilog="profiles:\n"
         + "\n".join(f"  {name:8}{text}" for name, text in PROFILES.items())
-        + "\n\nThe tests: ./run_all.sh test [arguments for pytest]",
+        + "\n\nWhat is done, running and missing:  ./run_all.sh status [--profile ...] [--datasets ...] [--only ...]"
+        + "\nThe tests: ./run_all.sh test [arguments for pytest]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("--profile", default="quick", choices=PROFILES, metavar="PROFILE", help="how much to run (quick)")
@@ -58,13 +59,18 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--results", default="results", metavar="DIR", help="where finished work is kept (results)")
     p.add_argument("--figures", default="figures", metavar="DIR", help="where figures go (figures)")
     p.add_argument("--jobs", type=int, default=1, metavar="N", help="notebooks run at once (1)")
-    p.add_argument("--skip-tutorial", action="store_true", help="leave out notebook 00")
+    p.add_argument("--skip-tutorial", action="store_true", help="leave out notebooks 00 and 07")
+    p.add_argument(
+        "--fresh", action="store_true", help="compute everything again; earlier results are renamed, not deleted"
+    )
     return p
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs everything asked for; returns the exit status."""
-    options = parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    only_status = arguments[:1] == ["status"]
+    options = parser().parse_args(arguments[only_status:])
     if options.data is not None and not Path(options.data).is_dir():
         print(
             f"run_all.sh: --data: there is no folder {options.data!r}; give the folder that holds uci/, heloc/, ...",
@@ -83,33 +89,65 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**31 - 1))
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**30))
     from .datasets import DataFileError
+    from .folders import set_aside
 
     try:
         stages = plan(options)
+        if only_status:
+            return status(stages, options)
+        if options.fresh and (kept := set_aside(Path(options.results) / options.profile)):
+            print(f"Earlier results are now in {kept}")
     except (DataFileError, ValueError) as error:
         print(f"run_all.sh: {error}", file=sys.stderr)
         return 2
     return run(stages, options)
 
 
+def asked_for(options: argparse.Namespace) -> tuple[list[str], list[str]]:
+    """The figures that can be drawn of what was asked for, and the data sets that they need.
+
+    Raises:
+        ValueError: a figure was asked for by name that shows none of the data sets.
+    """
+    from .experiments import choose_dataset, panel_letter
+    from .plots.panels import LETTERS
+
+    chosen = options.datasets or PANELS
+    here = {panel_letter(name) for name in chosen}
+    figures = [f for f in options.only or FIGURES if not LETTERS[f] or here & {*LETTERS[f].values()}]
+    for name in options.only or ():
+        if name not in figures:
+            raise ValueError(f"{name} does not show {' or '.join(chosen)}; name another data set, or none for all.")
+    needed = {letter for f in figures for letter in LETTERS[f].values()}
+    names = [name for name in chosen if panel_letter(name) in needed]
+    return figures, [choose_dataset(name, options.profile) if name in PANELS else name for name in names]
+
+
 def plan(options: argparse.Namespace) -> list[list[NotebookRun]]:
     """The notebook runs, in stages: those of one stage do not need each other."""
-    from .experiments import choose_dataset
+    from .experiments import panel_letter
+    from .plots.panels import LETTERS
 
-    figures = tuple(options.only or FIGURES)
-    chosen = options.datasets or PANELS
-    datasets = [choose_dataset(name, options.profile) if name in PANELS else name for name in chosen]
+    figures, datasets = asked_for(options)
     optimizers = sorted({o for f in figures for o in OPTIMIZERS_OF.get(f, ("sgd",))}, reverse=True)
     common = {"profile": options.profile, "results": str(Path(options.results).resolve())}
     stages = []
     if not options.skip_tutorial and options.only is None and options.datasets is None:
         smoke = {"n_left_out": 6, "n_seeds": 2, "epochs": 1} if options.profile == "smoke" else {}
+        own = {"n_left_out": 6, "n_seeds": 3, "epochs": 2, "lissa_depth": 50} if options.profile == "smoke" else {}
+        store = {"store": str(Path(options.results).resolve() / options.profile / "own")}
         stages.append([NotebookRun("00_tutorial", "tutorial", smoke)])
+        stages[-1].append(NotebookRun("07_your_own_model", "your own model", {**own, **store}))
     per_dataset = [{**common, "dataset": d} for d in datasets]
+    retrained = LETTERS["fig11"].values() if "fig11" in figures else ()
     stages.append([NotebookRun("01_final_model", f"final model, {p['dataset']}", p) for p in per_dataset])
     stages.append(
         [
-            NotebookRun("02_further_training", f"further training, {p['dataset']}, {o}", {**p, "optimizer": o})
+            NotebookRun(
+                "02_further_training",
+                f"further training, {p['dataset']}, {o}",
+                {**p, "optimizer": o, "retrain": o == "sgd" and panel_letter(p["dataset"]) in retrained},
+            )
             for o in optimizers
             for p in per_dataset
         ]
@@ -120,10 +158,19 @@ def plan(options: argparse.Namespace) -> list[list[NotebookRun]]:
         only = [f for f in figures if f != "fig_damping"]
         stages.append([NotebookRun("04_figures", "figures", {**shown, "only": only})])
     if "fig_damping" in figures:
-        regression = [d for d in datasets if d in ("concrete", "energy", "diabetes", "wine")]
-        if regression:
-            stages.append([NotebookRun("05_damping_is_time", "damping is time", {**shown, "datasets": regression})])
-    return stages
+        regression = [d for d in datasets if panel_letter(d) in LETTERS["fig_damping"].values()]
+        stages.append([NotebookRun("05_damping_is_time", "damping is time", {**shown, "datasets": regression})])
+    return [stage for stage in stages if stage]
+
+
+def status(stages: list[list[NotebookRun]], options: argparse.Namespace) -> int:
+    """Prints what is done, running and missing; computes nothing."""
+    from .status import lines, table
+
+    asked = [item.parameters for stage in stages for item in stage if "dataset" in item.parameters]
+    work = list(dict.fromkeys((p["dataset"], p.get("optimizer")) for p in asked))  # each once, in their order
+    print(f"{Path(options.results) / options.profile}\n{table(list(lines(work, options.profile, options.results)))}")
+    return 0
 
 
 def run(stages: list[list[NotebookRun]], options: argparse.Namespace) -> int:
@@ -152,7 +199,23 @@ def run(stages: list[list[NotebookRun]], options: argparse.Namespace) -> int:
                     f"[{done}/{total}] {item.label} done, {_minutes(time.perf_counter() - started)} so far", flush=True
                 )
     print(f"\nFigures: {Path(options.figures) / options.profile}\nExecuted notebooks: {executed}")
+    write_report(options)
     return 0
+
+
+def write_report(options: argparse.Namespace) -> None:
+    """Makes the page on what was found and prints where it is; if that fails, says so and leaves all else as it is."""
+    figures = Path(options.figures) / options.profile
+    try:
+        from .report import report
+
+        print(f"Report: {report(figures, Path(options.results) / options.profile)}", flush=True)
+    except Exception as error:  # whatever is wrong with the page, the run itself has succeeded
+        print(
+            f"run_all.sh: the run is finished, but its report could not be made ({type(error).__name__}: {error}); "
+            f"try it alone: python -m fimoda_lib.report {figures}",
+            file=sys.stderr,
+        )
 
 
 def execute(item: NotebookRun, folder: Path, jobs: int) -> str | None:

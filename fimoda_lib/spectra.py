@@ -55,7 +55,8 @@ class Krylov:
             while True:
                 values, vectors = torch.linalg.eigh(basis @ images.T)
                 residual = (vectors.T @ images - values[:, None] * (vectors.T @ basis)).norm(dim=1)
-                self.converged = bool((residual[values > floor] <= floor).all() and values[0] <= floor)
+                complete = len(basis) >= min(at.n_params, G.n * G.rank)  # it spans all that G can reach
+                self.converged = complete or bool((residual[values > floor] <= floor).all() and values[0] <= floor)
                 bar.update(len(basis) - bar.n)
                 if self.converged or len(basis) >= limit:
                     break
@@ -88,7 +89,7 @@ def orthonormal(vectors: Tensor, against: Tensor | None = None) -> Tensor:
 
 
 def choose_backend(G_rows: int, n_params: int) -> str:
-    """"gram", "krylov" or "ekfac", by size."""
+    """ "gram", "krylov" or "ekfac", by size."""
     if G_rows <= GRAM_ROWS:
         return "gram"
     return "krylov" if n_params <= KRYLOV_PARAMETERS else "ekfac"

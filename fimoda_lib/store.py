@@ -2,7 +2,8 @@
 
 A shard is written under a temporary name and renamed, so that it is there whole or not at all. Beside it lies a JSON
 sidecar that a person can read: the specification, the file's SHA-256, versions, duration. A shard that does not match
-its sidecar, or whose sidecar does not match the specification asked for, is refused by name.
+its sidecar, or whose sidecar does not match the specification asked for, is refused by name. Several runs may share a
+folder: a shard is computed by one of them, and the others wait for it (`folders`).
 """
 
 from __future__ import annotations
@@ -11,28 +12,37 @@ import contextlib
 import hashlib
 import json
 import os
-import platform
-import resource
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 import xarray as xr
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
+from .folders import StoreError, claimed, part_of, unwritable
+from .provenance import provenance
+
 FORMAT = 1  # part of every specification: raise it when the meaning of stored numbers changes
 
-
-class StoreError(ValueError):
-    """A result file that cannot be trusted; the message names it and says what to do."""
+_asked: ContextVar[list[Path] | None] = ContextVar("asked", default=None)
 
 
 class Missing(LookupError):
     """A result that has not been computed yet, where computing was not allowed."""
+
+
+@contextlib.contextmanager
+def questions() -> Iterator[list[Path]]:
+    """Inside, `cached` neither computes nor loads: it notes which shard it was asked for and raises `Missing`."""
+    token = _asked.set([])
+    try:
+        yield _asked.get()
+    finally:
+        _asked.reset(token)
 
 
 def fingerprint(*trees: Any) -> str:
@@ -63,6 +73,8 @@ def cached(
 ) -> xr.Dataset:
     """The stored result of `spec`, or `compute()`, which is then stored.
 
+    While one run computes a result, any other that asks for it waits, and then loads it.
+
     Args:
         folder: where results live, created if missing; None stores nothing.
         name: the readable beginning of the file name.
@@ -71,37 +83,47 @@ def cached(
 
     Raises:
         Missing: it is not there, and is not to be computed.
-        StoreError: the stored file is damaged, or belongs to another specification, or cannot be written.
+        StoreError: the stored file is damaged or belongs to another specification; or nothing can be written in the
+            folder, which is noticed before anything is computed.
     """
     if folder is None:
         return compute()
     path = Path(folder) / f"{name}-{specification_hash(spec)}.nc"
-    if path.exists():
+    if _asked.get() is not None:
+        _asked.get().append(path)
+        raise Missing(f"Result {path} was asked for by name only.")
+    if os.path.exists(path):  # unlike Path.exists, False where the folder cannot be searched
         return load(path, spec)
     if not compute_missing:
         raise Missing(f"Result {path} has not been computed yet.")
-    started = time.perf_counter()
-    dataset = compute()
-    save(path, spec, dataset, seconds=time.perf_counter() - started)
+    with claimed(path):
+        if path.exists():  # another run has finished it in the meantime
+            return load(path, spec)
+        started = time.perf_counter()
+        dataset = compute()
+        save(path, spec, dataset, seconds=time.perf_counter() - started)
     return dataset
 
 
 def save(path: Path, spec: Mapping[str, Any], dataset: xr.Dataset, *, seconds: float = float("nan")) -> None:
     """Writes a shard and its sidecar; the shard's final name appears last, so a shard without sidecar never exists."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.part")
+    temporary = part_of(path)
+    note = temporary.with_suffix(".json.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         dataset.to_netcdf(temporary, engine="h5netcdf")
         sidecar = {"specification": {**spec, "format": FORMAT}, "sha256": _sha256(temporary), **provenance(seconds)}
-        note = temporary.with_suffix(".json.part")
         note.write_text(_json(sidecar, indent=1))
+        for part in (note, temporary):
+            _flush(part)
         os.replace(note, path.with_suffix(".json"))
         os.replace(temporary, path)
-    except OSError as error:
-        for left_over in (temporary, temporary.with_suffix(".json.part")):
+    except (OSError, RuntimeError) as error:  # RuntimeError: HDF5, when it cannot flush
+        raise unwritable(path, error) from error
+    finally:
+        for left_over in (temporary, note):
             with contextlib.suppress(OSError):
                 left_over.unlink()
-        raise StoreError(f"Cannot write the result {path} ({error}); free space or choose another folder.") from error
 
 
 def load(path: Path, spec: Mapping[str, Any]) -> xr.Dataset:
@@ -109,10 +131,10 @@ def load(path: Path, spec: Mapping[str, Any]) -> xr.Dataset:
     advice = "move the file away to have it computed again"
     try:
         sidecar = json.loads(path.with_suffix(".json").read_text())
-        stored, sha256 = sidecar["specification"], sidecar["sha256"]
+        stored, sha256 = dict(sidecar["specification"]), sidecar["sha256"]
     except FileNotFoundError:
         raise StoreError(f"Result {path} has no sidecar {path.with_suffix('.json').name}; {advice}.") from None
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, OSError) as error:
         raise StoreError(f"The sidecar of result {path} cannot be read ({error}); {advice}.") from error
     wanted = json.loads(_json({**spec, "format": FORMAT}))
     if stored != wanted:
@@ -128,20 +150,14 @@ def read_sidecar(path: Path) -> dict[str, Any]:
     return json.loads(path.with_suffix(".json").read_text())
 
 
-def provenance(seconds: float) -> dict[str, Any]:
-    """Versions, machine, duration and peak memory, for sidecars and figures."""
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{os.cpu_count()} CPU cores"
-    return {
-        "seconds": round(seconds, 3),
-        "peak_memory_MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
-        "device": device,
-        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
-        "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    }
-
-
 def _json(value: Any, indent: int | None = None) -> str:
     return json.dumps(value, sort_keys=True, indent=indent)
+
+
+def _flush(path: Path) -> None:
+    """Has the system write a file to the disk, so that a power cut cannot leave its name without its content."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
 
 
 def _sha256(path: Path) -> str:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
-from torch.func import functional_call, jvp, vjp, vmap
+from torch.func import functional_call, jvp, vmap
 from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
@@ -50,8 +50,8 @@ def tangent_train(
     of `params`.
 
     Returns:
-        `delta[seed, left_out, step, test]` (float64: change of the loss per whole weight removed; positive = the instance
-        is helpful) and `full_loss[seed, step, test]`.
+        `delta[seed, left_out, step, test]` (float64: change of the loss per whole weight removed; positive = the
+        instance is helpful) and `full_loss[seed, step, test]`.
 
     Raises:
         ValueError: as `further_train`; removal "drop".
@@ -60,6 +60,7 @@ def tangent_train(
     check_params(task.model, params)
     if removal not in ("mask", "subtract"):
         raise ValueError(f"removal: got {removal!r}, expected 'mask' or 'subtract': 'drop' has no derivative.")
+    per_epoch = steps_per_epoch(task.n_train, batch_size) if isinstance(batch_size, int) and batch_size > 0 else 0
     plan = Plan(
         optimizer=Optimizer(optimizer, learning_rate, weight_decay, max_grad_norm),
         batch_size=batch_size,
@@ -68,24 +69,32 @@ def tangent_train(
         fraction=1.0,
         left_out=tuple(resolve_rows(left_out, task.n_train, "left_out").tolist()),
         test=tuple(resolve_rows(test, task.n_test, "test").tolist()),
-        steps=evaluation_steps(evaluate, epochs, steps_per_epoch(task.n_train, batch_size)),
+        steps=evaluation_steps(evaluate, epochs, per_epoch),
     )
+    for name in ("left_out", "test"):
+        if not getattr(plan, name):
+            raise ValueError(f"{name}: no instances given; expected at least one.")
     check_loss(task, params)
     seeds = check_seeds(seeds)
-    pieces = torch.tensor(plan.left_out).split(TANGENTS)
+    # Under "subtract" the removed instances are further rows of the batch; dropout must draw the same mask for each.
+    alone = removal == "subtract" and has_dropout(task.model)
+    pieces = torch.tensor(plan.left_out).split(1 if alone else TANGENTS)
     with tqdm(total=len(seeds) * len(pieces) * plan.steps[-1], desc="tangents", disable=not progress) as bar:
         found = [[one_chunk(task, params, plan, seed, piece, bar) for piece in pieces] for seed in seeds]
     return xr.Dataset(
         {
             "full_loss": (("seed", "step", "test"), np.stack([chunks[0][0] for chunks in found])),
-            "delta": (("seed", "left_out", "step", "test"), np.stack([np.concatenate([c[1] for c in f]) for f in found])),
+            "delta": (
+                ("seed", "left_out", "step", "test"),
+                np.stack([np.concatenate([slopes for _, slopes in chunks]) for chunks in found]),
+            ),
         },
         coords={
             "seed": seeds,
             "left_out": list(plan.left_out),
             "step": list(plan.steps),
             "test": list(plan.test),
-            "epoch": ("step", np.array(plan.steps) / steps_per_epoch(task.n_train, batch_size)),
+            "epoch": ("step", np.array(plan.steps) / per_epoch),
         },
     )
 
@@ -131,8 +140,17 @@ class DifferentiableRun:
     def __init__(self, task: Task, params: Params, plan: Plan) -> None:
         self.ensemble = Ensemble(task, params, 1, plan.optimizer)
         self.params, self.state = self.ensemble.params, self.ensemble.state
+        # The root in Adam's denominator has no derivative at 0, where a parameter without gradients (an input that is
+        # 0 in the batch, a dead unit) would stay; far below Adam's epsilon, this changes nothing else.
+        for square in self.state.get("square", {}).values():
+            square.fill_(torch.finfo(square.dtype).tiny ** 0.75)
         self.train = to(task.train, dtype=self.ensemble.dtype)
         self.noisy = has_dropout(task.model)
+
+    def seed_dropout(self, number: int, seed: int) -> None:
+        """The masks of `further_train` for the step of this number."""
+        if self.noisy:
+            torch.manual_seed(seed * 1_000_003 + number)
 
     def update(self, number: int, batch: Instances) -> Any:
         """The optimiser step of this number as a function of parameters, state and weights."""
@@ -140,8 +158,9 @@ class DifferentiableRun:
         correction = torch.tensor([1 - beta**number for beta in betas], dtype=dtype)
 
         def step(params: Params, state: dict, weights: Tensor) -> tuple[Params, dict]:
-            params, state = tree_map(torch.clone, (params, state))
-            self.ensemble.training_step(params, state, batch, weights[None], True, correction)
+            gradients = self.ensemble.gradients(params, batch, weights[None], True)
+            params, state = tree_map(torch.clone, (params, state))  # the update works in place
+            self.ensemble.optimizer.update(params, gradients, state, correction)
             return params, state
 
         return step
@@ -159,8 +178,7 @@ class DifferentiableRun:
         def push(dp: Params, ds: dict, dw: Tensor) -> Any:
             return jvp(step, primal, (dp, ds, dw))
 
-        if self.noisy:
-            torch.manual_seed(seed * 1_000_003 + number)
+        self.seed_dropout(number, seed)
         with torch.no_grad():
             (params, state), moved = vmap(push, out_dims=(None, 0), randomness="same")(
                 *tangents, change.to(self.ensemble.dtype)

@@ -6,13 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from .ensembles import Ensemble, Optimizer
 from .minibatches import FULL_RUN, run_batches, steps_per_epoch
-from .plans import has_dropout
+from .plans import check_loss, check_seeds, has_dropout
 from .tasks import Params, Task, check_params, take, to
 
 
@@ -76,9 +77,11 @@ def record_full_run(
     """
     task.check()
     check_params(task.model, params)
+    check_settings(batch_size, seed)
     due = recorded_steps(steps, steps_per_epoch(task.n_train, batch_size))
     cuts = segment_cuts(len(due) - 1, segments)
     rule = Optimizer(optimizer, learning_rate, weight_decay, max_grad_norm)
+    check_loss(task, params)
     ensemble = Ensemble(task, params, 1, rule)
     train_set, noisy = to(task.train, dtype=ensemble.dtype), has_dropout(task.model)
     outputs, starts, multipliers = [], [], []
@@ -111,10 +114,19 @@ def record_full_run(
     return Trajectory(learning_rate, due, train, test, pieces, settings)
 
 
+def check_settings(batch_size: int, seed: int) -> None:
+    """Raises ValueError for a batch size or a seed that cannot be."""
+    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
+        raise ValueError(f"batch_size: got {batch_size!r}, expected a whole number of at least 1.")
+    check_seeds([seed])
+
+
 def recorded_steps(steps: int | Sequence[int], per_epoch: int) -> tuple[int, ...]:
     """0 and the given steps; a number stands for the end of every epoch up to it, and itself."""
-    asked = [*range(per_epoch, steps, per_epoch), steps] if isinstance(steps, int) else list(steps)
-    if not asked or asked != sorted(set(asked)) or asked[0] < 0 or asked[-1] < 1:
+    asked = np.asarray(steps).tolist()
+    asked = [*range(per_epoch, asked, per_epoch), asked] if isinstance(asked, int) else asked
+    whole = isinstance(asked, list) and all(isinstance(s, int) for s in asked)
+    if not whole or not asked or asked != sorted(set(asked)) or asked[0] < 0 or asked[-1] < 1:
         raise ValueError(f"steps: got {steps}, expected a number of at least 1, or increasing optimiser steps.")
     return (0, *(int(s) for s in asked if s > 0))
 

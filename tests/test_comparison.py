@@ -125,6 +125,61 @@ def test_bad_options_are_refused_in_a_sentence(call, message):
         call(scores(), sensitivity(gold()))
 
 
+def scores_by_horizon():
+    """Other scores for every step, some more steps than the sensitivity has, and not in its order."""
+    steps = [12, 2, 4, 8, 16]
+    return xr.concat([scores(seed=step) for step in steps], dim=xr.Variable("horizon", steps))
+
+
+@pytest.mark.parametrize("metric", ["cosine", "spearman"])
+def test_scores_with_horizons_are_compared_at_their_own_step(metric):
+    s, m = scores_by_horizon(), sensitivity(gold())
+    result = similarity(s, m, metric)
+    for step in STEPS:
+        alone = similarity(scores(seed=step), m.sel(step=[step]), metric)
+        for name in ("mean", "sem", "undefined"):
+            assert np.isclose(result[name].sel(step=step), alone[name][0], rtol=1e-12)
+        # ... and not with those of another horizon
+        other = similarity(scores(seed=step + 1), m.sel(step=[step]), metric)
+        assert abs(result["mean"].sel(step=step) - other["mean"][0]) > 1e-3
+    assert result["mean"].dims == ("step",) and list(result.epoch) == [1, 2, 3]
+    values = instance_similarity(s, m, metric)
+    assert values.dims == ("step", "test") and values.step.values.tolist() == STEPS
+    turned = s.transpose("train", "horizon", "test").isel(test=slice(None, None, -1))
+    xr.testing.assert_allclose(similarity(turned, m, metric), result)
+
+
+def test_equal_scores_at_every_horizon_are_scores_without_horizons():
+    s, m = scores(), sensitivity(gold())
+    same = xr.concat([s] * 3, dim=xr.Variable("horizon", STEPS))
+    xr.testing.assert_allclose(similarity(same, m), similarity(s, m))
+
+
+def test_the_sensitivity_itself_as_scores_by_horizon_is_perfect_at_every_step():
+    m = sensitivity(gold())
+    perfect = m.rename(left_out="train", step="horizon").drop_vars("epoch").copy()
+    np.testing.assert_allclose(similarity(perfect, m)["mean"], 1)
+    perfect[dict(horizon=1)] *= -1
+    np.testing.assert_allclose(similarity(perfect, m)["mean"], [1, -1, 1])
+
+
+def test_undefined_scores_of_one_horizon_count_there_only():
+    s, m = scores_by_horizon(), sensitivity(gold())
+    s.loc[dict(horizon=8, test=3)] = 0.0
+    assert similarity(s, m).undefined.values.tolist() == [0, 1, 0]
+
+
+def test_seed_averaging_takes_scores_with_horizons():
+    g, s = gold(), scores_by_horizon()
+    result = seed_averaging(s, g, blocks=(6,))
+    assert np.isclose(result["mean"][0], similarity(s, sensitivity(g))["mean"].max())
+
+
+def test_a_step_without_scores_is_named():
+    with pytest.raises(ValueError, match=r"none for step 4 \(they are for \[12, 2, 8, 16\].* horizon=gold\['step'\]"):
+        similarity(scores_by_horizon().drop_sel(horizon=4), sensitivity(gold()))
+
+
 def test_noise_ceiling_equals_the_formula():
     g = gold()
     for adjustment in ("mean", "full"):

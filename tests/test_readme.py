@@ -3,21 +3,55 @@
 import re
 from pathlib import Path
 
+import numpy as np
+
 import fimoda_lib
-from fimoda_lib import run
+from fimoda_lib import attribute, run, sensitivity, similarity
+from fimoda_lib.gradients import Gradients
 
 ROOT = Path(fimoda_lib.__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text()
 
 
-def test_the_ten_lines_run(capsys, monkeypatch):
-    code = re.search(r"```python\n(.*?)```", TEXT, re.S).group(1)
-    lines = [line for line in code.splitlines() if line.strip()]
-    assert len(lines) <= 10
+def code_under(heading):
+    return re.search(rf"\n## {heading}\n.*?```python\n(.*?)```", TEXT, re.S).group(1)
+
+
+def lines_of(code):
+    return [line for line in code.splitlines() if line.strip()]
+
+
+def test_the_ten_lines_run(capsys):
+    code = code_under("The library in ten lines")
+    assert len(lines_of(code)) <= 10
     # The same lines with fewer epochs of final training, to be quick.
     exec(compile(code.replace("epochs=200", "epochs=20"), "README.md", "exec"), {})
     printed = capsys.readouterr().out
     assert "<xarray.DataArray 'mean' (step: 5)" in printed and "nan" not in printed
+
+
+def test_the_lines_on_your_own_model_and_method_run(capsys, tmp_path, monkeypatch):
+    code = code_under("Your own model, your own method")
+    statements = [line for line in lines_of(code) if not line.startswith(("import", "from", " " * 20))]
+    assert len(statements) <= 10
+    monkeypatch.chdir(tmp_path)  # the store is a folder below the current one
+    names = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert len(list((tmp_path / "results/iris").glob("*.nc"))) == names["gold"].sizes["seed"] == 5
+    # What it prints: the similarities of three methods after each epoch, each of its own.
+    measured = sensitivity(names["gold"])
+    expected = [similarity(attribute(m, names["task"], names["params"]), measured) for m in ("grad_dot", "cg")]
+    printed = capsys.readouterr().out
+    arrays = [np.array(text.split(), dtype=float) for text in re.findall(r"\[(.*?)\]", printed, re.S)]
+    assert len(arrays) == 3 and all(len(array) == 5 for array in arrays)
+    for array, curve in zip(arrays, expected, strict=False):
+        np.testing.assert_allclose(array, curve["mean"], atol=1e-6)
+    # The method of the example is no nonsense, and not another one in disguise.
+    at = Gradients(names["task"], names["params"])
+    test, train = (at.of_losses(part).sign() for part in (at.test(slice(None)), at.train(slice(None))))
+    scores = attribute(names["mine"], names["task"], names["params"])
+    np.testing.assert_array_equal(scores, test @ train.T)
+    assert 0.2 < arrays[2][0] < arrays[0][0]
 
 
 def test_links_lead_somewhere():

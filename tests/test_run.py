@@ -12,7 +12,7 @@ import pytest
 
 from fimoda_lib import experiments, run
 from fimoda_lib.datasets import DATASETS
-from fimoda_lib.figures import LOOK
+from fimoda_lib.figures import FIGURES, LETTERS, LOOK
 from fimoda_lib.methods import METHODS
 from fimoda_lib.reproduction import PAPER_METHODS
 
@@ -23,6 +23,7 @@ def test_the_command_line_names_what_the_library_has():
     assert set(run.PROFILES) == set(experiments.PROFILES)
     assert set(run.PANELS) == set(experiments.PANELS)
     assert set(run.PANELS + run.STAND_INS) == set(DATASETS)
+    assert list(run.FIGURES) == list(FIGURES) == list(LETTERS) and set(run.OPTIMIZERS_OF) < set(FIGURES)
     assert set(PAPER_METHODS) <= set(METHODS) and set(METHODS) <= set(LOOK)
 
 
@@ -35,6 +36,7 @@ def test_the_command_line_names_what_the_library_has():
         (["--frobnicate"], "unrecognized arguments: --frobnicate"),
         (["--data", "/no/such/folder"], "there is no folder '/no/such/folder'"),
         (["--jobs", "0"], "expected at least 1"),
+        (["--only", "fig02", "fig10", "--datasets", "wine"], "fig10 does not show wine; name another data set"),
     ],
 )
 def test_a_wrong_option_ends_in_one_sentence(arguments, message, capsys):
@@ -66,6 +68,29 @@ def test_the_plan_runs_only_what_is_asked_for():
         "attribution, digits",
         "figures",
     ]
+
+
+def planned(*arguments):
+    """Label -> parameters of what is planned."""
+    options = run.parser().parse_args(["--profile", "smoke", *arguments])
+    return {item.label: item.parameters for stage in run.plan(options) for item in stage}
+
+
+def test_the_plan_takes_only_the_data_sets_that_a_figure_shows(monkeypatch):
+    monkeypatch.setattr(experiments, "available", lambda name, data_dir=None: DATASETS[name].embedded)
+    assert list(planned("--only", "fig01")) == ["figures"]
+    assert planned("--only", "fig10")["figures"]["datasets"] == ["breast_cancer", "digits"]
+    assert planned("--only", "fig03")["figures"]["datasets"] == ["digits"]
+    some = planned("--datasets", "digits")["figures"]["only"]
+    assert some == [name for name in run.FIGURES if name not in ("fig11", "fig_damping")]
+
+
+def test_only_figure_11_trains_from_scratch_and_only_what_it_shows(monkeypatch):
+    monkeypatch.setattr(experiments, "available", lambda name, data_dir=None: DATASETS[name].embedded)
+    everything = planned()
+    retrained = [label for label, parameters in everything.items() if parameters.get("retrain")]
+    assert retrained == ["further training, diabetes, sgd", "further training, wine, sgd"]
+    assert not any(parameters.get("retrain") for parameters in planned("--only", "fig02", "fig08").values())
 
 
 def test_quick_takes_embedded_data_where_the_papers_is_missing(monkeypatch, tmp_path):
@@ -128,18 +153,32 @@ def test_all_notebooks_run(smoke):
             assert not [o for o in cell.get("outputs", []) if o.output_type == "error"], path.name
 
 
-@pytest.mark.parametrize("name", ["fig02", "fig04", "fig05", "fig06"])
+PANELS_MADE = {"a": "diabetes", "b": "wine", "c": "breast_cancer", "d": "digits"}
+
+
+@pytest.mark.parametrize("name", [name for name in run.FIGURES if LETTERS[name] and name != "table2"])
 def test_figures_come_with_numbers_and_provenance(smoke, name):
     folder = smoke[0] / "figures/smoke"
+    panels = {own: PANELS_MADE[k] for own, k in LETTERS[name].items() if k in PANELS_MADE}
     for ending in ("pdf", "png", "csv", "json"):
-        for stem in (name, f"{name}a_diabetes", f"{name}b_wine", f"{name}c_breast_cancer", f"{name}d_digits"):
+        for stem in (name, *(f"{name}{letter}_{dataset}" for letter, dataset in panels.items())):
             assert (folder / f"{stem}.{ending}").stat().st_size > 0
     table = pd.read_csv(folder / f"{name}.csv")
-    assert set(table.panel) == set("abcd")
-    assert set(PAPER_METHODS) <= set(table.method)
+    assert dict(zip(table.panel, table.dataset, strict=True)) == panels
+    if name not in ("fig10", "fig_damping"):
+        assert set(PAPER_METHODS) <= set(table.method)
     note = json.loads((folder / f"{name}.json").read_text())
-    assert note["optimizer"] == ("adam" if name == "fig04" else "sgd")
-    assert note["datasets"]["wine"]["seeds"] == [0, 1] and len(note["datasets"]["wine"]["specification"]) == 16
+    assert note["optimizer"] == ("adam" if name in ("fig04", "fig08") else "sgd")
+    last = note["datasets"][panels[max(panels)]]
+    assert last["seeds"] == ([0] if name == "fig11" else [0, 1]) and len(last["specification"]) == 16
+    assert "Not run yet" not in note["caption"]
+
+
+def test_the_drawing_and_the_table_are_made(smoke):
+    folder = smoke[0] / "figures/smoke"
+    assert {p.name for p in folder.glob("fig01*")} == {"fig01.pdf", "fig01.png", "fig01.json"}
+    assert {p.name for p in folder.glob("table2*")} == {"table2.csv", "table2.html", "table2.json"}
+    assert set(pd.read_csv(folder / "table2.csv")["role"]) == {"to explain", "most helpful", "most harmful"}
 
 
 def test_a_second_start_computes_nothing_again(smoke):

@@ -309,16 +309,3 @@ def test_the_hash_of_a_specification_does_not_change_between_versions():
     assert store.FORMAT == 1
     assert store.specification_hash({"b": [1, 0.1], "a": "x"}) == store.specification_hash({"a": "x", "b": (1, 0.1)})
     assert store.specification_hash({"b": [1, 0.1], "a": "x"}) == "90efc3e472c56a18"
-
-
-def test_losses_have_names_that_tell_them_apart_and_last():
-    from functools import partial
-
-    import torch.nn.functional as F
-
-    from fimoda_lib.plans import loss_name
-    from fimoda_lib.tasks import squared_error
-
-    assert loss_name(squared_error) == "squared_error"
-    assert loss_name(partial(F.cross_entropy, reduction="none")) == "cross_entropy((), [('reduction', 'none')])"
-    assert loss_name(lambda o, y: (o - y) ** 2) != loss_name(lambda o, y: (o - y) ** 4)

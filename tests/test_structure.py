@@ -12,8 +12,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "fimoda_lib"
 # A module may import those below it.
 ORDER = """
-report run figures pictures drawing reproduction comparison methods final_model further_training plans ensembles
-minibatches curvature gradients store experiments datasets models tasks environment
+run status report notebook_pages claims rules beyond figures plots studies pictures drawing reproduction
+comparison methods linearised spectra trajectories adjoints tangents final_model further_training plans
+ensembles minibatches curvature gradients naming store folders experiments datasets models tasks provenance
+environment
 """.split()
 # ... but not these, although they are below.
 APART = {"comparison": ["methods"]}
@@ -87,7 +89,10 @@ def test_the_library_imports_what_it_says():
 # Notebooks
 
 
-def complaints(notebook: dict) -> list[str]:
+OWN_CODE = ("07_your_own_model",)  # show the reader's own model, loss and method, so they may define some
+
+
+def complaints(notebook: dict, may_define: bool = False) -> list[str]:
     """What a notebook in git must not have."""
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     found = []
@@ -97,7 +102,7 @@ def complaints(notebook: dict) -> list[str]:
         source = "".join(cell["source"])
         # %magics and !commands are no Python
         lines = ["pass" if line.lstrip().startswith(("%", "!")) else line for line in source.splitlines()]
-        if any(
+        if not may_define and any(
             isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
             for node in ast.walk(ast.parse("\n".join(lines)))
         ):
@@ -119,7 +124,8 @@ def code_cell(source, tags=(), outputs=(), count=None):
 
 def test_notebooks_are_clean_and_tell_the_story_only():
     notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"))
-    assert {n.name: complaints(json.loads(n.read_text())) for n in notebooks} == {n.name: [] for n in notebooks}
+    found = {n.name: complaints(json.loads(n.read_text()), n.stem in OWN_CODE) for n in notebooks}
+    assert found == {n.name: [] for n in notebooks}
 
 
 @pytest.mark.parametrize(

@@ -11,21 +11,25 @@ product. Frozen residuals and T = 1 give Grad-Dot; frozen residuals and T -> ∞
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..curvature import GaussNewton
+from ..ensembles import Optimizer
 from ..gradients import Gradients
 from ..linearised import Effect, evolved, follow, jacobians, loss_changes, output_directions
+from ..minibatches import steps_per_epoch
 from ..spectra import Spectrum, choose_backend, spectrum_of
 from ..tasks import Params, Task
-from ..trajectories import Trajectory, record_full_run, recorded_steps
+from ..trajectories import Trajectory, check_settings, record_full_run, recorded_steps
 from .base import Report, method
 from .ekfac import EkfacFactors
 
 NEGLIGIBLE = 0.01  # an eigenvalue σ counts as zero where σηT is smaller: the filter is then within 1 % of ηT
 MODES = ("one_run", "closed_form")
 BACKENDS = ("auto", "gram", "krylov", "ekfac")
+SETTINGS = ("optimizer", "learning_rate", "batch_size", "seed", "weight_decay", "max_grad_norm")
 
 
 @method(label="LFT (ours)", family="ours", reference="this project; a relative of Bae et al. 2024 for final models")
@@ -66,23 +70,28 @@ def lft(
     Raises:
         ValueError: no horizon or no further training given, or a choice that cannot be combined.
     """
-    check(horizon, further_training, mode, segments, backend, order)
+    wanted = None if horizon is None else np.atleast_1d(horizon).tolist()
+    check(wanted, further_training, mode, segments, backend, order)
     at = Gradients(task, params, dtype=dtype)
-    wanted = None if horizon is None else [horizon] if isinstance(horizon, int) else [int(h) for h in horizon]
     if isinstance(further_training, Trajectory):
         run = further_training
+        check_stored(run, task, params, segments)
         wanted = wanted or [run.steps[-1]]
         missing = sorted(set(wanted) - set(run.steps))
         if missing:
             raise ValueError(f"horizon: step {missing[0]} was not recorded; the run holds {list(run.steps)[:8]}, ...")
     else:
         settings = {"optimizer": "sgd", "seed": 0, **further_training}
-        per_epoch = -(-task.n_train // int(settings["batch_size"]))
+        check_settings(settings["batch_size"], settings["seed"])
+        per_epoch = steps_per_epoch(task.n_train, settings["batch_size"])
         ends = range(per_epoch, wanted[-1], per_epoch)  # residuals are needed in between, too
         steps = recorded_steps(sorted({*wanted, *ends}), per_epoch)
         if mode == "closed_form":
             if settings["optimizer"] != "sgd":
                 raise ValueError(f"mode: 'closed_form' follows SGD; got optimizer {settings['optimizer']!r}.")
+            if settings.get("weight_decay") or settings.get("max_grad_norm"):
+                raise ValueError("mode: 'closed_form' follows plain SGD; got weight_decay or max_grad_norm.")
+            Optimizer("sgd", settings["learning_rate"])  # refuses what is no learning rate
             run = Trajectory(settings["learning_rate"], steps, *[torch.empty(0)] * 2, (), settings)
         else:
             run = record_full_run(task, params, steps=steps, segments=segments, progress=False, **settings)
@@ -164,7 +173,23 @@ class EkfacSpectrum:
         return self.factors.from_eigenbasis(coordinates)
 
 
-def check(horizon: Any, further_training: Any, mode: str, segments: int, backend: str, order: int) -> None:
+def check_stored(run: Trajectory, task: Task, params: Params, segments: int) -> None:
+    """Raises ValueError unless the recorded run can be one of this task from these parameters."""
+    if segments not in (1, len(run.segments)):
+        raise ValueError(f"segments: got {segments}, and the recorded run has {len(run.segments)}; record it anew.")
+    instances = [run.train_outputs.shape[1], run.test_outputs.shape[1]]
+    if instances != [task.n_train, task.n_test]:
+        raise ValueError(
+            f"further_training: the run was recorded with {instances[0]} training and {instances[1]} test instances; "
+            f"the task has {task.n_train} and {task.n_test}."
+        )
+    start = run.segments[0].params
+    same = all(k in start and start[k].shape == p.shape for k, p in params.items())
+    if not (same and all(torch.allclose(start[k].double(), p.double(), rtol=1e-5) for k, p in params.items())):
+        raise ValueError("further_training: the run was recorded from other parameters than these; record it anew.")
+
+
+def check(horizon: list | None, further_training: Any, mode: str, segments: int, backend: str, order: int) -> None:
     """Raises ValueError for settings that cannot be right."""
     for name, value, choices in (("mode", mode, MODES), ("backend", backend, BACKENDS), ("order", order, (1, 2))):
         if value not in choices:
@@ -181,8 +206,11 @@ def check(horizon: Any, further_training: Any, mode: str, segments: int, backend
         raise ValueError("horizon: got None, expected optimiser steps of further training, such as [100, 1000].")
     elif lacking := {"learning_rate", "batch_size"} - set(further_training):
         raise ValueError(f"further_training: {sorted(lacking)[0]} is missing.")
+    elif odd := sorted(set(further_training) - set(SETTINGS)):
+        raise ValueError(f"further_training: got {odd[0]!r}, expected some of {', '.join(SETTINGS)}.")
     if mode == "closed_form" and segments != 1:
         raise ValueError(f"segments: got {segments} with mode 'closed_form', which has 1.")
-    steps = [] if horizon is None else [horizon] if isinstance(horizon, int) else list(horizon)
-    if horizon is not None and (not steps or steps != sorted(set(steps)) or steps[0] < 1):
+    steps = horizon or []
+    whole = all(isinstance(step, int) for step in steps)
+    if horizon is not None and (not steps or not whole or steps != sorted(set(steps)) or steps[0] < 1):
         raise ValueError(f"horizon: got {horizon}, expected ascending numbers of optimiser steps of at least 1.")

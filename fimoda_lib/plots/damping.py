@@ -1,0 +1,73 @@
+"""Damping is time: the similarity of influence functions against damping and horizon."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from ..comparison import sensitivity, similarity
+from ..reproduction import Reproduction, finished
+
+WHAT = (
+    "Cosine similarity (colour) between influence functions and further training (SGD, mean adjustment, averaged over "
+    "seeds), for every damping λ and every amount of further training T."
+)
+MARKS = (
+    "The white line is λ = 1/(ηT), with the learning rate η; dots mark the best damping for each T; ticks at the left "
+    "edge mark the dampings tried in the paper."
+)
+
+
+def table(shown: Reproduction, method: str = "exact", multiples: Sequence[float] = ()) -> pd.DataFrame | None:
+    """Similarity for dampings of a wide range at every horizon, or None if there is no gold standard yet.
+
+    Args:
+        method: any method with a damping and a multiple of it.
+        multiples: of the recommended damping; half-decades from 1e-2 to 1e7 by default.
+
+    Returns:
+        columns multiple, damping, step, epoch, mean, sem, undefined.
+    """
+    gold = finished(lambda: shown.gold)
+    if gold is None:
+        return None
+    measured = sensitivity(gold)
+    tables = []
+    for multiple in multiples or [10 ** (k / 2) for k in range(-4, 15)]:
+        scores = finished(lambda m=multiple: shown.scores(method, multiple=float(m)))
+        if scores is not None and scores.attrs["outcome"] == "finished":
+            values = similarity(scores, measured).to_dataframe().reset_index()
+            tables.append(values.assign(multiple=multiple, damping=float(scores.attrs["damping"])))
+    return pd.concat(tables, ignore_index=True) if tables else None
+
+
+def draw(ax: Axes, table: pd.DataFrame, learning_rate: float, multiples: Sequence[float]) -> None:
+    """One heat map: horizon across, damping up, similarity as colour; the best damping per horizon and λ = 1/(ηT).
+
+    Args:
+        learning_rate: η of the further training.
+        multiples: the dampings tried in the paper, as multiples of the recommended one; marked at the left edge.
+    """
+    grid = table.pivot_table(index="damping", columns="step", values="mean")
+    steps, dampings = grid.columns.to_numpy(float), grid.index.to_numpy(float)
+    mesh = ax.pcolormesh(
+        steps, dampings, grid.to_numpy(), cmap="viridis", vmin=0, vmax=1, shading="nearest", rasterized=True
+    )
+    ax.set(
+        xscale="log",
+        yscale="log",
+        xlim=(steps[0], steps[-1]),
+        ylim=(dampings[0], dampings[-1]),
+        xlabel="optimiser steps of further training $T$",
+    )
+    ax.plot(steps, 1 / (learning_rate * steps), color="white", lw=1.6, label=r"$\lambda = 1/(\eta T)$")
+    ax.plot(steps, dampings[grid.to_numpy().argmax(0)], ".", color="#D55E00", ms=2.5, label="best at each horizon")
+    unit = table.damping.iloc[0] / table.multiple.iloc[0]
+    for multiple in multiples:
+        ax.axhline(multiple * unit, xmax=0.06, color="white", lw=1.2)
+    ax.plot([], [], color="#999999", lw=1.2, label="the paper's dampings (ticks at the left)")
+    ax.grid(False)
+    ax.legend(loc="lower right", fontsize=7, labelcolor="white" if grid.to_numpy()[:3].mean() < 0.6 else "black")
+    ax.figure.colorbar(mesh, ax=ax, label="cosine similarity")

@@ -1,0 +1,72 @@
+"""One filter, all methods: what each keeps of a direction, over the spectrum of the Gauss-Newton matrix."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+
+from ..curvature import GaussNewton, Reduction, recommended_damping
+from ..drawing import LOOK
+from ..experiments import Settings
+from ..gradients import Gradients
+from ..reproduction import Reproduction, finished
+
+SHADES = ("#9ecae1", "#4292c6", "#08306b")  # horizons, light to dark
+WHAT = (
+    "What T steps of further training with learning rate η keep of a gradient along an eigenvector of the "
+    "Gauss-Newton matrix G with eigenvalue σ, relative to few steps: (1 - (1 - ησ)^T)/(ησT), after 1 epoch, a "
+    "tenth of the horizon and all of it. Grad-Dot keeps everything. An influence function with damping λ keeps "
+    "λ/(σ + λ)."
+)
+MARKS = (
+    "Dotted: influence functions with λ = 1/(ηT), one per horizon; dashed: the paper's largest damping; grey "
+    "bars: how the squared length of the test gradients is spread over the spectrum at the final model."
+)
+
+
+def table(shown: Reproduction) -> pd.DataFrame | None:
+    """The eigenvalues of G at the final model, and how much of the test gradients lies along each.
+
+    Returns:
+        columns eigenvalue, share (of the squared length of the test gradients, averaged over test instances),
+        damping_unit (the recommended damping); None if there is no final model yet.
+    """
+    params = finished(lambda: shown.params)
+    if params is None:
+        return None
+    at, rows = Gradients(shown.task, params), torch.arange(shown.task.n_train)
+    spectrum = Reduction(GaussNewton(at, rows))
+    g = at.of_losses(at.test(torch.tensor(shown.settings.test)))
+    share = (spectrum.into(g).square() / g.square().sum(1, keepdim=True)).mean(0)
+    columns = {"eigenvalue": spectrum.eigenvalues.numpy(), "share": share.numpy()}
+    return pd.DataFrame(columns).assign(damping_unit=recommended_damping(at, rows))
+
+
+def draw(ax: Axes, table: pd.DataFrame, settings: Settings, per_epoch: int) -> None:
+    """Share of a direction that is kept, against its eigenvalue."""
+    eta, epochs = settings.further.learning_rate, settings.further.epochs
+    sigma = np.geomspace(1e-6, table.eigenvalue.max() * 1.2, 400)
+    edges = np.geomspace(sigma[0], sigma[-1], 40)
+    heights, _ = np.histogram(table.eigenvalue, edges, weights=table.share)
+    bars = dict(align="edge", color="#D9D9D9", label="where test gradients lie")
+    ax.bar(edges[:-1], heights / max(heights.max(), 1e-300) * 0.35, np.diff(edges), **bars)
+    ax.axhline(1, color=LOOK["grad_dot"].colour, lw=1.8, label="Grad-Dot")
+    for horizon, shade in zip((1, max(epochs // 10, 1), epochs), SHADES, strict=True):
+        T = horizon * per_epoch
+        label = f"further training, {horizon} epoch{'s' * (horizon > 1)}"
+        ax.plot(sigma, kept(eta * sigma, T), color=shade, lw=1.8, label=label)
+        ax.plot(sigma, 1 / (1 + eta * T * sigma), color=shade, lw=1, ls=":")
+    ax.plot([], [], color="#666666", lw=1, ls=":", label=r"damping $\lambda=1/(\eta T)$")
+    damping = max(settings.damping_multiples) * table.damping_unit.iloc[0]
+    ax.plot(
+        sigma, damping / (sigma + damping), color=LOOK["cg"].colour, ls="--", lw=1.6, label="CG, the paper's damping"
+    )
+    ax.set(xscale="log", ylim=(0, 1.05), xlim=(sigma[0], sigma[-1]), xlabel=r"eigenvalue $\sigma$ of $G$")
+    ax.legend(fontsize=7, loc="center left", labelspacing=0.3, frameon=True, framealpha=0.9, edgecolor="none")
+
+
+def kept(moved: np.ndarray, steps: int) -> np.ndarray:
+    """(1 - (1 - ησ)^T)/(ησT) for the given ησ."""
+    return -np.expm1(steps * np.log1p(-np.minimum(moved, 1 - 1e-12))) / (moved * steps)

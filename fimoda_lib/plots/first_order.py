@@ -1,0 +1,74 @@
+"""Where methods that are linear in the removed weight must stop, and where float32 does."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+
+from ..reproduction import Reproduction, finished
+from ..studies import first_order_limit, first_order_runs, rounding
+
+SHADES = {0.1: "#9ecae1", 0.5: "#4292c6", 1.0: "#08306b"}  # fractions of the weight removed, light to dark
+LIMIT = (
+    "Cosine similarity (mean adjustment) between the exact derivative of further training with respect to an "
+    "instance's weight and the difference of two runs from which 0.1, 0.5 or all of that weight is removed. One "
+    "seed, float64, the same batches in both runs (mask), 20 of the left-out instances. No method that is linear "
+    "in the removed weight can be expected above the darkest line; where even the lightest stays low, nearby runs"
+    " part ways."
+)
+LIMIT_MARKS = "Bands are one standard error over test instances."
+PRECISION = (
+    "Median magnitude over 20 left-out instances and all test instances of the sensitivity, as the difference of "
+    "two float64 runs of one seed (mask); of what training in float32 instead changes about it (test losses are "
+    "float64 in both); and of the part of it that its exact derivative misses."
+)
+PRECISION_MARKS = (
+    "Where the dotted line meets the solid one, a sensitivity measured with float32 runs is rounding noise."
+)
+LOOKS = {  # column -> colour, line, label
+    "sensitivity": ("#000000", "-", "sensitivity"),
+    "nonlinear": ("#D55E00", "--", "its part beyond first order"),
+    "float32": ("#0072B2", ":", "error of float32 training"),
+}
+
+
+def limit_table(shown: Reproduction) -> pd.DataFrame | None:
+    """Columns fraction, step, epoch, mean, sem, median (over test instances); None if the runs are missing."""
+    runs = finished(lambda: first_order_runs(shown))
+    if runs is None:
+        return None
+    values = first_order_limit(runs).similarity.fillna(0.0)
+    sem = values.std("test", ddof=1) / np.sqrt(values.sizes["test"])
+    columns = {"mean": values.mean("test"), "sem": sem, "median": values.median("test")}
+    return (
+        pd.concat([v.to_dataframe(name)[[name]] for name, v in columns.items()], axis=1)
+        .reset_index()
+        .merge(values.epoch.to_dataframe().reset_index()[["step", "epoch"]], on="step")
+    )
+
+
+def draw_limit(ax: Axes, table: pd.DataFrame) -> None:
+    """A line per fraction, with a band of one standard error."""
+    for fraction, rows in table.groupby("fraction"):
+        label = f"{fraction:g} of the weight removed" if fraction < 1 else "the whole instance removed"
+        ax.plot(rows.epoch, rows["mean"], color=SHADES[fraction], marker="o", ms=3, label=label)
+        low, high = rows["mean"] - rows["sem"], rows["mean"] + rows["sem"]
+        ax.fill_between(rows.epoch, low, high, color=SHADES[fraction], alpha=0.15, lw=0)
+    ax.set(xscale="log", ylim=(-0.06, 1.02), xlabel="epochs of further training")
+    ax.legend(fontsize=7.5, loc="lower left")
+
+
+def precision_table(shown: Reproduction) -> pd.DataFrame | None:
+    """Median magnitudes per horizon: columns step, epoch, sensitivity, float32, nonlinear; None if runs are missing."""
+    runs = finished(lambda: first_order_runs(shown))
+    return None if runs is None else rounding(runs).to_dataframe().reset_index()
+
+
+def draw_precision(ax: Axes, table: pd.DataFrame) -> None:
+    """The three magnitudes against the amount of further training."""
+    for column, (colour, line, label) in LOOKS.items():
+        values = table[column].where(table[column] > 0)
+        ax.plot(table.epoch, values, color=colour, ls=line, marker="o", ms=3, label=label)
+    ax.set(xscale="log", yscale="log", xlabel="epochs of further training")
+    ax.legend(fontsize=7.5, loc="best")

@@ -1,0 +1,44 @@
+"""Which panels a figure shows, and under which letters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from ..reproduction import Reproduction
+
+ALL, TABULAR = {k: k for k in "abcdef"}, {k: k for k in "abcd"}
+LETTERS: dict[str, dict[str, str]] = {  # figure -> letter of each of its panels -> that panel's letter in Figure 2
+    "fig01": {},
+    "fig02": ALL,
+    "fig03": {"a": "d", "b": "f"},
+    "fig04": TABULAR,
+    "fig05": ALL,
+    "fig06": ALL,
+    "fig07": ALL,
+    "fig08": TABULAR,
+    "fig09": ALL,
+    "fig10": {"a": "c", "b": "d", "c": "e", "d": "f"},
+    "fig11": {"a": "a", "b": "b"},
+    "table2": {"a": "d"},
+    "fig_damping": {"a": "a", "b": "b"},
+}
+
+
+def shown_in(figure: str, panels: Mapping[str, Reproduction], **changes: str | bool) -> dict[str, Reproduction]:
+    """The panels of a figure under its own letters.
+
+    Args:
+        panels: letter in Figure 2 -> what it shows.
+        changes: of what is shown (another optimiser; `compute=False`: stored results only).
+
+    Raises:
+        ValueError: the figure shows none of them.
+    """
+    letters = LETTERS[figure]
+    chosen = {own: panels[k].other(**changes) for own, k in letters.items() if k in panels}
+    if not chosen:
+        raise ValueError(
+            f"{figure} shows the panels {', '.join(letters.values())} of Figure 2, got {', '.join(panels) or 'none'}; "
+            "add a data set that fills one of them."
+        )
+    return chosen

@@ -1,0 +1,36 @@
+"""How many seeds each way of leaving an instance out needs."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from ..reproduction import Reproduction, finished
+from ..studies import removal_runs, removal_seeds
+
+WHAT = (
+    "How many seeds of further training must be averaged for a noise ceiling of 0.95, estimated from the mean "
+    "cosine between two seeds. drop: the instance is taken out of the shuffled order, so that every later batch "
+    "shifts by one (the paper's tabular runs); mask: its weight is set to zero where it occurs and all else "
+    "stays."
+)
+MARKS = "Solid: mean adjustment; dashed: full adjustment."
+COLOURS, LINES = {"drop": "#D55E00", "mask": "#0072B2"}, {"mean": "-", "full": "--"}
+
+
+def table(shown: Reproduction) -> pd.DataFrame | None:
+    """Columns removal, adjustment, step, epoch, agreement, seeds; None if the runs are missing."""
+    runs = finished(lambda: removal_runs(shown))
+    if runs is None:
+        return None
+    found = [removal_seeds(runs, a).to_dataframe().reset_index().assign(adjustment=a) for a in LINES]
+    return pd.concat(found, ignore_index=True)
+
+
+def draw(ax: Axes, table: pd.DataFrame) -> None:
+    """Seeds needed against the amount of further training."""
+    for (removal, adjustment), rows in table.groupby(["removal", "adjustment"]):
+        label = f"{removal}, {adjustment} adjustment"
+        ax.plot(rows.epoch, rows.seeds, color=COLOURS[removal], ls=LINES[adjustment], label=label)
+    ax.set(xscale="log", yscale="log", xlabel="epochs of further training")
+    ax.legend(fontsize=7.5, loc="best")

@@ -1,0 +1,56 @@
+"""Similarity to re-training from scratch (Figure 11)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.ticker import StrMethodFormatter
+
+from ..comparison import sensitivity
+from ..reproduction import Reproduction, finished
+from .similarity import curves, draw_lines, stored_scores
+
+NEAR_ZERO = 0.1  # the bound that the paper's claim goes with: no similarity beyond it
+WHAT = (
+    "Cosine similarity between each method's scores and the change of the test losses when the model is trained "
+    "from scratch without an instance (mean adjustment), averaged over test instances, against the epochs of that "
+    "training."
+)
+MARKS = (
+    "Bands are one standard error over test instances; the dash-dotted line is further training itself, after its "
+    f"last epoch; the grey stripe reaches to {NEAR_ZERO:g} on either side of zero. There is one seed, the final "
+    "model's own, so that no noise ceiling can be given."
+)
+
+
+def table(shown: Reproduction, methods: Sequence[str]) -> pd.DataFrame | None:
+    """The numbers of one panel, or None if nothing has been trained from scratch yet.
+
+    Returns:
+        columns method, step, epoch (of training from scratch), mean, sem, undefined; methods without finished scores
+        are absent. "further_last" are the sensitivities after the last epoch of further training, as if they were the
+        scores of a method.
+    """
+    retrained = finished(lambda: shown.retrained)
+    if retrained is None:
+        return None
+    scores: dict[str, xr.DataArray] = stored_scores(shown, methods)
+    gold = finished(lambda: shown.gold)
+    if gold is not None:
+        scores["further_last"] = sensitivity(gold).isel(step=-1, drop=True).rename(left_out="train")
+    tables = curves(sensitivity(retrained), scores)
+    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"method": []})
+
+
+def draw(ax: Axes, table: pd.DataFrame) -> None:
+    """One panel: thin lines with a band of one standard error per method; grey: up to NEAR_ZERO on either side."""
+    draw_lines(ax, table, "epoch", width=0.55, shade=0.08, markers_below=0)
+    ax.axhspan(-NEAR_ZERO, NEAR_ZERO, color="#EFEFEF", zorder=0, lw=0)
+    ax.set_xscale("log")
+    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    ax.set_xlabel("epochs of training from scratch")
+    low, high = ax.get_ylim()
+    ax.set_ylim(min(low, -1.6 * NEAR_ZERO), max(high, 1.6 * NEAR_ZERO))

@@ -1,0 +1,81 @@
+"""Similarity against the number of seeds averaged (Figures 3, 7, 8 and 9)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
+
+from ..comparison import seed_agreement, seed_averaging
+from ..reproduction import Reproduction, finished
+from .similarity import diverged, draw_lines, stored_scores
+
+BLOCKS = (1, 2, 5, 10, 20, 50, 100)  # how many seeds are averaged, as far as there are so many
+WHAT = (
+    "Cosine similarity between each method's scores and the sensitivities measured by further training ({trained}), "
+    "against the number of seeds over which the sensitivities are averaged: the mean over disjoint blocks of seeds and "
+    "over test instances, at the amount of further training where it is largest."
+)
+
+
+def table(
+    shown: Reproduction, methods: Sequence[str], *, adjustment: str = "mean", blocks: Sequence[int] = BLOCKS
+) -> pd.DataFrame | None:
+    """The numbers of one panel, or None if it has no gold standard yet.
+
+    Returns:
+        columns method, seeds_averaged, mean, sem, step: the largest similarity over the amounts of further training,
+        its standard error over test instances, and where it lies. Methods without finished scores are absent; a method
+        that diverged has one row of NaN. The rows of method "ceiling" are the noise ceiling for so many seeds.
+    """
+    gold = finished(lambda: shown.gold)
+    if gold is None:
+        return None
+    tables = [
+        pd.DataFrame({"method": [name]})
+        if diverged(scores)
+        else _rows(name, seed_averaging(scores, gold, blocks, adjustment=adjustment))
+        for name, scores in stored_scores(shown, methods).items()
+    ]
+    sizes = [k for k in blocks if k <= gold.sizes["seed"]]
+    tables.append(ceiling(seed_agreement(gold, adjustment), sizes))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _rows(method: str, values: xr.Dataset) -> pd.DataFrame:
+    return values.to_dataframe().reset_index().assign(method=method)
+
+
+def ceiling(agreement: xr.DataArray, sizes: Sequence[int]) -> pd.DataFrame:
+    """The similarity that a perfect method could reach with k seeds averaged, at its largest over the horizon.
+
+    Args:
+        agreement: r, the mean cosine between two seeds [step].
+        sizes: k; the ceiling is √(k r / (1 + (k-1) r)), which grows with r: its maximum is where r has its own.
+    """
+    r, k = float(agreement.max()), np.array(sizes)
+    step = int(agreement.fillna(-1).idxmax("step"))
+    mean = np.sqrt(k * r / (1 + (k - 1) * r))
+    return pd.DataFrame({"method": "ceiling", "seeds_averaged": k, "mean": mean, "step": step})
+
+
+def draw(ax: Axes, table: pd.DataFrame, also: Iterable[float] = ()) -> None:
+    """One panel: a line with a band of one standard error per method, over a logarithmic axis of seeds.
+
+    Args:
+        also: numbers of seeds that the axis covers beside those of the table.
+    """
+    draw_lines(ax, table, "seeds_averaged")
+    sizes = sorted({*table["seeds_averaged"].dropna().astype(int), *map(int, also)})
+    ax.set_xscale("log")
+    if sizes:
+        ax.xaxis.set_major_locator(FixedLocator(sizes))
+        ax.set_xlim(sizes[0] / 1.12, sizes[-1] * 1.12)
+    ax.xaxis.set_minor_locator(NullLocator())
+    ax.xaxis.set_major_formatter(ScalarFormatter())
+    ax.set_xlabel("number of seeds averaged")
+    ax.set_ylim(min(ax.get_ylim()[0], -0.06), 1.02)

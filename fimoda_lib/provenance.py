@@ -1,0 +1,58 @@
+"""Where numbers come from: the commit of the code, versions, device, duration and peak memory."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import resource
+import subprocess
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def provenance(seconds: float) -> dict[str, Any]:
+    """What a sidecar says beside the specification; nothing in it names the machine or its user."""
+    return {
+        "seconds": round(seconds, 3),
+        "peak_memory_MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "device": device_description(),
+        "torch_threads": torch.get_num_threads(),
+        "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},
+        "commit": code_version(),
+        "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    }
+
+
+@cache
+def device_description() -> str:
+    """The GPU if PyTorch sees one, else the kind and number of CPU cores."""
+    if torch.cuda.is_available():
+        return torch.cuda.get_device_name()
+    try:
+        kind = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text(), re.MULTILINE)
+    except OSError:
+        kind = None
+    return f"{os.cpu_count()} CPU cores, {kind[1].strip() if kind else platform.machine()}"
+
+
+@cache
+def code_version() -> str:
+    """The commit of the code, with "+" if files have changed since; "unknown" outside a git checkout of its own."""
+
+    def git(*words: str) -> str:
+        return subprocess.run(
+            ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+        ).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "store.py")  # fails where the library is installed inside another project
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".")
+        return git("rev-parse", "--short=10", "HEAD") + ("+" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

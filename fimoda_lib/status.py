@@ -1,0 +1,141 @@
+"""What of a profile's work is done, running and missing, and how long the rest will take: `run_all.sh status`.
+
+Nothing is computed, and no result is read: shards are asked for by name, and durations come from their sidecars.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from .datasets import DataFileError
+from .folders import is_running
+from .reproduction import PAPER_METHODS, Reproduction
+from .store import Missing, StoreError, questions, read_sidecar
+
+
+@dataclass
+class Line:
+    """One kind of piece of one data set.
+
+    Args:
+        pieces: how many there are.
+        paths: their files, as far as they can be named: further training and scores depend on the final model.
+        problem: why they cannot be named.
+    """
+
+    label: str
+    pieces: int
+    paths: list[Path] = field(default_factory=list)
+    problem: str = ""
+
+    @property
+    def done(self) -> list[Path]:
+        return [path for path in self.paths if path.exists()]
+
+    @property
+    def running(self) -> int:
+        return sum(is_running(path) for path in self.paths if not path.exists())
+
+    @property
+    def missing(self) -> int:
+        return self.pieces - len(self.done) - self.running
+
+    @property
+    def seconds_each(self) -> float:
+        """The median duration of the finished pieces; NaN if there are none."""
+        durations = [seconds for path in self.done if not math.isnan(seconds := seconds_of(path))]
+        return statistics.median(durations) if durations else math.nan
+
+    @property
+    def seconds_left(self) -> float:
+        """For what is missing and what is running, each counted whole."""
+        left = self.missing + self.running
+        return left * self.seconds_each if left else 0.0
+
+
+def lines(work: list[tuple[str, str | None]], profile: str, results: Path | str) -> Iterator[Line]:
+    """The pieces behind a list of (data set, optimiser): its final model, further training, scores.
+
+    With optimiser None, those that do not depend on it: the final model and the scores.
+    """
+    for dataset, optimizer in work:
+        shown = Reproduction(dataset, profile, optimizer or "sgd", results=results, compute=False)
+        label = f"further training, {dataset}, {optimizer}" if optimizer else f"scores, {dataset}"
+        pieces = 1
+        try:
+            pieces = len(shown.settings.seeds) if optimizer else len(PAPER_METHODS)
+            final = Line(f"final model, {dataset}", 1, [asked(lambda s=shown: s.params)])
+            if not optimizer:
+                yield final
+            if not final.done:
+                yield Line(label, pieces)
+                continue
+            wanted: list[Callable[[], Any]] = (
+                [lambda s=shown, seed=seed: one_seed(s, seed).gold for seed in shown.settings.seeds]
+                if optimizer
+                else [lambda s=shown, m=method: s.scores(m) for method in PAPER_METHODS]
+            )
+            _ = shown.params  # read now: inside `asked` nothing is
+            yield Line(label, pieces, [asked(piece) for piece in wanted])
+        except (DataFileError, StoreError) as problem:
+            yield Line(label, pieces, problem=str(problem))
+
+
+def asked(piece: Callable[[], Any]) -> Path:
+    """The file of the first stored result that `piece` asks for."""
+    with questions() as paths:
+        try:
+            piece()
+        except Missing:
+            pass
+    return paths[0]
+
+
+def one_seed(shown: Reproduction, seed: int) -> Reproduction:
+    """The same with a single seed of further training; data and final model are shared."""
+    one = shown.other()
+    vars(one).update(task=shown.task, params=shown.params, settings=replace(shown.settings, seeds=(seed,)))
+    return one
+
+
+def seconds_of(path: Path) -> float:
+    """How long a finished piece took, from its sidecar; NaN if that does not say."""
+    try:
+        return float(read_sidecar(path)["seconds"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return math.nan
+
+
+def table(found: list[Line]) -> str:
+    """The lines as text, and the time left in one sentence."""
+    rows = [("", "done", "running", "missing", "each takes", "left")]
+    for line in found:
+        counts = (len(line.done), line.running, line.missing)
+        left = _duration(line.seconds_left) if line.missing + line.running else "-"
+        rows.append((line.label, *map(str, counts), _duration(line.seconds_each), left))
+    width = max(len(row[0]) for row in rows)
+    text = [f"{row[0]:{width}}" + "".join(f"{cell:>12}" for cell in row[1:]) for row in rows]
+    text += [f"{line.label}: {line.problem}" for line in found if line.problem]
+    known = [line.seconds_left for line in found if not math.isnan(line.seconds_left)]
+    unknown = [line.label for line in found if math.isnan(line.seconds_left)]
+    if sum(known) or unknown:
+        text.append(
+            f"\nLeft: about {_duration(sum(known))}, one piece at a time, as long as the finished ones of its kind took"
+            + (f"; not counted, because none of their kind is finished: {'; '.join(unknown)}." if unknown else ".")
+        )
+    else:
+        text.append("\nAll of this is done; figures are drawn from it in a minute or two.")
+    return "\n".join(text)
+
+
+def _duration(seconds: float) -> str:
+    if math.isnan(seconds):
+        return "?"
+    if seconds < 90:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"

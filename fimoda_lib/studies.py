@@ -1,0 +1,158 @@
+"""Beyond the paper: further runs that show where methods that are linear in the removed weight must stop, and why.
+
+Each study is a handful of runs of one data set, computed once and kept, as the pieces of `reproduction` are.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import numpy as np
+import xarray as xr
+
+from .comparison import instance_similarity, seed_agreement, seeds_needed, sensitivity
+from .ensembles import Optimizer
+from .experiments import Training
+from .further_training import further_train
+from .minibatches import steps_per_epoch
+from .plans import Plan, specification
+from .reproduction import Reproduction
+from .store import cached
+from .tangents import tangent_train
+from .tasks import Params
+
+FRACTIONS = (0.1, 0.5, 1.0)  # of an instance's weight
+LIMIT_LEFT_OUT = 20  # instances: tangents cost several times a run
+SHORT = 0.2  # of the horizon, where a study needs no more
+LONG = 10_000  # steps: data sets with longer runs are studied over a `SHORT` horizon
+
+
+def log_epochs(epochs: int) -> list[int]:
+    """About a dozen epochs from 1 to the last, evenly on a log axis."""
+    return sorted({round(e) for e in np.geomspace(1, epochs, 14)})
+
+
+def first_order_runs(shown: Reproduction) -> xr.Dataset:
+    """One seed of further training in five versions, with `removal="mask"`.
+
+    Returns:
+        `delta[run, left_out, step, test]` per whole weight removed, with runs "tangent" (the exact derivative,
+        float64), "0.1", "0.5", "1.0" (differences of float64 runs with that fraction of the weight removed, over the
+        fraction) and "float32" (the whole weight, in float32, as further training is run).
+    """
+    s = shown.settings
+    per_epoch = steps_per_epoch(shown.task.n_train, s.further.batch_size)
+    further = s.further if s.further.epochs * per_epoch <= LONG else s.further.scaled(SHORT)
+    left_out = s.left_out[:: max(len(s.left_out) // LIMIT_LEFT_OUT, 1)][:LIMIT_LEFT_OUT]
+    double = {k: v.double() for k, v in shown.params.items()}
+    common = dict(
+        **asdict(further),
+        seeds=[0],
+        left_out=left_out,
+        test=s.test,
+        removal="mask",
+        evaluate=[per_epoch * e for e in log_epochs(further.epochs)],
+    )
+
+    def run(params: Params, fraction: float) -> xr.DataArray:
+        gold = further_train(
+            shown.task,
+            params,
+            **common,
+            fraction=fraction,
+            store=shown.folder,
+            compute_missing=shown.compute,
+            progress=shown.compute,
+        )
+        return gold.delta.isel(seed=0).astype("float64") / fraction
+
+    runs = {str(f): run(double, f) for f in FRACTIONS}
+    runs["float32"] = run(shown.params, 1.0)
+    runs["tangent"] = stored_tangents(shown, double, common).delta.isel(seed=0)
+    return xr.Dataset({"delta": xr.concat(runs.values(), dim="run", join="exact").assign_coords(run=list(runs))})
+
+
+def stored_tangents(shown: Reproduction, params: Params, arguments: dict) -> xr.Dataset:
+    """`tangent_train`, computed once and kept."""
+    training = Training(*(arguments[k] for k in ("optimizer", "learning_rate", "epochs", "batch_size")))
+    plan = Plan(
+        Optimizer(training.optimizer, training.learning_rate),
+        training.batch_size,
+        training.epochs,
+        arguments["removal"],
+        1.0,
+        tuple(arguments["left_out"]),
+        tuple(arguments["test"]),
+        tuple(arguments["evaluate"]),
+    )
+    spec = {**specification(shown.task, params, plan), "seeds": arguments["seeds"], "kind": "tangent"}
+    return cached(
+        shown.folder,
+        f"tangent-{shown.dataset}-{training.optimizer}",
+        spec,
+        lambda: tangent_train(shown.task, params, **arguments, progress=shown.compute),
+        compute_missing=shown.compute,
+    )
+
+
+def first_order_limit(runs: xr.Dataset, adjustment: str = "mean") -> xr.Dataset:
+    """Similarity of the tangent to the difference of runs, for each fraction of the weight removed.
+
+    Returns:
+        `similarity[fraction, step, test]`.
+    """
+    tangent = sensitivity(runs.sel(run=["tangent"]).rename(run="seed"), adjustment)
+    scores = tangent.rename(left_out="train", step="horizon")
+    found = [
+        instance_similarity(scores, sensitivity(runs.sel(run=[str(f)]).rename(run="seed"), adjustment))
+        for f in FRACTIONS
+    ]
+    return xr.Dataset({"similarity": xr.concat(found, dim="fraction").assign_coords(fraction=list(FRACTIONS))})
+
+
+def rounding(runs: xr.Dataset) -> xr.Dataset:
+    """How large sensitivities are, and what rounding adds to them, as median magnitudes over instances, [step].
+
+    Returns:
+        `sensitivity` (difference of float64 runs), `float32` (what float32 training changes about it), `nonlinear`
+        (what removing all of the weight at once changes about the derivative).
+    """
+    delta = runs.delta
+
+    def size(values: xr.DataArray) -> xr.DataArray:
+        return abs(values).median(["left_out", "test"])
+
+    whole = delta.sel(run="1.0")
+    return xr.Dataset(
+        {
+            "sensitivity": size(whole),
+            "float32": size(delta.sel(run="float32") - whole),
+            "nonlinear": size(delta.sel(run="tangent") - whole),
+        }
+    )
+
+
+def removal_runs(shown: Reproduction) -> dict[str, xr.Dataset]:
+    """The gold standard with "drop" and with "mask", the same seeds, over the first fifth of the horizon."""
+    s = shown.settings
+    short = s.further.scaled(SHORT)
+    masked = further_train(
+        shown.task,
+        shown.params,
+        **asdict(short),
+        seeds=s.seeds,
+        left_out=s.left_out,
+        test=s.test,
+        removal="mask",
+        store=shown.folder,
+        compute_missing=shown.compute,
+        progress=shown.compute,
+    )
+    return {"drop": shown.gold.isel(step=slice(0, masked.sizes["step"])), "mask": masked}
+
+
+def removal_seeds(runs: dict[str, xr.Dataset], adjustment: str = "mean", ceiling: float = 0.95) -> xr.Dataset:
+    """Per way of removing [removal, step]: agreement of two seeds, and how many seeds reach a noise ceiling."""
+    agreement = xr.concat([seed_agreement(gold, adjustment) for gold in runs.values()], dim="removal")
+    agreement = agreement.assign_coords(removal=list(runs))
+    return xr.Dataset({"agreement": agreement, "seeds": seeds_needed(agreement, ceiling)})
