@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from .comparison import sensitivity, similarity
 from .drawing import Panels, Tables, panel_figure, provenance, save_numbers
-from .figures import figure2, shown_in
+from .figures import shown_in, similarity_figure
 from .methods import METHODS
 from .minibatches import steps_per_epoch
 from .plots import filters, first_order, removal
@@ -25,7 +25,12 @@ NOTEBOOK = "06_why_methods_decay"
 
 def figure2_plus(panels: Panels, folder: Path | str) -> Figure:
     """Figure 2 with linearised further training."""
-    return figure2(panels, folder, (*PAPER_METHODS, "lft"), name="fig02plus", notebook=NOTEBOOK)
+    return similarity_figure("fig02plus", panels, folder, (*PAPER_METHODS, "lft"), notebook=NOTEBOOK)
+
+
+def figure4_plus(panels: Panels, folder: Path | str) -> Figure:
+    """Figure 4, with Adam, with linearised further training."""
+    return similarity_figure("fig04plus", panels, folder, (*PAPER_METHODS, "lft"), optimizer="adam", notebook=NOTEBOOK)
 
 
 def figure_filter(panels: Panels, folder: Path | str) -> Figure:
@@ -108,10 +113,7 @@ def table_horizons(
         gold = finished(lambda s=shown: s.gold)
         if gold is None:
             continue
-        measured, epochs = sensitivity(gold), gold.epoch.values
-        weight = np.diff(
-            np.log(epochs), prepend=np.log(epochs[0]) - (np.log(epochs[1] / epochs[0]) if len(epochs) > 1 else 1)
-        )
+        measured, weight = sensitivity(gold), log_weights(gold.epoch.values)
         for name in methods:
             scores = finished(lambda name=name, shown=shown: shown.scores(name))
             if scores is None or scores.attrs["outcome"] != "finished":
@@ -143,6 +145,13 @@ def table_horizons(
     return table
 
 
+def log_weights(epochs: np.ndarray) -> np.ndarray:
+    """Weights under which horizons count evenly on a log axis; the first as if another lay as far before it."""
+    if len(epochs) == 1:
+        return np.ones(1)
+    return np.diff(np.log(epochs), prepend=np.log(epochs[0] ** 2 / epochs[1]))
+
+
 def seconds_of(pieces: Callable) -> float:
     """How long a stored result took to compute, by its sidecar."""
     with questions() as asked, contextlib.suppress(Missing):
@@ -152,6 +161,7 @@ def seconds_of(pieces: Callable) -> float:
 
 FIGURES: dict[str, Callable] = {
     "fig02plus": figure2_plus,
+    "fig04plus": figure4_plus,
     "fig_filter": figure_filter,
     "fig_limit": figure_limit,
     "fig_precision": figure_precision,

@@ -187,8 +187,8 @@ def _matching(scores: xr.DataArray, sensitivity: xr.DataArray) -> xr.DataArray:
         missing = np.setdiff1d(sensitivity["step"].values, scores["horizon"].values)
         if len(missing):
             raise ValueError(
-                f"scores: none for step {missing[0]} (they are for {scores['horizon'].values[:5].tolist()}, ...); compute "
-                "them with horizon=gold['step'], or select gold's steps."
+                f"scores: none for step {missing[0]} (they are for {scores['horizon'].values[:5].tolist()}, ...); "
+                "compute them with horizon=gold['step'], or select gold's steps."
             )
         scores = scores.sel(horizon=sensitivity["step"].values)
     chosen = scores.sel(train=sensitivity["left_out"].values, test=sensitivity["test"].values)

@@ -124,7 +124,7 @@ class Profile:
         return counts.get(dataset, counts["*"])
 
 
-_LAPTOP_SEEDS = {"sgd": {"concrete": 10, "energy": 10, "*": 3}, "adam": {"concrete": 3, "energy": 3, "*": 2}}
+_LAPTOP_SEEDS = {"sgd": {"concrete": 10, "energy": 10, "*": 3}, "adam": {"*": 2}}
 PROFILES: dict[str, Profile] = {
     p.name: p
     for p in (

@@ -24,7 +24,6 @@ from .plots.published import draw_published, published_curves, published_points
 from .reproduction import PAPER_METHODS
 
 __all__ = ["FIGURES", "LETTERS", "LOOK", "STYLE", "Look", "damping_sweep", "published_curves", "shown_in"]
-DRAWN = (*PAPER_METHODS, "lft")  # as far as their scores are stored
 METRICS = {"cosine": ("cosine similarity", "to"), "spearman": ("Spearman correlation", "with")}
 OPTIMIZERS = {"sgd": "SGD", "adam": "Adam"}
 MARKS = {  # what a caption says of an entry of the legend
@@ -51,27 +50,27 @@ def figure1(panels: Panels, folder: Path | str) -> Figure:
 # --- Similarity against the amount of further training --------------------------------------------------------------
 
 
-def figure2(panels: Panels, folder: Path | str, methods: Sequence[str] = DRAWN) -> Figure:
+def figure2(panels: Panels, folder: Path | str, methods: Sequence[str] = PAPER_METHODS) -> Figure:
     """Figure 2: cosine similarity against epochs of further training, mean adjustment, SGD."""
-    return _similarity("fig02", panels, folder, methods)
+    return similarity_figure("fig02", panels, folder, methods)
 
 
-def figure4(panels: Panels, folder: Path | str, methods: Sequence[str] = DRAWN) -> Figure:
+def figure4(panels: Panels, folder: Path | str, methods: Sequence[str] = PAPER_METHODS) -> Figure:
     """Figure 4: as Figure 2, with Adam."""
-    return _similarity("fig04", panels, folder, methods, optimizer="adam")
+    return similarity_figure("fig04", panels, folder, methods, optimizer="adam")
 
 
-def figure5(panels: Panels, folder: Path | str, methods: Sequence[str] = DRAWN) -> Figure:
+def figure5(panels: Panels, folder: Path | str, methods: Sequence[str] = PAPER_METHODS) -> Figure:
     """Figure 5: as Figure 2, with the full adjustment."""
-    return _similarity("fig05", panels, folder, methods, adjustment="full")
+    return similarity_figure("fig05", panels, folder, methods, adjustment="full")
 
 
-def figure6(panels: Panels, folder: Path | str, methods: Sequence[str] = DRAWN) -> Figure:
+def figure6(panels: Panels, folder: Path | str, methods: Sequence[str] = PAPER_METHODS) -> Figure:
     """Figure 6: as Figure 2, with Spearman correlation."""
-    return _similarity("fig06", panels, folder, methods, metric="spearman")
+    return similarity_figure("fig06", panels, folder, methods, metric="spearman")
 
 
-def _similarity(
+def similarity_figure(
     name: str,
     panels: Panels,
     folder: Path | str,
@@ -80,10 +79,12 @@ def _similarity(
     optimizer: str = "sgd",
     adjustment: str = "mean",
     metric: str = "cosine",
+    notebook: str = "04_figures",
 ) -> Figure:
+    """A figure of the kind of Figure 2; `name` begins with "fig" and the number of the figure with the same data."""
     shown = shown_in(name, panels, optimizer=optimizer, compute=False)
     tables = {k: similarity.table(s, methods, adjustment=adjustment, metric=metric) for k, s in shown.items()}
-    points = {k: published_points(f"{int(name[3:])}{k}", s.dataset) for k, s in shown.items()}
+    points = {k: published_points(f"{int(name[3:5])}{k}", s.dataset) for k, s in shown.items()}
 
     def draw(ax: Axes, letter: str) -> None:
         similarity.draw(ax, tables[letter], shown[letter].dataset)
@@ -98,6 +99,7 @@ def _similarity(
             shown,
             figure=name,
             title=f"{measure} {preposition} further training ({trained})",
+            notebook=notebook,
             optimizer=optimizer,
             adjustment=adjustment,
             metric=metric,
@@ -116,22 +118,22 @@ def _similarity(
 # --- Similarity against the number of seeds averaged ----------------------------------------------------------------
 
 
-def figure3(panels: Panels, folder: Path | str, methods: Sequence[str] = DRAWN) -> Figure:
+def figure3(panels: Panels, folder: Path | str, methods: Sequence[str] = PAPER_METHODS) -> Figure:
     """Figure 3: cosine similarity against the number of seeds averaged; two panels of Figure 7."""
     return _seeds("fig03", panels, folder, methods)
 
 
-def figure7(panels: Panels, folder: Path | str, methods: Sequence[str] = DRAWN) -> Figure:
+def figure7(panels: Panels, folder: Path | str, methods: Sequence[str] = PAPER_METHODS) -> Figure:
     """Figure 7: as Figure 3, all panels."""
     return _seeds("fig07", panels, folder, methods)
 
 
-def figure8(panels: Panels, folder: Path | str, methods: Sequence[str] = DRAWN) -> Figure:
+def figure8(panels: Panels, folder: Path | str, methods: Sequence[str] = PAPER_METHODS) -> Figure:
     """Figure 8: as Figure 7, with Adam."""
     return _seeds("fig08", panels, folder, methods, optimizer="adam")
 
 
-def figure9(panels: Panels, folder: Path | str, methods: Sequence[str] = DRAWN) -> Figure:
+def figure9(panels: Panels, folder: Path | str, methods: Sequence[str] = PAPER_METHODS) -> Figure:
     """Figure 9: as Figure 7, with the full adjustment."""
     return _seeds("fig09", panels, folder, methods, adjustment="full")
 

@@ -158,7 +158,8 @@ def _class_members(kind: type) -> dict[str, Any]:
     return {
         name: member
         for name, member in vars(kind).items()
-        if isinstance(member, function) or not (name.startswith("__") or name == "_abc_impl" or isinstance(member, slot))
+        if isinstance(member, function)
+        or not (name.startswith("__") or name == "_abc_impl" or isinstance(member, slot))
     }
 
 

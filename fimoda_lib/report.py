@@ -37,6 +37,13 @@ TITLES = {  # in the order of the page; a figure's own title goes first
     "fig11": "Re-training from scratch",
     "table2": "The most helpful and the most harmful training instances",
     "fig_damping": "Damping is time",
+    "fig_filter": "One filter, all methods",
+    "fig02plus": "Figure 2 with linearised further training",
+    "fig04plus": "Figure 4 with linearised further training",
+    "table_horizons": "All methods, over all horizons",
+    "fig_limit": "The first-order limit",
+    "fig_precision": "Precision audit",
+    "fig_removal": "mask against drop",
 }
 OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
 UNITS = {"epochs": "epoch", "steps": "step", "seeds_averaged": "seeds averaged:"}  # before a number

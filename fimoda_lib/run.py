@@ -23,8 +23,18 @@ PROFILES = {  # what `experiments.PROFILES` holds; a test compares them
 }
 PANELS = ("concrete", "energy", "fico", "folktables")  # keys of `experiments.PANELS`
 STAND_INS = ("adult", "diabetes", "wine", "breast_cancer", "digits")
-FIGURES = (*(f"fig{number:02d}" for number in range(1, 12)), "table2", "fig_damping")  # keys of `figures.FIGURES`
-OPTIMIZERS_OF = {"fig01": (), "fig04": ("adam",), "fig08": ("adam",)}  # all others: SGD
+BEYOND = (  # what notebook 06 draws; keys of `beyond.FIGURES`
+    "fig02plus",
+    "fig04plus",
+    "fig_filter",
+    "fig_limit",
+    "fig_precision",
+    "fig_removal",
+    "table_horizons",
+)
+# ... and those of `figures.FIGURES`
+FIGURES = (*(f"fig{number:02d}" for number in range(1, 12)), "table2", "fig_damping", *BEYOND)
+OPTIMIZERS_OF = {"fig01": (), "fig04": ("adam",), "fig08": ("adam",), "fig04plus": ("adam",)}  # all others: SGD
 
 
 @dataclass(frozen=True)
@@ -47,7 +57,13 @@ def parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     p.add_argument("--profile", default="quick", choices=PROFILES, metavar="PROFILE", help="how much to run (quick)")
-    p.add_argument("--only", nargs="+", choices=FIGURES, metavar="FIG", help=f"some figures only: {', '.join(FIGURES)}")
+    p.add_argument(
+        "--only",
+        nargs="+",
+        choices=FIGURES,
+        metavar="FIG",
+        help=f"some figures only: {', '.join(FIGURES)}",
+    )
     p.add_argument(
         "--datasets",
         nargs="+",
@@ -154,12 +170,13 @@ def plan(options: argparse.Namespace) -> list[list[NotebookRun]]:
     )
     stages.append([NotebookRun("03_attribution", f"attribution, {p['dataset']}", p) for p in per_dataset])
     shown = {**common, "datasets": list(datasets), "figures": str(Path(options.figures).resolve())}
-    if set(figures) - {"fig_damping"}:
-        only = [f for f in figures if f != "fig_damping"]
+    if only := [f for f in figures if f not in ("fig_damping", *BEYOND)]:
         stages.append([NotebookRun("04_figures", "figures", {**shown, "only": only})])
     if "fig_damping" in figures:
         regression = [d for d in datasets if panel_letter(d) in LETTERS["fig_damping"].values()]
         stages.append([NotebookRun("05_damping_is_time", "damping is time", {**shown, "datasets": regression})])
+    if only := [f for f in figures if f in BEYOND]:
+        stages.append([NotebookRun("06_why_methods_decay", "why methods decay", {**shown, "only": only})])
     return [stage for stage in stages if stage]
 
 
@@ -167,8 +184,12 @@ def status(stages: list[list[NotebookRun]], options: argparse.Namespace) -> int:
     """Prints what is done, running and missing; computes nothing."""
     from .status import lines, table
 
-    asked = [item.parameters for stage in stages for item in stage if "dataset" in item.parameters]
-    work = list(dict.fromkeys((p["dataset"], p.get("optimizer")) for p in asked))  # each once, in their order
+    kinds = {"01_final_model": "final model", "03_attribution": "scores"}
+    work = []
+    for item in (item for stage in stages for item in stage if "dataset" in item.parameters):
+        work.append((item.parameters["dataset"], item.parameters.get("optimizer") or kinds[item.notebook]))
+        if item.parameters.get("retrain"):
+            work.append((item.parameters["dataset"], "retraining"))
     print(f"{Path(options.results) / options.profile}\n{table(list(lines(work, options.profile, options.results)))}")
     return 0
 

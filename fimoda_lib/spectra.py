@@ -83,8 +83,9 @@ def orthonormal(vectors: Tensor, against: Tensor | None = None) -> Tensor:
         if against is not None:
             vectors = vectors - (vectors @ against.T) @ against
         Q, R = torch.linalg.qr(vectors.T)
-        kept = R.diagonal().abs() > 1e3 * torch.finfo(vectors.dtype).eps * size
-        vectors, size = Q.T[kept], vectors.new_tensor(1.0)
+        U, lengths, _ = torch.linalg.svd(R)  # columns of Q alone do not span the rest where one row depends on others
+        kept = lengths > 1e3 * torch.finfo(vectors.dtype).eps * size
+        vectors, size = (Q @ U).T[kept], vectors.new_tensor(1.0)
     return vectors
 
 

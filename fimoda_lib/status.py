@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from .datasets import DataFileError
+from .ensembles import OPTIMIZERS
 from .folders import is_running
 from .reproduction import PAPER_METHODS, Reproduction
 from .store import Missing, StoreError, questions, read_sidecar
@@ -58,32 +59,34 @@ class Line:
         return left * self.seconds_each if left else 0.0
 
 
-def lines(work: list[tuple[str, str | None]], profile: str, results: Path | str) -> Iterator[Line]:
-    """The pieces behind a list of (data set, optimiser): its final model, further training, scores.
-
-    With optimiser None, those that do not depend on it: the final model and the scores.
-    """
-    for dataset, optimizer in work:
-        shown = Reproduction(dataset, profile, optimizer or "sgd", results=results, compute=False)
-        label = f"further training, {dataset}, {optimizer}" if optimizer else f"scores, {dataset}"
-        pieces = 1
+def lines(work: list[tuple[str, str]], profile: str, results: Path | str) -> Iterator[Line]:
+    """The pieces behind a list of (data set, kind): "final model", "scores", "retraining", or further training with the
+    optimiser of that name."""
+    for dataset, kind in work:
+        further = kind in OPTIMIZERS
+        label = f"further training, {dataset}, {kind}" if further else f"{kind}, {dataset}"
+        pieces = len(PAPER_METHODS) if kind == "scores" else 1
+        shown = Reproduction(dataset, profile, kind if further else "sgd", results=results, compute=False)
         try:
-            pieces = len(shown.settings.seeds) if optimizer else len(PAPER_METHODS)
-            final = Line(f"final model, {dataset}", 1, [asked(lambda s=shown: s.params)])
-            if not optimizer:
-                yield final
-            if not final.done:
-                yield Line(label, pieces)
-                continue
-            wanted: list[Callable[[], Any]] = (
-                [lambda s=shown, seed=seed: one_seed(s, seed).gold for seed in shown.settings.seeds]
-                if optimizer
-                else [lambda s=shown, m=method: s.scores(m) for method in PAPER_METHODS]
-            )
-            _ = shown.params  # read now: inside `asked` nothing is
-            yield Line(label, pieces, [asked(piece) for piece in wanted])
+            pieces = len(shown.settings.seeds) if further else pieces
+            yield Line(label, pieces, files_of(shown, kind))
         except (DataFileError, StoreError) as problem:
             yield Line(label, pieces, problem=str(problem))
+
+
+def files_of(shown: Reproduction, kind: str) -> list[Path]:
+    """The files of all pieces of one kind; none if their names depend on a final model that is not there yet."""
+    if kind == "retraining":
+        return [asked(lambda: shown.retrained)]
+    final = asked(lambda: shown.params)
+    if kind == "final model":
+        return [final]
+    if not final.exists():
+        return []
+    _ = shown.params  # read now: inside `asked` nothing is
+    if kind == "scores":
+        return [asked(lambda m=method: shown.scores(m)) for method in PAPER_METHODS]
+    return [asked(lambda s=seed: one_seed(shown, s).gold) for seed in shown.settings.seeds]
 
 
 def asked(piece: Callable[[], Any]) -> Path:

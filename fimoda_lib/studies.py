@@ -64,11 +64,11 @@ def first_order_runs(shown: Reproduction) -> xr.Dataset:
             compute_missing=shown.compute,
             progress=shown.compute,
         )
-        return gold.delta.isel(seed=0).astype("float64") / fraction
+        return gold.delta.isel(seed=0, drop=True).astype("float64") / fraction
 
     runs = {str(f): run(double, f) for f in FRACTIONS}
     runs["float32"] = run(shown.params, 1.0)
-    runs["tangent"] = stored_tangents(shown, double, common).delta.isel(seed=0)
+    runs["tangent"] = stored_tangents(shown, double, common).delta.isel(seed=0, drop=True)
     return xr.Dataset({"delta": xr.concat(runs.values(), dim="run", join="exact").assign_coords(run=list(runs))})
 
 

@@ -10,7 +10,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-from fimoda_lib import experiments, run
+from fimoda_lib import beyond, experiments, run
 from fimoda_lib.datasets import DATASETS
 from fimoda_lib.figures import FIGURES, LETTERS, LOOK
 from fimoda_lib.methods import METHODS
@@ -23,7 +23,8 @@ def test_the_command_line_names_what_the_library_has():
     assert set(run.PROFILES) == set(experiments.PROFILES)
     assert set(run.PANELS) == set(experiments.PANELS)
     assert set(run.PANELS + run.STAND_INS) == set(DATASETS)
-    assert list(run.FIGURES) == list(FIGURES) == list(LETTERS) and set(run.OPTIMIZERS_OF) < set(FIGURES)
+    assert list(run.FIGURES) == [*FIGURES, *beyond.FIGURES] and set(run.BEYOND) == set(beyond.FIGURES)
+    assert set(run.OPTIMIZERS_OF) < set(run.FIGURES) == set(LETTERS)
     assert set(PAPER_METHODS) <= set(METHODS) and set(METHODS) <= set(LOOK)
 
 
@@ -82,7 +83,7 @@ def test_the_plan_takes_only_the_data_sets_that_a_figure_shows(monkeypatch):
     assert planned("--only", "fig10")["figures"]["datasets"] == ["breast_cancer", "digits"]
     assert planned("--only", "fig03")["figures"]["datasets"] == ["digits"]
     some = planned("--datasets", "digits")["figures"]["only"]
-    assert some == [name for name in run.FIGURES if name not in ("fig11", "fig_damping")]
+    assert some == [name for name in FIGURES if name not in ("fig11", "fig_damping")]
 
 
 def test_only_figure_11_trains_from_scratch_and_only_what_it_shows(monkeypatch):
@@ -156,7 +157,7 @@ def test_all_notebooks_run(smoke):
 PANELS_MADE = {"a": "diabetes", "b": "wine", "c": "breast_cancer", "d": "digits"}
 
 
-@pytest.mark.parametrize("name", [name for name in run.FIGURES if LETTERS[name] and name != "table2"])
+@pytest.mark.parametrize("name", [name for name in FIGURES if LETTERS[name] and name != "table2"])
 def test_figures_come_with_numbers_and_provenance(smoke, name):
     folder = smoke[0] / "figures/smoke"
     panels = {own: PANELS_MADE[k] for own, k in LETTERS[name].items() if k in PANELS_MADE}

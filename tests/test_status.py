@@ -9,16 +9,17 @@ from fimoda_lib import run, status
 from fimoda_lib.folders import claimed
 from fimoda_lib.reproduction import PAPER_METHODS, Reproduction
 
-WORK = [("wine", None), ("wine", "sgd"), ("wine", "adam")]
+WORK = [("wine", kind) for kind in ("final model", "sgd", "adam", "retraining", "scores")]
 
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory):
-    """The final model, further training with SGD but not Adam, one of the scores."""
+    """The final model, further training with SGD but not Adam, training from scratch, one of the scores."""
     folder = tmp_path_factory.mktemp("results")
     shown = Reproduction("wine", "smoke", results=folder)
     assert shown.gold.sizes["seed"] == 2
     shown.scores("grad_dot")
+    assert shown.retrained.sizes["seed"] == 1
     return folder
 
 
@@ -41,10 +42,13 @@ def test_nothing_is_done_at_first(tmp_path):
         "scores, wine": (0, 0, len(PAPER_METHODS)),
         "further training, wine, sgd": (0, 0, 2),
         "further training, wine, adam": (0, 0, 2),
+        "retraining, wine": (0, 0, 1),
     }
     assert all(math.isnan(line.seconds_left) for line in lines.values())
     text = status.table(list(lines.values()))
-    assert "not counted, because none of their kind is finished: final model, wine; scores, wine;" in text
+    assert (
+        "not counted, because none of their kind is finished: final model, wine; further training, wine, sgd;" in text
+    )
     assert files(tmp_path) == []
 
 
@@ -56,6 +60,7 @@ def test_finished_pieces_are_found_by_their_whole_specification(results):
         "scores, wine": (1, 0, len(PAPER_METHODS) - 1),
         "further training, wine, sgd": (2, 0, 0),
         "further training, wine, adam": (0, 0, 2),
+        "retraining, wine": (1, 0, 0),
     }
     named = [path for line in lines.values() for path in line.done]
     assert sorted(named) == sorted((results / "smoke").glob("*.nc"))
@@ -83,10 +88,15 @@ def test_the_command_prints_it_and_computes_nothing(results, capsys):
     before = files(results)
     options = ["--profile", "smoke", "--datasets", "wine", "--results", str(results)]
     assert run.main(["status", *options]) == 0
-    rows = {line[:30].strip(): line.split()[-5:] for line in capsys.readouterr().out.splitlines()}
-    assert rows["further training, wine, sgd"][:3] == ["2", "0", "0"]
-    assert rows["further training, wine, adam"][:3] == ["0", "0", "2"]
-    assert rows["scores, wine"][:3] == ["1", "0", str(len(PAPER_METHODS) - 1)]
+    printed = capsys.readouterr().out.splitlines()
+    for label, expected in {
+        "further training, wine, sgd": ["2", "0", "0"],
+        "further training, wine, adam": ["0", "0", "2"],
+        "retraining, wine": ["1", "0", "0"],
+        "scores, wine": ["1", "0", str(len(PAPER_METHODS) - 1)],
+    }.items():
+        (row,) = (line for line in printed if line.startswith(f"{label} "))
+        assert row.removeprefix(label).split()[:3] == expected
     assert files(results) == before
 
 

@@ -63,8 +63,9 @@ def attribute(
         hyper: the method's hyper-parameters, by value; see `METHODS[name].defaults`.
 
     Returns:
-        scores[test, train] (for "lft" scores[horizon, test, train]) with the true instance numbers as coordinates; positive = helpful (leaving the instance out
-        raises the test loss). The hyper-parameters and what the method reports are among the attributes.
+        scores[test, train] (for "lft" scores[horizon, test, train]) with the true instance numbers as coordinates;
+        positive = helpful (leaving the instance out raises the test loss). The hyper-parameters and what the method
+        reports are among the attributes.
 
     Raises:
         ValueError: unknown method or hyper-parameter, or a value that cannot be right.

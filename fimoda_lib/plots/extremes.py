@@ -79,7 +79,7 @@ def html(table: pd.DataFrame | None, caption: str) -> str:
         {"selector": "tbody tr:nth-child(3n) td", "props": "border-bottom: 1px solid #ddd"},
     ]
     styled = table.style.set_uuid("table2").hide(axis="index").apply(agreeing, axis="columns")
-    styled = styled.format(_cell).format(_score, subset=["score"])
+    styled = styled.format(_cell, escape="html").format(_score, subset=["score"])
     return styled.set_caption(caption).set_table_styles(styles).to_html(doctype_html=True)
 
 

@@ -41,11 +41,9 @@ def limit_table(shown: Reproduction) -> pd.DataFrame | None:
     values = first_order_limit(runs).similarity.fillna(0.0)
     sem = values.std("test", ddof=1) / np.sqrt(values.sizes["test"])
     columns = {"mean": values.mean("test"), "sem": sem, "median": values.median("test")}
-    return (
-        pd.concat([v.to_dataframe(name)[[name]] for name, v in columns.items()], axis=1)
-        .reset_index()
-        .merge(values.epoch.to_dataframe().reset_index()[["step", "epoch"]], on="step")
-    )
+    frames = [v.to_dataframe(name)[[name]] for name, v in columns.items()]
+    epochs = pd.DataFrame({"step": values.step.values, "epoch": values.epoch.values})
+    return pd.concat(frames, axis=1).reset_index().merge(epochs, on="step")
 
 
 def draw_limit(ax: Axes, table: pd.DataFrame) -> None:

@@ -21,6 +21,13 @@ LETTERS: dict[str, dict[str, str]] = {  # figure -> letter of each of its panels
     "fig11": {"a": "a", "b": "b"},
     "table2": {"a": "d"},
     "fig_damping": {"a": "a", "b": "b"},
+    "fig02plus": ALL,
+    "fig04plus": TABULAR,
+    "fig_filter": {"a": "a", "b": "b"},
+    "fig_limit": TABULAR,
+    "fig_precision": TABULAR,
+    "fig_removal": {"a": "a", "b": "b"},
+    "table_horizons": ALL,
 }
 
 

@@ -1,0 +1,143 @@
+"""Figures beyond the paper and the runs behind them, from tiny stored results."""
+
+import json
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+import pytest
+
+from fimoda_lib import beyond, figures
+from fimoda_lib.comparison import sensitivity, similarity
+from fimoda_lib.plots import filters, first_order, removal
+from fimoda_lib.reproduction import LFT_SEED, Reproduction
+from fimoda_lib.studies import FRACTIONS, first_order_limit, first_order_runs, log_epochs, removal_runs, removal_seeds
+
+
+@pytest.fixture(scope="module")
+def panels(tmp_path_factory):
+    results = tmp_path_factory.mktemp("results")
+    shown = {k: Reproduction(name, "smoke", results=results) for k, name in {"a": "diabetes", "b": "wine"}.items()}
+    a = shown["a"]  # nothing of panel b is run
+    for name in ("grad_dot", "lft"):
+        a.scores(name)
+    a.other(optimizer="adam").scores("lft")
+    assert a.gold.sizes["seed"] == a.other(optimizer="adam").gold.sizes["seed"] == 2
+    first_order_runs(a)
+    removal_runs(a)
+    return {k: s.other(compute=False) for k, s in shown.items()}
+
+
+@pytest.fixture(autouse=True)
+def close_figures():
+    yield
+    plt.close("all")
+
+
+@pytest.mark.parametrize("name", [name for name in beyond.FIGURES if name.startswith("fig")])
+def test_every_figure_draws_what_is_there_and_says_what_is_not(panels, tmp_path, monkeypatch, name):
+    monkeypatch.setitem(figures.STYLE, "savefig.dpi", 40)
+    figure = beyond.FIGURES[name](panels, tmp_path)
+    drawn, missing = figure.axes[:2]
+    assert len(drawn.get_lines()) >= 2
+    words = " ".join(" ".join(t.get_text() for t in missing.texts).split())
+    assert words == f"Not run yet: ./run_all.sh --profile smoke --only {name} --datasets wine"
+    table = pd.read_csv(tmp_path / f"{name}.csv")
+    assert set(table.panel) == {"a"}
+    note = json.loads((tmp_path / f"{name}.json").read_text())
+    assert note["notebook"] == "06_why_methods_decay" and note["caption"].count(". ") >= 2
+    assert {p.name for p in tmp_path.glob(f"{name}a_diabetes.*")} == {
+        f"{name}a_diabetes.{e}" for e in ("csv", "json", "pdf", "png")
+    }
+
+
+def test_lft_is_drawn_at_every_horizon_and_follows_a_run_of_its_own(panels, tmp_path):
+    figure = beyond.figure2_plus(panels, tmp_path)
+    line = {x.get_color(): x for x in figure.axes[0].get_lines()}[figures.LOOK["lft"].colour]
+    scores, measured = panels["a"].scores("lft"), sensitivity(panels["a"].gold)
+    np.testing.assert_allclose(line.get_ydata(), similarity(scores, measured)["mean"], rtol=1e-5)
+    assert scores.horizon.values.tolist() == panels["a"].gold.step.values.tolist()
+    assert json.loads(scores.attrs["further_training"])["seed"] == LFT_SEED not in panels["a"].gold.seed
+
+
+def test_the_table_has_similarities_and_seconds(panels, tmp_path):
+    table = beyond.table_horizons(panels, tmp_path)
+    assert table["method"].tolist() == ["Grad-Dot", "LFT (ours)"]
+    gold = panels["a"].gold
+    mean = similarity(panels["a"].scores("grad_dot"), sensitivity(gold))["mean"].values
+    row = table.iloc[0]
+    assert row["first"] == mean[0] and row["last"] == mean[-1] and row["lowest"] == mean.min()
+    assert mean.min() <= row["mean over horizons"] <= mean.max() and row["seconds"] > 0
+    assert len(pd.read_csv(tmp_path / "table_horizons.csv")) == 2
+    assert "Grad-Dot" in (tmp_path / "table_horizons.html").read_text()
+
+
+def test_horizons_weigh_evenly_on_a_log_axis():
+    np.testing.assert_allclose(beyond.log_weights(np.array([1.0, 2.0, 4.0, 8.0])), np.log(2))
+    assert beyond.log_weights(np.array([3.0])).tolist() == [1.0]
+
+
+# The runs
+
+
+def test_first_order_runs_are_per_whole_weight_whatever_the_fraction(panels):
+    delta = first_order_runs(panels["a"]).delta
+    assert delta.run.values.tolist() == ["0.1", "0.5", "1.0", "float32", "tangent"]
+
+    def distance(run):
+        return float(np.linalg.norm(delta.sel(run=run) - delta.sel(run="tangent")))
+
+    size = float(np.linalg.norm(delta.sel(run="tangent")))
+    for fraction in FRACTIONS:  # in so few steps the runs differ from their derivative by rounding of what is stored
+        assert 0 < distance(str(fraction)) < 1e-3 * size
+    assert 0 < np.linalg.norm(delta.sel(run="float32") - delta.sel(run="1.0")) < 1e-2 * size
+    limit = first_order_limit(first_order_runs(panels["a"])).similarity.mean(["step", "test"])
+    assert limit.fraction.values.tolist() == list(FRACTIONS) and (limit > 0.95).all()
+
+
+def test_the_limit_is_low_where_the_derivative_is_wrong(panels):
+    runs = first_order_runs(panels["a"]).copy(deep=True)
+    runs.delta.loc[{"run": "tangent"}] = -runs.delta.sel(run="tangent")
+    assert (first_order_limit(runs).similarity.mean(["step", "test"]) < -0.95).all()
+
+
+def test_removal_runs_share_seeds_and_steps(panels):
+    runs = removal_runs(panels["a"])
+    assert runs["mask"].attrs["removal"] == "mask" and runs["drop"].attrs["removal"] == "drop"
+    for coordinate in ("seed", "step", "left_out", "test"):
+        np.testing.assert_array_equal(runs["mask"][coordinate], runs["drop"][coordinate])
+    found = removal_seeds(runs)
+    r = found.agreement
+    expected = np.maximum(0.95**2 * (1 - r) / (r * (1 - 0.95**2)), 1)
+    np.testing.assert_allclose(found.seeds.values[r > 0], expected.values[r > 0])
+    # with that many seeds the ceiling is what was asked for
+    S = found.seeds
+    ceiling = np.sqrt(S * r / (1 + (S - 1) * r))
+    np.testing.assert_allclose(ceiling.values[(r > 0) & (S > 1)], 0.95)
+
+
+def test_epochs_are_spread_on_a_log_axis():
+    assert log_epochs(1) == [1] and log_epochs(500)[0] == 1 and log_epochs(500)[-1] == 500
+    assert len(log_epochs(500)) == 14
+
+
+# The filter
+
+
+def test_the_filter_is_grad_dot_at_first_and_the_inverse_at_last():
+    moved = np.array([1e-6, 0.1, 0.5])
+    np.testing.assert_allclose(filters.kept(moved, 1), 1)
+    np.testing.assert_allclose(filters.kept(moved, 10**8), 1 / (moved * 10**8), rtol=1e-6)
+    for steps in (2, 7):
+        np.testing.assert_allclose(filters.kept(moved, steps), sum((1 - moved) ** k for k in range(steps)) / steps)
+
+
+def test_shares_of_the_test_gradients_add_up_to_at_most_one(panels):
+    table = filters.table(panels["a"])
+    assert (table.share >= 0).all() and 0.5 < table.share.sum() <= 1 + 1e-9
+    assert (table.eigenvalue > 0).all()
+
+
+@pytest.mark.parametrize("table", [first_order.limit_table, first_order.precision_table, removal.table])
+def test_tables_are_none_where_runs_are_missing(panels, table):
+    assert table(panels["b"]) is None
