@@ -55,7 +55,7 @@ def figure_limit(panels: Panels, folder: Path | str) -> Figure:
     return _figure(
         "fig_limit", shown, folder, tables, lambda ax, letter: first_order.draw_limit(ax, tables[letter]),
         first_order.LIMIT, first_order.LIMIT_MARKS,
-        title="The first-order limit", ylabel="cosine similarity of derivative and difference",
+        title="The first-order limit", ylabel="similarity of derivative and difference",
     )  # fmt: skip
 
 

@@ -28,9 +28,7 @@ class GaussNewton:
         scale: what every column of A is multiplied by [P]; then G stands for diag(scale) G diag(scale).
     """
 
-    def __init__(
-        self, at: Gradients, rows: Tensor, *, hold: bool | None = None, scale: Tensor | None = None
-    ) -> None:
+    def __init__(self, at: Gradients, rows: Tensor, *, hold: bool | None = None, scale: Tensor | None = None) -> None:
         self.at, self.rows, self.n, self.scale = at, rows, len(rows), scale
         self.rank = max(output_factors(at, at.train(piece)).shape[1] for piece in rows.split(4096))  # rows of A each
         size = self.n * self.rank * at.n_params * torch.finfo(at.dtype).bits // 8

@@ -124,14 +124,14 @@ class Profile:
         return counts.get(dataset, counts["*"])
 
 
-_LAPTOP_SEEDS = {"sgd": {"concrete": 10, "energy": 10, "*": 3}, "adam": {"*": 2}}
+_LAPTOP_SEEDS = {"sgd": {"concrete": 10, "energy": 10, "*": 3}, "adam": {"concrete": 3, "energy": 3, "*": 2}}
 PROFILES: dict[str, Profile] = {
     p.name: p
     for p in (
         Profile(
             "smoke",
             "the smallest sizes that pass through every line: for tests",
-            {"sgd": {"*": 2}, "adam": {"*": 2}},
+            {"sgd": {"*": 2}, "adam": {"concrete": 3, "energy": 3, "*": 2}},
             left_out=4,
             final=0.02,
             further=0.01,

@@ -12,10 +12,10 @@ from ..studies import first_order_limit, first_order_runs, rounding
 SHADES = {0.1: "#9ecae1", 0.5: "#4292c6", 1.0: "#08306b"}  # fractions of the weight removed, light to dark
 LIMIT = (
     "Cosine similarity (mean adjustment) between the exact derivative of further training with respect to an "
-    "instance's weight and the difference of two runs from which 0.1, 0.5 or all of that weight is removed. One "
-    "seed, float64, the same batches in both runs (mask), 20 of the left-out instances. No method that is linear "
-    "in the removed weight can be expected above the darkest line; where even the lightest stays low, nearby runs"
-    " part ways."
+    "instance's weight and the difference of two runs from which 0.1, 0.5 or all of that weight is removed. One seed, "
+    "float64, the same batches in both runs (mask), 20 of the left-out instances. For that seed, no method that is "
+    "linear in the removed weight can be expected above the darkest line. Where smaller fractions do not come closer, "
+    "the difference is no smooth function of the weight: rectified units switch, and each switch is a jump of its own."
 )
 LIMIT_MARKS = "Bands are one standard error over test instances."
 PRECISION = (

@@ -24,8 +24,8 @@ LETTERS: dict[str, dict[str, str]] = {  # figure -> letter of each of its panels
     "fig02plus": ALL,
     "fig04plus": TABULAR,
     "fig_filter": {"a": "a", "b": "b"},
-    "fig_limit": TABULAR,
-    "fig_precision": TABULAR,
+    "fig_limit": {"a": "a", "b": "b"},
+    "fig_precision": {"a": "a", "b": "b"},
     "fig_removal": {"a": "a", "b": "b"},
     "table_horizons": ALL,
 }
