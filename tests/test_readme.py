@@ -30,6 +30,16 @@ def test_the_ten_lines_run(capsys):
     assert "<xarray.DataArray 'mean' (step: 5)" in printed and "nan" not in printed
 
 
+def test_the_line_on_linearised_further_training_runs():
+    task = fimoda_lib.load_task("diabetes")
+    params = fimoda_lib.train_final_model(
+        task, optimizer="sgd", learning_rate=1e-3, epochs=20, batch_size=128, seed=0, progress=False
+    )
+    names = {"attribute": attribute, "task": task, "params": params}
+    exec(code_under("Beyond the paper: linearised further training"), names)
+    assert names["scores"].sizes == {"horizon": 2, "test": task.n_test, "train": task.n_train}
+
+
 def test_the_lines_on_your_own_model_and_method_run(capsys, tmp_path, monkeypatch):
     code = code_under("Your own model, your own method")
     statements = [line for line in lines_of(code) if not line.startswith(("import", "from", " " * 20))]

@@ -53,8 +53,8 @@ def lft(
     Args:
         horizon: optimiser steps of further training at which scores are wanted, ascending; by default the last step
             of a recorded run.
-        further_training: `optimizer`, `learning_rate`, `batch_size`, `seed` (and `weight_decay`, `max_grad_norm`) of
-            the full run; or the run itself, recorded by `trajectories.record_full_run`.
+        further_training: `optimizer`, `learning_rate`, `batch_size`, `seed` (`weight_decay`, `max_grad_norm`, which
+            shape the run but not δ) of the full run; or the run itself, recorded by `trajectories.record_full_run`.
         mode: "one_run" takes residuals from that full run; "closed_form" trains nothing and lets them evolve by full
             batches in the model linearised at the final parameters (SGD only).
         segments: so many times along the run, gradients and curvature are taken anew ("one_run" only).
