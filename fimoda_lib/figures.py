@@ -94,11 +94,12 @@ def similarity_figure(
     words, preposition = METRICS[metric]
     trained = f"{OPTIMIZERS[optimizer]}, {adjustment} adjustment"
     measure = f"{words[0].upper()}{words[1:]}"
+    extra = ", with LFT" if "lft" in methods else ""
     return panel_figure(
         provenance(
             shown,
             figure=name,
-            title=f"{measure} {preposition} further training ({trained})",
+            title=f"{measure} {preposition} further training ({trained}){extra}",
             notebook=notebook,
             optimizer=optimizer,
             adjustment=adjustment,
