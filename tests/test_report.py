@@ -250,7 +250,7 @@ def test_it_works_by_itself_and_keeps_earlier_notebook_pages(made, tmp_path, cap
     assert capsys.readouterr().out.strip() == str(folder / "index.html")
     after = (folder / "index.html").read_text()
     assert "notebooks/04_figures.html" in after
-    assert re.sub(r"<dt>(On|When)</dt>.*", "", after) == re.sub(r"<dt>(On|When)</dt>.*", "", before)
+    assert re.sub(r"<dt>(On|When)</dt>.*\n", "", after) == re.sub(r"<dt>(On|When)</dt>.*\n", "", before)
 
 
 @pytest.mark.parametrize("good", [True, False])
