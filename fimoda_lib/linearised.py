@@ -1,7 +1,7 @@
 """The effect of leaving an instance out, followed along a recorded full run in the eigenbasis of G.
 
 In the basis, a direction of eigenvalue σ forgets by the factor (1 - ησ) in every step and gains η/n times its part of
-the instance's gradient. Between two records of the run the residuals are taken as constant, so that any number of
+the instance's gradient. Between two records of the run the residuals are taken at their mean, so that any number of
 steps is one product. Outside the basis nothing is forgotten; there δ is a sum of the instance's own gradients, whose
 weights are all that need be kept.
 """
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from .gradients import Gradients
 from .spectra import Spectrum
-from .tasks import count
+from .tasks import count, take, to
 from .trajectories import Segment, Trajectory
 
 
@@ -116,8 +116,7 @@ def follow(
     Yields:
         after every record (its number, the change of the test outputs [z, b, C], float64).
     """
-    targets = at.train(train)[1]
-    targets = targets.double() if targets.is_floating_point() else targets
+    targets = to(take(at.task.train, train), dtype=torch.float64)[1]
     factors: dict[int, tuple[Tensor, Tensor]] = {}
     for record in range(segment.first, segment.last):
         steps = run.steps[record + 1] - run.steps[record]
@@ -161,8 +160,7 @@ def evolved(at: Gradients, run: Trajectory, spectrum: Spectrum, D: Tensor) -> Tr
 
 def loss_changes(at: Gradients, outputs: Tensor, change: Tensor, test: Tensor, *, whole: bool) -> Tensor:
     """Changes of the test losses, [z, b], for changes of the test outputs [z, b, C]; to first order unless `whole`."""
-    targets = at.test(test)[1]
-    targets = targets.double() if targets.is_floating_point() else targets
+    targets = to(take(at.task.test, test), dtype=torch.float64)[1]
     if not whole:
         return (change * at.loss_slopes(outputs, targets)[:, None]).sum(2)
     z, b = change.shape[:2]
