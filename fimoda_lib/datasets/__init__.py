@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fimoda_lib.datasets import census, embedded, tabular
+from fimoda_lib.datasets import census, embedded, sentences, tabular, text
 from fimoda_lib.datasets.fetch import DataDir, DataFile, DataFileError, DataFileNotFound, check_folder, find_local
 from fimoda_lib.tasks import Task
 
@@ -23,7 +23,7 @@ class Dataset:
         stand_in_for: title of the paper's data set that this one replaces where that cannot be had; else None.
         kind: "regression" or "classification".
         load: makes the task; called with the data folder if there are files, else without arguments.
-        files: what it is read from; none if it ships with scikit-learn.
+        files: what it is read from; none if it ships with scikit-learn or is generated.
     """
 
     name: str
@@ -35,11 +35,12 @@ class Dataset:
 
     @property
     def embedded(self) -> bool:
-        """Whether it ships with an installed package, so that it needs no files."""
+        """Whether it ships with an installed package or is generated, so that it needs no files."""
         return not self.files
 
 
 CONCRETE, ENERGY, FICO, FOLKTABLES = "Concrete", "Energy", "FICO HELOC", "Folktables (ACSIncome, MA, 2018)"
+SST2 = "SST-2"
 
 DATASETS: dict[str, Dataset] = {
     dataset.name: dataset
@@ -53,6 +54,8 @@ DATASETS: dict[str, Dataset] = {
         Dataset("wine", "Wine", ENERGY, "regression", embedded.load_wine),
         Dataset("breast_cancer", "Breast cancer", FICO, "classification", embedded.load_breast_cancer),
         Dataset("digits", "Digits", FOLKTABLES, "classification", embedded.load_digits),
+        Dataset("sst2", SST2, None, "classification", text.load_sst2, text.SST2_FILES),
+        Dataset("sentences", "Generated sentences", SST2, "classification", sentences.load_sentences),
     )
 }
 
