@@ -119,7 +119,7 @@ def cached_task(
         batch_size: sentences of about one length that are computed at a time.
 
     Returns:
-        A task with inputs {"hidden": [n, L, d] float32, "mask": [n, L]}, L being the longest sentence kept, and a model
+        A task with inputs {"hidden": [n, L, d], "mask": [n, L]}, L being the longest sentence kept, and a model
         with copies of the upper layers and of the head.
 
     Raises:
@@ -171,8 +171,8 @@ def _through(lower: nn.ModuleList, instances: Instances, L: int, batch_size: int
             for layer in layers:
                 x = layer(x, additive(present, x.dtype))
         if hidden is None:
-            hidden = torch.zeros(*mask.shape, x.shape[-1])
-        hidden[rows, : x.shape[1]] = (x * present.unsqueeze(-1)).float()
+            hidden = x.new_zeros(*mask.shape, x.shape[-1])
+        hidden[rows, : x.shape[1]] = x * present.unsqueeze(-1)
         bar.update(len(rows))
     return {"hidden": hidden, "mask": mask.clone()}, targets
 

@@ -1,4 +1,4 @@
-"""The paper's text data, SST-2: is a sentence from a film review negative or positive? And the encoders to fine-tune."""
+"""The paper's text data, SST-2: is a sentence from a film review negative or positive? And encoders to fine-tune."""
 
 from __future__ import annotations
 
