@@ -118,6 +118,7 @@ class Ensemble:
         self.dtype = next(iter(params.values())).dtype
         self.model = copy.deepcopy(task.model).to(device=device, dtype=self.dtype)
         self.evaluator = copy.deepcopy(self.model).double().eval()
+        self.device = torch.device(device)
         self.loss, self.optimizer, self.size, self.batched = task.loss, optimizer, size, batched
         self.update = Fused(self.training_step) if compile else self.training_step
         self.start = {k: p.detach().to(device) for k, p in params.items()}

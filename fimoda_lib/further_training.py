@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -217,15 +217,17 @@ class Runner:
         self.ensembles[size].reset()
         return self.ensembles[size]
 
-    def train(self, removed: Tensor, seed: int, bar: tqdm, losses: Tensor | None = None) -> Ensemble:
-        """Trains one chunk of replicas; writes test losses to `losses` [M, steps, test] at the planned steps."""
+    def train(
+        self, removed: Tensor, seed: int, bar: tqdm, look: Callable[[int, Ensemble], None] = lambda k, ensemble: None
+    ) -> Ensemble:
+        """Trains one chunk of replicas; at the planned steps calls `look(number of the step, ensemble)`."""
         plan, ensemble = self.plan, self.ensemble(len(removed))
         due = {step: k for k, step in enumerate(plan.steps)}
         # The full run counts once, whichever chunks carry one.
         again = len(removed) > 1 and removed[0] == FULL_RUN and removed[-1] != plan.left_out[-1]
         counted = len(removed) - (1 if again else 0)
-        if losses is not None and 0 in due:
-            losses[:, due[0]] = ensemble.losses(self.test_set)
+        if 0 in due:
+            look(due[0], ensemble)
         batches = run_batches(
             self.task.n_train, plan.batch_size, removed, seed, removal=plan.removal, fraction=plan.fraction
         )
@@ -238,8 +240,8 @@ class Runner:
                     rows, weights = batch
                     rows = rows.to(self.device).reshape(-1, rows.shape[-1])
                     ensemble.step(take(self.train_set, rows), weights.to(self.device, ensemble.dtype))
-                if losses is not None and step in due:
-                    losses[:, due[step]] = ensemble.losses(self.test_set)
+                if step in due:
+                    look(due[step], ensemble)
                 bar.update(counted)
         return ensemble
 
@@ -259,8 +261,12 @@ class Runner:
         while waiting:
             chunk, before = waiting[0], bar.n
             losses = torch.empty(len(chunk), *shape, dtype=torch.float64, device=self.device)
+
+            def look(k: int, ensemble: Ensemble, losses: Tensor = losses) -> None:
+                losses[:, k] = ensemble.losses(self.test_set)
+
             try:
-                self.train(chunk, seed, bar, losses)
+                self.train(chunk, seed, bar, look)
             except torch.OutOfMemoryError:
                 fewest = 1 if plan.removal == "drop" else 2
                 if len(chunk) == fewest:

@@ -6,11 +6,11 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fimoda_lib.datasets import census, embedded, images, tabular
-from fimoda_lib.datasets.fetch import DataDir, DataFile, DataFileError, DataFileNotFound, check_folder, find_local
+from fimoda_lib.datasets import census, embedded, images, sentences, tabular, text
+from fimoda_lib.datasets.fetch import DataDir, DataFile, DataFileError, DataFileNotFound, check_folder, find, find_local
 from fimoda_lib.tasks import Task
 
-__all__ = ["DATASETS", "DataFileError", "DataFileNotFound", "Dataset", "available", "load_task"]
+__all__ = ["DATASETS", "DataFileError", "DataFileNotFound", "Dataset", "available", "load_task", "require"]
 
 
 @dataclass(frozen=True)
@@ -25,6 +25,8 @@ class Dataset:
         load: makes the task; called with the data folder if there are files, and with `model=` if there is a choice.
         files: what it is read from; none if it ships with scikit-learn or is generated.
         models: the models to choose from, the first by default; none if there is only one.
+        load: makes the task; called with the data folder if there are files, else without arguments.
+        files: what it is read from; none if it ships with scikit-learn or is generated.
     """
 
     name: str
@@ -37,12 +39,13 @@ class Dataset:
 
     @property
     def embedded(self) -> bool:
-        """Whether it ships with an installed package, so that it needs no files."""
+        """Whether it ships with an installed package or is generated, so that it needs no files."""
         return not self.files
 
 
 CONCRETE, ENERGY, FICO, FOLKTABLES = "Concrete", "Energy", "FICO HELOC", "Folktables (ACSIncome, MA, 2018)"
 CIFAR10, IMAGE_MODELS = "CIFAR-10", tuple(images.MODELS)
+SST2 = "SST-2"
 
 DATASETS: dict[str, Dataset] = {
     dataset.name: dataset
@@ -67,6 +70,8 @@ DATASETS: dict[str, Dataset] = {
         Dataset("breast_cancer", "Breast cancer", FICO, "classification", embedded.load_breast_cancer),
         Dataset("digits", "Digits", FOLKTABLES, "classification", embedded.load_digits),
         Dataset("digit_images", "Digits as images", CIFAR10, "classification", images.load_digit_images),
+        Dataset("sst2", SST2, None, "classification", text.load_sst2, text.SST2_FILES, tuple(text.MODELS)),
+        Dataset("sentences", "Generated sentences", SST2, "classification", sentences.load_sentences),
     )
 }
 
@@ -93,6 +98,12 @@ def load_task(name: str, data_dir: DataDir = None, *, model: str | None = None) 
     task = dataclasses.replace(task, name=name, title=dataset.title, stand_in_for=dataset.stand_in_for)
     task.check()
     return task
+
+
+def require(name: str, data_dir: DataDir = None) -> None:
+    """Finds and verifies the files of a data set, downloading them if need be; raises DataFileError as `load_task`."""
+    for file in _look_up(name).files:
+        find(file, data_dir)
 
 
 def available(name: str, data_dir: DataDir = None) -> bool:
