@@ -71,6 +71,7 @@ class Experiment:
         model: which of the data set's models.
         trained_layers: all but so many upper layers of an encoder stay as they are, and what they put out is computed
             once; None trains them all.
+        remark: what a caption should say of the model and the data.
         n_train: so many training instances of `n_all` are used, the left-out ones among them; None for all.
     """
 
@@ -91,6 +92,7 @@ class Experiment:
     trained_layers: int | None = None
     n_train: int | None = None
     n_all: int | None = None
+    remark: str = ""
 
 
 def _further(epochs: int, sgd: float, adam: float) -> dict[str, Training]:
@@ -109,6 +111,7 @@ _CIFAR10 = Experiment(
     curvature=5000,
     without=("lissa_h",),
     model="resnet9",
+    remark="ResNet-9 with group normalisation, curvature from 5,000 training images",
 )
 _SST2 = Experiment(
     "sst2",
@@ -122,6 +125,7 @@ _SST2 = Experiment(
     curvature=1000,
     without=("cg", "lissa_h"),  # as in the paper
     model="bert",
+    remark="BERT-base, all layers trained, curvature from 1,000 training sentences",
 )
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -163,6 +167,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             removal="subtract",
             curvature=400,
             without=("lissa_h",),
+            remark="a convolutional net of 6,346 parameters, curvature from 400 training images",
         ),
         Experiment(
             "sentences",
@@ -174,6 +179,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             removal="subtract",
             curvature=400,
             without=("lissa_h",),
+            remark="a transformer of two layers, trained from scratch, curvature from 400 training sentences",
         ),
     )
 }
@@ -186,6 +192,7 @@ _SMALL_CIFAR10 = replace(
     final=Training("sgd", 0.05, 15, 64),
     further={"sgd": Training("sgd", 1e-2, 2, 64, evaluate=(1, 2, 5, 10, 20, 50, 100, 200, 300, 500, 700, 1000))},
     curvature=1000,
+    remark="a convolutional net of 34,602 parameters, curvature from 1,000 training images",
 )
 SMALL: dict[str, Experiment] = {
     "cifar10": _SMALL_CIFAR10,
@@ -199,6 +206,8 @@ SMALL: dict[str, Experiment] = {
         final=Training("adamw", 3e-4, 3, 64, max_grad_norm=1.0),
         further={"adamw": Training("adamw", 1e-5, 2, 64, max_grad_norm=1.0, evaluate=(1, 2, *range(6, 400, 5)))},
         curvature=500,
+        remark="5,000 of 67,349 training sentences; MiniLM, of which the last layer and the head are trained and the "
+        "lower layers stay as they are; curvature from 500 training sentences",
         without=("lissa_h",),
     ),
 }
@@ -321,10 +330,10 @@ class Settings:
     cg_tolerance: float | None
     lft_segments: int
 
-    @property
-    def in_steps(self) -> bool:
-        """Whether further training is counted in optimiser steps, not in epochs."""
-        return self.further.evaluate is not None
+
+def counted_in_steps(dataset: str) -> bool:
+    """Whether a data set's further training is counted in optimiser steps, not in epochs."""
+    return all(training.evaluate is not None for training in EXPERIMENTS[dataset].further.values())
 
 
 def experiment_of(dataset: str, profile: str) -> Experiment:
