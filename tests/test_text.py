@@ -490,6 +490,22 @@ def test_ekfac_takes_its_input_moments_over_tokens_not_padding(layer):
     assert off_diagonal(moment(everywhere[0].flatten(0, 1)), Q) > 1e-3  # a different basis with padding
 
 
+def test_ekfac_refuses_a_mask_that_means_something_else():
+    class Marked(nn.Module):  # true at padding, as in torch's own key_padding_mask
+        def __init__(self, classifier):
+            super().__init__()
+            self.classifier = classifier
+
+        def forward(self, inputs):
+            return self.classifier({**inputs, "mask": ~inputs["mask"]})
+
+    task, _ = tiny_text()
+    inputs, targets = task.train
+    task = replace(task, model=Marked(task.model), train=({**inputs, "mask": ~inputs["mask"]}, targets))
+    message = refusal(attribute, "ekfac", task, parameters_of(task.model), error=ValueError)
+    assert "expected true at tokens and false at padding" in message
+
+
 @pytest.mark.parametrize("method", ["ekfac", "grad_dot", "trak", "datainf", "exact"])
 def test_more_padding_leaves_scores_as_they_are(method):
     task, params = tiny_text()
