@@ -131,18 +131,18 @@ def test_a_model_that_cannot_be_had_is_said_in_one_sentence(tmp_path, monkeypatc
 
 
 def test_bert_is_read_from_the_data_folder(tmp_path, monkeypatch):
-    from transformers import BertTokenizer
-
     monkeypatch.setattr(text, "places", lambda data_dir: {"data_dir": tmp_path})
     folder = tmp_path / "bert-base-uncased"
     encoder = small_bert(7, 9, width=8)
     encoder.save_pretrained(folder)
-    words = put(folder / "vocab.txt", "\n".join(["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]", "good", "bad"]))
-    BertTokenizer(vocab=str(words)).save_pretrained(folder)
+    put(folder / "vocab.txt", "\n".join(["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]", "good", "bad"]))
     loaded, tokenizer = text.load_bert(tmp_path)
     assert loaded.pooler is None and loaded.config._attn_implementation == "eager"
     assert all(torch.equal(p, q) for p, q in zip(loaded.parameters(), encoder.parameters(), strict=True))
     assert tokenizer(["Good bad", "good odd word"])["input_ids"] == [[1, 5, 6, 2], [1, 5, 3, 3, 2]]
+    (folder / "model.safetensors").unlink()
+    torch.save({}, folder / "pytorch_model.bin")  # a pickle, which may hold code, is never read
+    assert f"{folder} cannot be read as an encoder" in refusal(text.load_bert, tmp_path)
 
 
 def test_generated_sentences():
