@@ -440,7 +440,7 @@ def test_parameters_that_are_not_used_have_zero_gradients():
 
 SETTINGS = {
     "lissa": {"depth": 50, "scale": 500, "damping": 0.1},
-    "lissa_h": {"depth": 50, "scale": 500, "damping": 0.1},
+    "lissa_h": {"depth": 10, "scale": 500, "damping": 0.1},
     "lft": {"further_training": {"learning_rate": 1e-3, "batch_size": 4}, "horizon": 5},
 }
 
