@@ -11,7 +11,7 @@ from typing import Any
 import pandas as pd
 import torch
 
-from fimoda_lib.datasets.fetch import DataDir, DataFile, DataFileNotFound, find, places, reason
+from fimoda_lib.datasets.fetch import DataDir, DataFile, DataFileError, DataFileNotFound, find, places, reason
 from fimoda_lib.datasets.tables import digest, read_csv, require_filled, require_rows_and_columns, require_values
 from fimoda_lib.encoders import text_classifier
 from fimoda_lib.tasks import Task, cross_entropy
@@ -77,8 +77,10 @@ def load_sst2(data_dir: DataDir = None, model: str = "minilm") -> Task:
         raise ValueError(f"model: got {model!r}, expected one of {', '.join(MODELS)}.")
     train, test = (parse_sst2(find(file, data_dir)) for file in SST2_FILES)
     encoder, tokenizer = MODELS[model](data_dir)
-    tokens = tokenizer([*train["sentence"], *test["sentence"]], padding="longest", return_tensors="pt")
-    inputs = {"tokens": tokens["input_ids"], "mask": tokens["attention_mask"].bool()}
+    rows = [torch.tensor(row) for row in tokenizer([*train["sentence"], *test["sentence"]])["input_ids"]]
+    # Padded here: the tokenizer would take twice as long.
+    tokens = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=tokenizer.pad_token_id)
+    inputs = {"tokens": tokens, "mask": tokens != tokenizer.pad_token_id}
     targets = torch.tensor([CLASSES.index(label) for table in (train, test) for label in table["label"]])
     n = len(train)
     return Task(
@@ -106,16 +108,21 @@ def load_minilm(data_dir: DataDir = None) -> tuple[Any, Any]:
 def load_bert(data_dir: DataDir = None) -> tuple[Any, Any]:
     """BERT-base and its tokenizer, from the folder bert-base-uncased of a data folder, else from the hub or cache."""
     searched = places(data_dir)
-    for place in searched.values():
-        if (place / BERT).is_dir():
-            return _pretrained(str(place / BERT), local_files_only=True)
+    files = "config.json, model.safetensors and tokenizer.json (or vocab.txt)"
+    for folder in (place / BERT for place in searched.values()):
+        if folder.is_dir():
+            try:
+                return _pretrained(str(folder), local_files_only=True)
+            except (OSError, ValueError) as error:
+                raise DataFileError(
+                    f"{folder} cannot be read as an encoder ({reason(error)}); put {files} of {BERT} there."
+                ) from error
     try:
         return _pretrained(f"google-bert/{BERT}", revision=BERT_REVISION)
     except (OSError, ValueError) as error:
         raise DataFileNotFound(
             f"{BERT} is in none of the data folders, and its download from the hub failed ({reason(error)}); "
-            f"put its files config.json, model.safetensors and tokenizer.json (or vocab.txt) into "
-            f"{next(iter(searched.values())) / BERT}."
+            f"put its files {files} into {next(iter(searched.values())) / BERT}."
         ) from error
 
 

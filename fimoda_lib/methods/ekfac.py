@@ -39,6 +39,8 @@ def ekfac(
 ) -> tuple[Tensor, Report]:
     """Damped influence with the eigenvalue-corrected Kronecker factors of linear and convolutional layers.
 
+    Padding is left out of the factors where the inputs are a dict with a boolean "mask" [n, L], true at tokens.
+
     Args:
         damping: λ by value, the same for every layer or layer name -> λ; or "recommended", 0.1 times the mean
             eigenvalue of each layer.
@@ -223,7 +225,7 @@ def _second_moments(
     def recorder(name: str) -> Callable:
         def record(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
             x = (args[0] if args else kwargs["input"]).detach()
-            if present is not None and isinstance(module, nn.Linear) and x.shape[:-1] == present.shape:
+            if _by_position(x, present):
                 x = x[present]
             A[name] = A[name] + _input_moment(x, module, _join(name, "bias") in at.names)
             probes.append((name, torch.zeros_like(output, requires_grad=True)))
@@ -244,6 +246,11 @@ def _second_moments(
                     outputs, [probe for _, probe in probes], direction.view_as(outputs), materialize_grads=True
                 )
                 for (name, _), g in zip(probes, pulled, strict=True):
+                    if _by_position(g, present) and g[~present].any():
+                        raise ValueError(
+                            f"EK-FAC: the inputs' \"mask\" is false at positions that layer '{name}' gets gradients "
+                            "from; expected true at tokens and false at padding, or another name for it."
+                        )
                     s = (g.movedim(1, -1) if isinstance(modules[name], nn.Conv2d) else g).flatten(0, -2)
                     S[name] = S[name] + s.T @ s
     finally:
@@ -256,6 +263,11 @@ def _not_padding(inputs: Any) -> Tensor | None:
     """[n, L], true at tokens, of inputs that say so in a boolean entry "mask" [n, L]; None for any others."""
     mask = inputs.get("mask") if isinstance(inputs, dict) else None
     return mask if mask is not None and mask.dtype == torch.bool and mask.dim() == 2 else None
+
+
+def _by_position(x: Tensor, present: Tensor | None) -> bool:
+    """Whether x [n, L, features] has a row for each position of the sentences."""
+    return present is not None and x.dim() == 3 and x.shape[:2] == present.shape
 
 
 def _input_moment(x: Tensor, module: nn.Module, bias: bool) -> Tensor:
