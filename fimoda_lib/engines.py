@@ -13,13 +13,14 @@ import xarray as xr
 from torch import nn
 
 from .ensembles import Ensemble, Optimizer
+from .minibatches import run_batches
 from .naming import model_name
 from .store import cached
-from .tasks import Params, Task, count, take, to
+from .tasks import Params, Task, take, to
 
 MEASURED_ABOVE = 200_000  # parameters; smaller models without convolutions gain from batching everywhere
-REPLICAS = 3  # in the measurement
-MARGIN = 1.1  # batching must lose by so much: where both are as fast, the choice should not depend on chance
+REPLICAS = 6  # in the measurement
+MARGIN = 0.9  # batching must win by so much: it takes more memory, and hence chunks that carry a full run each
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,7 @@ def choose_engine(
     optimizer: Optimizer,
     batch_size: int,
     *,
+    removal: str,
     device: torch.device,
     replicas: int | None = None,
     store: Path | str | None = None,
@@ -70,21 +72,26 @@ def choose_engine(
         "model_code": model_name(task.model),
         "optimizer": asdict(optimizer),
         "batch_size": batch_size,
+        "removal": removal,
         "dtype": str(next(iter(params.values())).dtype),
         "machine": machine(device),
     }
     found = cached(
-        store, f"engine-{task.name}", spec, lambda: measure(task, params, optimizer, batch_size, device=device)
+        store, f"engine-{task.name}", spec, lambda: measure(task, params, optimizer, batch_size, removal, device)
     ).seconds_per_step
     batched, sequential = (found.sel(engine=name).item() for name in ("batched", "sequential"))
     return Engine(True, batched) if batched <= MARGIN * sequential else Engine(False, sequential)
 
 
-def measure(task: Task, params: Params, optimizer: Optimizer, batch_size: int, *, device: torch.device) -> xr.Dataset:
-    """Seconds of one step of one model with either engine: `seconds_per_step[engine]`."""
-    rows = torch.arange(min(batch_size, count(task.train)))
-    batch = take(to(take(task.train, rows), device, next(iter(params.values())).dtype), None)
-    weights = torch.full((REPLICAS, len(rows)), 1 / len(rows), dtype=next(iter(params.values())).dtype, device=device)
+def measure(
+    task: Task, params: Params, optimizer: Optimizer, batch_size: int, removal: str, device: torch.device
+) -> xr.Dataset:
+    """Seconds of one step of one model with either engine, on a batch as they come: `seconds_per_step[engine]`."""
+    dtype = next(iter(params.values())).dtype
+    removed = torch.arange(REPLICAS) % task.n_train
+    rows, weights = next(run_batches(task.n_train, batch_size, removed, seed=0, removal=removal))
+    batch = to(take(task.train, rows.reshape(-1, rows.shape[-1])), device, dtype)
+    weights = weights.to(device, dtype)
     seconds = {}
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         for engine in (Engine(True), Engine(False)):

@@ -204,7 +204,7 @@ SMALL: dict[str, Experiment] = {
         n_train=5000,
         n_all=67_349,
         final=Training("adamw", 3e-4, 3, 64, max_grad_norm=1.0),
-        further={"adamw": Training("adamw", 1e-5, 2, 64, max_grad_norm=1.0, evaluate=(1, 2, *range(6, 400, 5)))},
+        further={"adamw": Training("adamw", 1e-5, 1, 64, max_grad_norm=1.0, evaluate=(1, 2, *range(6, 400, 5)))},
         curvature=500,
         remark="5,000 of 67,349 training sentences; MiniLM, of which the last layer and the head are trained and the "
         "lower layers stay as they are; curvature from 500 training sentences",

@@ -25,13 +25,16 @@ from .drawing import (
     Panels,
     Tables,
     caption,
+    foot,
     panel_figure,
     provenance,
     save,
     save_numbers,
+    say,
 )
 from .experiments import SMALL, get_profile
-from .plots import access, damping, extremes, retraining, seeds, similarity, sorted_scores
+from .pictures import gallery
+from .plots import access, damping, extremes, retraining, seeds, similarity, sorted_scores, thumbnails
 from .plots.damping import table as damping_sweep
 from .plots.kept import panels_and_tables
 from .plots.panels import LETTERS, shown_in
@@ -257,17 +260,45 @@ def figure11(panels: Panels, folder: Path | str, methods: Sequence[str] = PAPER_
     )
 
 
-def table2(panels: Panels, folder: Path | str) -> pd.DataFrame | None:
+def table2(panels: Panels, folder: Path | str, name: str = "table2") -> pd.DataFrame | None:
     """Table 2: the most helpful and most harmful training instance for a few test instances; CSV, HTML and JSON."""
-    (shown,) = shown_in("table2", panels, compute=False).values()
+    (shown,) = shown_in(name, panels, compute=False).values()
     table = extremes.table(shown)
     title = "The most helpful and the most harmful training instances"
-    note = provenance({"a": shown}, figure="table2", title=title, optimizer="sgd", adjustment="mean")
+    note = provenance({"a": shown}, figure=name, title=title, optimizer="sgd", adjustment="mean")
     note["caption"] = caption({"a": shown}, note, extremes.WHAT, extremes.MARKS)
-    save_numbers(pd.DataFrame(columns=extremes.FIRST) if table is None else table, folder, "table2", note)
+    save_numbers(pd.DataFrame(columns=extremes.FIRST) if table is None else table, folder, name, note)
     page = extremes.html(table, note["caption"])
-    (Path(folder) / "table2.html").write_text(page, encoding="utf-8")
+    (Path(folder) / f"{name}.html").write_text(page, encoding="utf-8")
     return table
+
+
+def table2_text(panels: Panels, folder: Path | str) -> pd.DataFrame | None:
+    """Table 2, its sentences."""
+    return table2(panels, folder, "table2_text")
+
+
+def figure_images(panels: Panels, folder: Path | str) -> Figure:
+    """The most helpful and the most harmful training images for several test images."""
+    (shown,) = shown_in("fig_images", panels, compute=False).values()
+    note = provenance(
+        {"a": shown},
+        figure="fig_images",
+        title="The most helpful and the most harmful training images",
+        optimizer="sgd",
+        adjustment="mean",
+    )
+    note["caption"] = caption({"a": shown}, note, thumbnails.WHAT, thumbnails.MARKS)
+    scores = thumbnails.scores(shown)
+    with mpl.rc_context({**STYLE, "axes.grid": False}):
+        if scores is None:
+            figure, ax = plt.subplots(figsize=(7.1, 2))
+            say(ax, f"Not run yet: ./run_all.sh --profile {shown.profile} --only fig_images --datasets {shown.dataset}")
+        else:
+            figure = gallery(shown.task, scores, n=thumbnails.N_TRAIN, title=shown.title)
+        foot(figure, note)
+        save(figure, thumbnails.table(shown, scores), folder, "fig_images", note)
+    return figure
 
 
 def figure_damping(panels: Panels, folder: Path | str, method: str = "exact") -> Figure:
@@ -334,5 +365,7 @@ FIGURES: dict[str, Callable[[Panels, Path | str], Figure | pd.DataFrame | None]]
     "fig10": figure10,
     "fig11": figure11,
     "table2": table2,
+    "table2_text": table2_text,
+    "fig_images": figure_images,
     "fig_damping": figure_damping,
 }

@@ -185,6 +185,7 @@ class Runner:
             self.params,
             self.plan.optimizer,
             self.plan.batch_size,
+            removal=self.plan.removal,
             device=self.device,
             replicas=1 if not self.plan.left_out else self.replicas,
             store=self.store,
