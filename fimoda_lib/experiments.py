@@ -190,7 +190,7 @@ _SMALL_CIFAR10 = replace(
     _CIFAR10,
     model="convnet",
     final=Training("sgd", 0.05, 15, 64),
-    further={"sgd": Training("sgd", 1e-2, 2, 64, evaluate=(1, 2, 5, 10, 20, 50, 100, 200, 300, 500, 700, 1000))},
+    further={"sgd": Training("sgd", 1e-2, 1, 64, evaluate=(1, 2, 5, 10, 20, 50, 100, 200, 300, 500, 700))},
     curvature=1000,
     remark="a convolutional net of 34,602 parameters, curvature from 1,000 training images",
 )

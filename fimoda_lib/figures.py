@@ -225,7 +225,7 @@ def figure10(panels: Panels, folder: Path | str, methods: Sequence[str] = ("grad
         shown,
         folder,
         tables,
-        lambda ax, letter: sorted_scores.draw(ax, tables[letter]),
+        lambda ax, letter: sorted_scores.draw(ax, tables[letter], shown[letter].dataset),
         what=sorted_scores.WHAT,
         marks=sorted_scores.MARKS,
         ylabel="sorted attribution score",

@@ -80,10 +80,21 @@ def planned(*arguments):
 def test_the_plan_takes_only_the_data_sets_that_a_figure_shows(monkeypatch):
     monkeypatch.setattr(experiments, "available", lambda name, data_dir=None: DATASETS[name].embedded)
     assert list(planned("--only", "fig01")) == ["figures"]
-    assert planned("--only", "fig10")["figures"]["datasets"] == ["breast_cancer", "digits"]
-    assert planned("--only", "fig03")["figures"]["datasets"] == ["digits"]
+    assert planned("--only", "fig10")["figures"]["datasets"] == ["breast_cancer", "digits", "digit_images", "sentences"]
+    assert planned("--only", "fig03")["figures"]["datasets"] == ["digits", "sentences"]
+    assert planned("--only", "fig_images")["figures"]["datasets"] == ["digit_images"]
     some = planned("--datasets", "digits")["figures"]["only"]
-    assert some == [name for name in FIGURES if name not in ("fig11", "fig_damping")]
+    assert some == [name for name in FIGURES if name not in ("fig11", "fig_damping", "table2_text", "fig_images")]
+
+
+def test_images_and_text_are_trained_further_with_their_one_optimiser():
+    labels = list(planned("--only", "fig02", "fig04", "--datasets", "wine", "digit_images", "sentences"))
+    assert [label for label in labels if label.startswith("further training")] == [
+        "further training, wine, sgd",
+        "further training, digit_images, sgd",
+        "further training, sentences, sgd",
+        "further training, wine, adam",
+    ]
 
 
 def test_only_figure_11_trains_from_scratch_and_only_what_it_shows(monkeypatch):
@@ -98,7 +109,7 @@ def test_quick_takes_embedded_data_where_the_papers_is_missing(monkeypatch, tmp_
     monkeypatch.delenv("FIMODA_DATA", raising=False)
     monkeypatch.setenv("FIMODA_CACHE", str(tmp_path))
     chosen = [experiments.choose_dataset(panel, "quick") for panel in experiments.PANELS]
-    assert chosen == ["diabetes", "wine", "breast_cancer", "digits"]
+    assert chosen == ["diabetes", "wine", "breast_cancer", "digits", "digit_images", "sentences"]
     assert experiments.panel_title("wine") == "Wine (stands in for Energy)"
 
 
@@ -154,7 +165,10 @@ def test_all_notebooks_run(smoke):
             assert not [o for o in cell.get("outputs", []) if o.output_type == "error"], path.name
 
 
-PANELS_MADE = {"a": "diabetes", "b": "wine", "c": "breast_cancer", "d": "digits"}
+PANELS_MADE = {
+    **{"a": "diabetes", "b": "wine", "c": "breast_cancer"},
+    **{"d": "digits", "e": "digit_images", "f": "sentences"},
+}
 
 
 @pytest.mark.parametrize("name", [name for name in FIGURES if LETTERS[name] and name != "table2"])

@@ -5,6 +5,7 @@ Pixels are scaled by fixed numbers, (value - 1/2) / (1/4) of the full range, so 
 
 from __future__ import annotations
 
+import codecs
 import io
 import pickle
 import tarfile
@@ -113,8 +114,10 @@ class ArraysOnly(pickle.Unpickler):
 
     KNOWN = {
         ("numpy.core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
+        ("numpy._core.multiarray", "_reconstruct"): np._core.multiarray._reconstruct,
         ("numpy", "ndarray"): np.ndarray,
         ("numpy", "dtype"): np.dtype,
+        ("_codecs", "encode"): codecs.encode,  # how Python 3 writes bytes for Python 2
     }
 
     def __init__(self, file: io.BytesIO) -> None:

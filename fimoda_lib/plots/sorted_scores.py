@@ -12,6 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from ..comparison import sensitivity
 from ..drawing import LOOK
+from ..experiments import counted_in_steps
 from ..reproduction import Reproduction, finished
 from .similarity import diverged, stored_scores
 
@@ -20,8 +21,8 @@ WHAT = (
     "instances and scaled to length 1."
 )
 MARKS = (
-    "Dash-dotted: further training (SGD, mean adjustment, averaged over seeds) after its first and after its last "
-    "epoch. The instances at the right are helpful, those at the left harmful."
+    "Dash-dotted: further training (mean adjustment, averaged over seeds) where it is first and where it is last "
+    "evaluated. The instances at the right are helpful, those at the left harmful."
 )
 
 
@@ -29,8 +30,8 @@ def table(shown: Reproduction, methods: Sequence[str] = ("grad_dot", "grad_cos")
     """The numbers of one panel, or None if it has no gold standard yet.
 
     Returns:
-        columns method, rank, value, epoch. Beside the methods stand "further_first" and "further_last", the
-        sensitivities (mean adjustment) after the first and the last epoch, which the column "epoch" names.
+        columns method, rank, value, epoch, step. Beside the methods stand "further_first" and "further_last", the
+        sensitivities (mean adjustment) when first and when last evaluated; "epoch" and "step" say when that was.
     """
     gold = finished(lambda: shown.gold)
     if gold is None:
@@ -44,9 +45,8 @@ def table(shown: Reproduction, methods: Sequence[str] = ("grad_dot", "grad_cos")
     for name, k in (("further_first", 0), ("further_last", -1)):
         at = measured.isel(step=k).rename(left_out="train")
         ranks = np.arange(1, at.sizes["train"] + 1)
-        tables.append(
-            pd.DataFrame({"method": name, "rank": ranks, "value": sorted_curve(at), "epoch": float(at.epoch)})
-        )
+        when = {"epoch": float(at.epoch), "step": int(at.step)}
+        tables.append(pd.DataFrame({"method": name, "rank": ranks, "value": sorted_curve(at), **when}))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -61,12 +61,13 @@ def sorted_curve(scores: xr.DataArray) -> np.ndarray:
     return mean / length if length > 0 else mean
 
 
-def draw(ax: Axes, table: pd.DataFrame) -> None:
+def draw(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
     """One panel: a line per method, and two for further training."""
+    unit = "step" if counted_in_steps(dataset) else "epoch"
     for method, rows in table.groupby("method", sort=False):
         look, label = LOOK[method], LOOK[method].label
         if rows["epoch"].notna().all():
-            label = f"further training, {_epochs(rows['epoch'].iloc[0])}"
+            label = f"further training, {_amount(rows[unit].iloc[0], unit)}"
         ax.plot(rows["rank"], rows["value"], color=look.colour, linestyle=look.line, lw=look.width, label=label)
     ax.axhline(0, color="#999999", lw=0.6, zorder=0)
     ax.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -74,5 +75,5 @@ def draw(ax: Axes, table: pd.DataFrame) -> None:
     ax.legend(loc="upper left", fontsize=8, handlelength=2.6)
 
 
-def _epochs(n: float) -> str:
-    return "1 epoch" if n == 1 else f"{n:g} epochs"
+def _amount(n: float, unit: str) -> str:
+    return f"1 {unit}" if n == 1 else f"{n:g} {unit}s"
