@@ -86,6 +86,6 @@ def available(name: str, data_dir: DataDir = None) -> bool:
 
 
 def _look_up(name: str) -> Dataset:
-    if name not in DATASETS:
+    if not isinstance(name, str) or name not in DATASETS:
         raise ValueError(f"There is no data set {name!r}; choose one of {', '.join(DATASETS)}.")
     return DATASETS[name]

@@ -18,6 +18,8 @@ from pathlib import Path, PurePosixPath
 
 import pooch
 
+from fimoda_lib.checks import reason, shown
+
 DataDir = str | Path | None  # a folder named by the caller, or none
 
 
@@ -91,7 +93,12 @@ def places(data_dir: DataDir = None) -> dict[str, Path]:
 
 def check_folder(name: str, folder: str | Path) -> Path:
     """The folder as a path; refused if it does not exist, because it then is most likely misspelt."""
-    path = Path(folder).expanduser()
+    try:
+        path = Path(folder).expanduser()
+    except (TypeError, RuntimeError) as error:  # no path at all, or the home of a user who does not exist
+        raise DataFileNotFound(
+            f"{name}: got {shown(folder)}, expected the path of a folder ({reason(error)})."
+        ) from None
     if not path.is_dir():
         got = "a file" if path.exists() else "nothing"
         raise DataFileNotFound(
@@ -102,10 +109,18 @@ def check_folder(name: str, folder: str | Path) -> Path:
 
 def verify(file: DataFile, path: Path) -> None:
     """Raises DataFileError unless the file at `path` has the original's bytes or, failing that, its content."""
-    size = path.stat().st_size
-    if size == 0:
-        raise DataFileError(f"{path} is empty (0 bytes); replace it by the original, from {file.origin}.")
-    sha256 = pooch.file_hash(str(path), alg="sha256")
+    try:
+        size = path.stat().st_size
+        if size == 0:
+            raise DataFileError(f"{path} is empty (0 bytes); replace it by the original, from {file.origin}.")
+        if size > file.max_bytes:
+            raise DataFileError(
+                f"{path} has {size} bytes, expected at most {file.max_bytes}; replace it by the original, from "
+                f"{file.origin}."
+            )
+        sha256 = pooch.file_hash(str(path), alg="sha256")
+    except OSError as error:
+        raise DataFileError(f"{path} cannot be read ({reason(error)}); make it readable or replace it.") from error
     if sha256 in file.sha256:
         return
     got, expected = f"SHA-256 {sha256}", " or ".join(file.sha256)
@@ -179,10 +194,3 @@ def unzip(archive: Path, member: str, target: Path, *, max_bytes: int) -> Path:
 def _leads_outside(name: str) -> bool:
     path = PurePosixPath(name.replace("\\", "/"))
     return path.is_absolute() or ".." in path.parts
-
-
-def reason(error: Exception) -> str:
-    """An exception of another library as a short clause: its type and the first line of what it says."""
-    first_line = (str(error).strip().splitlines() or [""])[0].rstrip(".").replace(". ", ", ")
-    first_line = first_line if len(first_line) <= 120 else first_line[:120] + "…"
-    return f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__

@@ -10,7 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fimoda_lib.datasets.fetch import DataFileError, reason
+from fimoda_lib.checks import reason
+from fimoda_lib.datasets.fetch import DataFileError
 
 
 def read_csv(path: Path, **options) -> pd.DataFrame:

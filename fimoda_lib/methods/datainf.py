@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..checks import number, shown
 from ..curvature import layer_damping
 from ..gradients import Gradients
 from ..tasks import Params, Task
@@ -36,11 +37,13 @@ def datainf(
     """
     at = Gradients(task, params, dtype=dtype)
     if damping is None:
-        if not scale > 0:
-            raise ValueError(f"scale: got {scale}, expected a positive number.")
+        scale = number("scale", scale)
         damping = {name: value / scale for name, value in layer_damping(at, curvature).items()}
-    if set(damping) != set(at.names) or not all(value > 0 for value in damping.values()):
-        raise ValueError(f"damping: got {damping}, expected one positive number for each of {', '.join(at.names)}.")
+    expected = f"one positive number for each of {', '.join(at.names)}"
+    if not isinstance(damping, dict) or set(damping) != set(at.names):
+        raise ValueError(f"damping: got {shown(damping)}, expected {expected}.")
+    for value in damping.values():
+        number("damping", value, expected)
 
     def P(g: Tensor) -> Tensor:
         solved = g.clone()
