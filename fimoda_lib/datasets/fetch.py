@@ -11,7 +11,6 @@ import os
 import sys
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -186,7 +185,9 @@ def unzip(archive: Path, member: str, target: Path, *, max_bytes: int) -> Path:
                             "do not use this archive."
                         )
                     sink.write(chunk)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted or odd
+    except DataFileError:
+        raise
+    except Exception as error:  # a damaged archive is answered with errors of a dozen types
         raise DataFileError(f"{archive} is not a complete zip archive ({reason(error)}); get it again.") from error
     return target
 
