@@ -18,11 +18,12 @@ from torch.func import functional_call, vjp, vmap
 from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
+from . import checks
 from .ensembles import Optimizer
 from .minibatches import FULL_RUN, run_batches
-from .plans import Plan, check_loss, check_seeds
+from .plans import MOST_STEPS, Plan, check_loss, check_seeds
 from .tangents import DifferentiableRun
-from .tasks import Params, Task, check_params, resolve_rows, take, to
+from .tasks import Params, Task, check_params, check_task, resolve_rows, take, to
 
 
 def adjoint_train(
@@ -51,18 +52,19 @@ def adjoint_train(
     Raises:
         ValueError: as `further_train`.
     """
-    task.check()
+    check_task(task)
     check_params(task.model, params)
     (seed,) = check_seeds([seed])
     rows = resolve_rows(test, task.n_test, "test")
-    if isinstance(horizon, bool) or not isinstance(horizon, int) or horizon < 1:
-        raise ValueError(f"horizon: got {horizon!r}, expected a number of optimiser steps of at least 1.")
+    if not len(rows):
+        raise ValueError("test: no instances given; expected at least one.")
+    horizon = checks.whole("horizon", horizon, at_most=MOST_STEPS)
     rule = Optimizer(optimizer, learning_rate, weight_decay, max_grad_norm)
     plan = Plan(rule, batch_size, 1, "mask", 1.0, (), tuple(rows.tolist()), (horizon,))
     check_loss(task, params)
     run = DifferentiableRun(task, params, plan)
     every = math.isqrt(horizon - 1) + 1  # steps between kept states: the others are computed anew on the way back
-    batches = run_batches(task.n_train, batch_size, torch.tensor([FULL_RUN]), seed, removal="mask")
+    batches = run_batches(task.n_train, plan.batch_size, torch.tensor([FULL_RUN]), seed, removal="mask")
     batches = [(r, w[0]) for _, (r, w) in zip(range(horizon), batches, strict=False)]
     scores = torch.zeros(len(rows), task.n_train, dtype=torch.float64)
     bar = tqdm(total=2 * horizon, desc="adjoints", disable=not progress)

@@ -7,11 +7,13 @@ gold has `delta[seed, left_out, step, test]`, scores are `[test, train]`.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import xarray as xr
 from scipy.stats import rankdata
+
+from . import checks
 
 Adjustment = Literal["mean", "full"]
 Metric = Literal["cosine", "spearman"]
@@ -29,7 +31,7 @@ def sensitivity(gold: xr.Dataset | xr.DataArray, adjustment: Adjustment = "mean"
     Returns:
         [left_out, step, test], float64, positive = helpful; NaN where a run diverged in any of the seeds.
     """
-    delta = _delta(gold)
+    delta = _delta(gold, adjustment)
     # One seed at a time, so that a hundred of them are never held in float64.
     total = sum(delta.isel(seed=k).astype("float64") for k in range(delta.sizes["seed"]))
     return _adjust(total / delta.sizes["seed"], adjustment)
@@ -55,8 +57,7 @@ def similarity(
     Raises:
         ValueError: unknown option, or scores that do not cover the instances.
     """
-    if undefined not in ("zero", "skip"):
-        raise ValueError(f"undefined: got {undefined!r}, expected 'zero' or 'skip'.")
+    checks.choice("undefined", undefined, ("zero", "skip"), "'zero' or 'skip'")
     values = instance_similarity(scores, sensitivity, metric)
     missing = values.isnull().sum("test")
     return _summary(values.fillna(0.0) if undefined == "zero" else values, missing)
@@ -64,8 +65,9 @@ def similarity(
 
 def instance_similarity(scores: xr.DataArray, sensitivity: xr.DataArray, metric: Metric = "cosine") -> xr.DataArray:
     """Similarity for each test instance on its own, [step, test]; NaN where it is undefined."""
-    if metric not in METRICS:
-        raise ValueError(f"metric: got {metric!r}, expected one of {', '.join(METRICS)}.")
+    checks.choice("metric", metric, METRICS)
+    _require("scores", scores, ("test", "train"), "attribute", optional=("horizon",))
+    _require("sensitivity", sensitivity, ("left_out", "step", "test"), "sensitivity")
     a = _matching(scores, sensitivity).transpose(..., "test", "left_out").values.astype(float)
     b = sensitivity.transpose("step", "test", "left_out").values.astype(float)
     if metric == "spearman":
@@ -88,7 +90,7 @@ def noise_ceiling(gold: xr.Dataset, adjustment: Adjustment = "mean") -> xr.DataA
     unknown (NaN).
     """
     r = seed_agreement(gold, adjustment)
-    S = gold.sizes["seed"]
+    S = _delta(gold, adjustment).sizes["seed"]
     return np.sqrt(S * r / (1 + (S - 1) * r))
 
 
@@ -97,7 +99,7 @@ def seed_agreement(gold: xr.Dataset | xr.DataArray, adjustment: Adjustment = "me
 
     A negative mean counts as 0; with a single seed it is unknown (NaN).
     """
-    delta = _delta(gold)
+    delta = _delta(gold, adjustment)
     S = delta.sizes["seed"]
     steps = delta.coords["step"].coords
     if S < 2:
@@ -117,6 +119,8 @@ def seed_agreement(gold: xr.Dataset | xr.DataArray, adjustment: Adjustment = "me
 
 def seeds_needed(agreement: xr.DataArray, ceiling: float = 0.95) -> xr.DataArray:
     """How many seeds with this mutual agreement r have that noise ceiling c: c²(1 - r) / (r (1 - c²)), at least 1."""
+    if checks.number("ceiling", ceiling, "a number between 0 and 1") >= 1:
+        raise ValueError(f"ceiling: got {ceiling}, expected a number between 0 and 1.")
     needed = ceiling**2 * (1 - agreement) / (agreement.where(agreement > 0) * (1 - ceiling**2))
     return needed.clip(min=1.0)
 
@@ -139,9 +143,14 @@ def seed_averaging(
         `mean[seeds_averaged]`, `sem[seeds_averaged]` (over test instances, after averaging over blocks, which are not
         independent), `step[seeds_averaged]`: where the maximum lies.
     """
-    delta = _delta(gold)
+    delta = _delta(gold, adjustment)
     rows = []
-    sizes = [k for k in blocks if k <= delta.sizes["seed"]]
+    blocks = checks.elements("blocks", blocks, "a list of numbers of seeds")
+    sizes = [k for k in blocks if checks.whole("blocks", k) <= delta.sizes["seed"]]
+    if not sizes:
+        raise ValueError(
+            f"blocks: got {blocks}, expected a number from 1 to {delta.sizes['seed']}, the number of seeds."
+        )
     for k in sizes:
         values = sum(
             instance_similarity(scores, sensitivity(block, adjustment), metric).fillna(0.0)
@@ -157,22 +166,42 @@ def seed_averaging(
 
 def seed_blocks(delta: xr.DataArray, k: int) -> list[xr.DataArray]:
     """The seeds in disjoint blocks of k; the rest that fills no block is left out."""
-    n = delta.sizes["seed"]
-    if not 1 <= k <= n:
+    n = _delta(delta, "full").sizes["seed"]
+    if checks.whole("seed blocks", k) > n:
         raise ValueError(f"seed blocks: got size {k}, expected 1 to {n}, the number of seeds.")
     return [delta.isel(seed=slice(start, start + k)) for start in range(0, n - k + 1, k)]
 
 
-def _delta(gold: xr.Dataset | xr.DataArray) -> xr.DataArray:
-    return gold["delta"] if isinstance(gold, xr.Dataset) else gold
+def _delta(gold: xr.Dataset | xr.DataArray, adjustment: str) -> xr.DataArray:
+    """The differences of losses in what further training returned; both arguments checked."""
+    checks.choice("adjustment", adjustment, ("mean", "full"), "'mean' or 'full'")
+    delta = gold["delta"] if isinstance(gold, xr.Dataset) and "delta" in gold else gold
+    _require("gold", delta, ("seed", "left_out", "step", "test"), "further_train")
+    return delta
 
 
 def _adjust(delta: xr.DataArray, adjustment: str) -> xr.DataArray:
-    if adjustment == "full":
-        return delta
-    if adjustment == "mean":
-        return delta - delta.mean("left_out", skipna=False)
-    raise ValueError(f"adjustment: got {adjustment!r}, expected 'mean' or 'full'.")
+    return delta - delta.mean("left_out", skipna=False) if adjustment == "mean" else delta
+
+
+def _require(name: str, array: Any, dims: tuple[str, ...], origin: str, optional: tuple[str, ...] = ()) -> None:
+    """Raises ValueError unless this is an array of real numbers with these dimensions and instance numbers on them."""
+    good = (
+        isinstance(array, xr.DataArray)
+        and {*dims} <= {*array.dims} <= {*dims, *optional}
+        and all(dim in array.coords and array.sizes[dim] and array.indexes[dim].is_unique for dim in array.dims)
+        and array.dtype.kind in "fiu"
+    )
+    if not good:
+        got = (
+            f"dimensions {dict(array.sizes)} of type {array.dtype}"
+            if isinstance(array, xr.DataArray)
+            else checks.shown(array)
+        )
+        raise ValueError(
+            f"{name}: got {got}, expected an xarray.DataArray of real numbers over {', '.join(dims)}, each with its "
+            f"own numbers and none empty, such as {origin} returns."
+        )
 
 
 def _matching(scores: xr.DataArray, sensitivity: xr.DataArray) -> xr.DataArray:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
+from . import checks
 from .tasks import Instances, Params, Task, take, to
 
 log = logging.getLogger(__name__)
@@ -40,14 +41,14 @@ class Optimizer:
     epsilon: float = 1e-8
 
     def __post_init__(self) -> None:
-        if self.name not in OPTIMIZERS:
-            raise ValueError(f"optimizer: got {self.name!r}, expected one of {', '.join(OPTIMIZERS)}.")
-        if not 0 < self.learning_rate < float("inf"):
-            raise ValueError(f"learning_rate: got {self.learning_rate}, expected a positive number.")
-        if not 0 <= self.weight_decay < float("inf"):
-            raise ValueError(f"weight_decay: got {self.weight_decay}, expected zero or more.")
-        if self.max_grad_norm is not None and not self.max_grad_norm > 0:
-            raise ValueError(f"max_grad_norm: got {self.max_grad_norm}, expected a positive number or None.")
+        checks.choice("optimizer", self.name, OPTIMIZERS)
+        values = {
+            "learning_rate": checks.number("learning_rate", self.learning_rate),
+            "weight_decay": checks.number("weight_decay", self.weight_decay, "zero or more", zero=True),
+        }
+        if self.max_grad_norm is not None:
+            values["max_grad_norm"] = checks.number("max_grad_norm", self.max_grad_norm, "a positive number or None")
+        self.__dict__.update(values)  # plain numbers, which JSON can hold
 
     def initial_state(self, params: Params) -> dict[str, Params]:
         """Adam's two moments, zero; nothing for SGD."""

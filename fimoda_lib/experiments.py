@@ -259,7 +259,7 @@ class Profile:
 
 
 _LAPTOP_SEEDS = {
-    "sgd": {"concrete": 10, "energy": 10, "cifar10": 5, "cifar10_jpeg": 5, "sst2": 5, "*": 3},
+    "sgd": {"concrete": 10, "energy": 10, "*": 3},
     "adam": {"concrete": 3, "energy": 3, "*": 2},
 }
 PROFILES: dict[str, Profile] = {

@@ -13,12 +13,13 @@ from torch import Tensor
 from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
+from . import checks
 from .ensembles import Ensemble, Optimizer
 from .further_training import Runner
 from .minibatches import FULL_RUN, steps_per_epoch
-from .plans import Plan, check_loss, specification
+from .plans import Plan, check_loss, check_seeds, specification
 from .store import cached
-from .tasks import Params, Task, parameters_of, take, to
+from .tasks import Params, Task, check_params, check_task, parameters_of, take, to
 
 
 class TrainingDiverged(ValueError):
@@ -55,12 +56,14 @@ def train_final_model(
     Raises:
         ValueError: a bad argument, or training diverged.
     """
-    task.check()
+    check_task(task)
     initial = parameters_of(task.model)
+    check_params(task.model, initial)
+    (seed,) = check_seeds([seed])
     rule = Optimizer(optimizer, learning_rate, weight_decay, max_grad_norm)
     plan = Plan(rule, batch_size, epochs, "drop", 1.0, left_out=(), test=(), steps=())
     per_epoch = steps_per_epoch(task.n_train, batch_size)
-    steps = tuple(per_epoch * (e + 1) for e in range(epochs)) if keep_best else (epochs * per_epoch,)
+    steps = tuple(per_epoch * (e + 1) for e in range(plan.epochs)) if keep_best else (plan.epochs * per_epoch,)
     plan = dataclasses.replace(plan, steps=steps)
     check_loss(task, initial)
 
@@ -99,8 +102,15 @@ def choose_learning_rate(
 
     The test instances play no part: they are what is explained later. Take the rate with the smallest value.
     """
-    order = torch.randperm(task.n_train, generator=torch.Generator().manual_seed(seed))
-    k = round(held_out * task.n_train)
+    _tested_on(task, getattr(task, "train", None))
+    rates = checks.elements("rates", rates, "a list of learning rates")
+    k = round(checks.number("held_out", held_out, "a share between 0 and 1") * task.n_train)
+    if not 1 <= k < task.n_train:
+        raise ValueError(
+            f"held_out: got {held_out}, which holds out {k} of {task.n_train} training instances; expected a share "
+            "that leaves some on both sides."
+        )
+    order = torch.randperm(task.n_train, generator=torch.Generator().manual_seed(*check_seeds([seed])))
     split = dataclasses.replace(task, train=take(task.train, order[k:]), test=take(task.train, order[:k]))
     losses = {}
     for rate in rates:
@@ -114,8 +124,18 @@ def choose_learning_rate(
 
 def mean_loss(task: Task, params: Params, instances: tuple[Any, Tensor]) -> float:
     """Mean loss of the model with the given parameters on the given instances."""
+    given = _tested_on(task, instances)
+    check_params(task.model, params)
+    check_loss(given, params)
     ensemble = Ensemble(task, params, 1, Optimizer("sgd", 1.0))
     return ensemble.losses(instances).mean().item()
+
+
+def _tested_on(task: Task, instances: tuple[Any, Tensor]) -> Task:
+    """The task with other test instances, checked; its own may be anything."""
+    given = dataclasses.replace(task, test=instances) if isinstance(task, Task) else task
+    check_task(given)
+    return given
 
 
 def _to_dataset(params: Params) -> xr.Dataset:

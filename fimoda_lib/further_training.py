@@ -21,12 +21,13 @@ import xarray as xr
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from . import checks
 from .engines import Engine, choose_engine, free_memory
 from .ensembles import Ensemble, Optimizer, check_trainable
 from .minibatches import FULL_RUN, run_batches, steps_per_epoch
 from .plans import Plan, check_loss, check_seeds, evaluation_steps, has_dropout, specification, try_model
 from .store import cached, specification_hash
-from .tasks import Params, Task, check_params, resolve_rows, take, to
+from .tasks import Params, Task, check_params, check_task, resolve_rows, take, to
 
 log = logging.getLogger(__name__)
 CPU_REPLICAS = 34  # per chunk: the measured optimum on CPU, where a chunk's activations stay in cache (benchmarks/)
@@ -84,11 +85,12 @@ def further_train(
     Raises:
         ValueError: in one sentence, for every input that cannot be right.
     """
-    task.check()
+    check_task(task)
     check_params(task.model, params)
     check_trainable(task.model)
     seeds = check_seeds(seeds)
-    per_epoch = steps_per_epoch(task.n_train, batch_size) if isinstance(batch_size, int) and batch_size > 0 else 0
+    batch_size, epochs = checks.whole("batch_size", batch_size), checks.whole("epochs", epochs)
+    per_epoch = steps_per_epoch(task.n_train, batch_size)
     plan = Plan(
         optimizer=Optimizer(optimizer, learning_rate, weight_decay, max_grad_norm),
         batch_size=batch_size,
@@ -157,11 +159,10 @@ class Runner:
         store: Path | str | None = None,
     ) -> None:
         self.task, self.params, self.plan, self.store = task, params, plan, store
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-        if self.device.type == "cuda" and not torch.cuda.is_available():
-            raise ValueError(f"device: got '{device}', but PyTorch sees no GPU here; expected 'cpu' or None.")
-        if replicas is not None and replicas < 1:
-            raise ValueError(f"replicas: got {replicas}, expected a whole number of at least 1, or None.")
+        self.device = checks.device(device)
+        checks.choice("compile", compile, (True, False, None))
+        if replicas is not None:
+            checks.whole("replicas", replicas, or_=", or None")
         dtype = next(iter(params.values())).dtype
         self.train_set = to(task.train, self.device, dtype)
         self.test_set = to(take(task.test, torch.tensor(plan.test, dtype=torch.long)), self.device)

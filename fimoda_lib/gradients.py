@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.func import functional_call, grad, hessian, jvp, vjp, vmap
 
-from .tasks import Instances, Params, Task, check_params, count, take, to
+from .tasks import Instances, Params, Task, check_params, check_task, count, take, to
 
 BLOCK_BYTES = 2**28  # of gradients in one block
 
@@ -34,7 +34,7 @@ class Gradients:
     def __init__(
         self, task: Task, params: Params, *, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
     ) -> None:
-        task.check()
+        check_task(task)
         check_params(task.model, params)
         self.task, self.dtype, self.device = task, dtype, torch.device(device)
         self.model = copy.deepcopy(task.model).to(device=device, dtype=dtype).eval()

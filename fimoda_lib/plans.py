@@ -10,11 +10,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from . import checks
 from .ensembles import Optimizer
 from .minibatches import REMOVALS
 from .naming import loss_name, model_name
 from .store import fingerprint
 from .tasks import Instances, Params, Task, take, to
+
+MOST_EPOCHS = MOST_STEPS = 10_000_000  # far beyond what is useful, and still to be held in a list
+LARGEST_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True)
@@ -31,55 +35,64 @@ class Plan:
     steps: tuple[int, ...]  # evaluation after these many optimiser steps
 
     def __post_init__(self) -> None:
-        for name in ("batch_size", "epochs"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name}: got {value!r}, expected a whole number of at least 1.")
-        if self.removal not in REMOVALS:
-            raise ValueError(f"removal: got {self.removal!r}, expected one of {', '.join(REMOVALS)}.")
-        if not 0 <= self.fraction <= 1 or (self.removal == "drop" and self.fraction != 1):
-            raise ValueError(
-                f"fraction: got {self.fraction} with removal '{self.removal}', expected a number from 0 "
-                "to 1 (and 1 with 'drop', which can only remove a whole instance)."
-            )
+        sizes = {
+            "batch_size": checks.whole("batch_size", self.batch_size),
+            "epochs": checks.whole("epochs", self.epochs, at_most=MOST_EPOCHS),
+        }
+        checks.choice("removal", self.removal, REMOVALS)
+        expected = (
+            f"with removal '{self.removal}' a number from 0 to 1 (and 1 with 'drop', which can only remove a whole "
+            "instance)"
+        )
+        fraction = checks.number("fraction", self.fraction, expected, zero=True)
+        if fraction > 1 or (self.removal == "drop" and fraction != 1):
+            raise ValueError(f"fraction: got {fraction}, expected {expected}.")
+        self.__dict__.update(sizes, fraction=fraction)  # plain numbers, which JSON can hold
 
 
-def check_seeds(seeds: Iterable[int]) -> list[int]:
+def check_seeds(seeds: Iterable[int] | int) -> list[int]:
     """Seeds as a list, each once and not negative."""
-    seeds = [seeds] if isinstance(seeds, int) else list(seeds)
-    if not seeds or any(int(s) != s for s in seeds) or len(set(seeds)) != len(seeds) or min(seeds) < 0:
-        raise ValueError(f"seeds: got {seeds}, expected at least one, each a different whole number of 0 or more.")
-    return [int(s) for s in seeds]
+    expected = f"at least one, each a different whole number of 0 or more (up to {LARGEST_SEED})"
+    seeds = [checks.plain(seeds)] if checks.is_whole(checks.plain(seeds)) else checks.elements("seeds", seeds, expected)
+    whole = all(checks.is_whole(seed) and 0 <= seed <= LARGEST_SEED for seed in seeds)
+    if not seeds or not whole or len(set(seeds)) != len(seeds):
+        raise ValueError(f"seeds: got {checks.shown(seeds)}, expected {expected}.")
+    return [int(seed) for seed in seeds]
 
 
 def evaluation_steps(evaluate: Any, epochs: int, per_epoch: int) -> tuple[int, ...]:
     """Optimiser steps after which to evaluate, from "epoch" or a list of steps."""
-    if per_epoch < 1 or not isinstance(epochs, int) or epochs < 1:
-        return ()  # the plan says what is wrong with the batch size or the epochs
+    epochs = checks.whole("epochs", epochs, at_most=MOST_EPOCHS)
     if isinstance(evaluate, str):
         if evaluate != "epoch":
             raise ValueError(f"evaluate: got {evaluate!r}, expected 'epoch' or a list of optimiser steps.")
         return tuple(per_epoch * (e + 1) for e in range(epochs))
-    steps = tuple(evaluate)
     total = epochs * per_epoch
-    whole = all(int(s) == s for s in steps)
-    if not steps or not whole or list(steps) != sorted(set(steps)) or steps[0] < 0 or steps[-1] > total:
-        raise ValueError(
-            f"evaluate: got {list(steps)[:8]}, expected increasing optimiser steps from 0 to {total} "
-            f"({epochs} epochs of {per_epoch} steps)."
-        )
+    expected = f"increasing optimiser steps from 0 to {total} ({epochs} epochs of {per_epoch} steps), or 'epoch'"
+    steps = checks.elements("evaluate", evaluate, expected)
+    whole = all(map(checks.is_whole, steps))
+    if not steps or not whole or steps != sorted(set(steps)) or steps[0] < 0 or steps[-1] > total:
+        raise ValueError(f"evaluate: got {checks.shown(steps)}, expected {expected}.")
     return tuple(int(s) for s in steps)
 
 
 def check_loss(task: Task, params: Params) -> None:
-    """Raises ValueError unless the loss gives one value per instance."""
-    two = take(task.train, torch.zeros(2, dtype=torch.long))
-    shape = tuple(try_model(task, params, two, with_loss=True).shape)
-    if shape != (2,):
-        raise ValueError(
-            f"The loss of task '{task.name}' returned shape {shape} for 2 instances, expected (2,): one "
-            "value per instance, not reduced."
-        )
+    """Raises ValueError unless the model runs on the instances and the loss gives one value for each of them."""
+    for part in ("train", "test"):
+        two = take(getattr(task, part), torch.zeros(2, dtype=torch.long))
+        try:
+            losses = try_model(task, params, two, with_loss=True)
+        except Exception as error:  # whatever the caller's model and loss may raise
+            raise ValueError(
+                f"The model or the loss of task '{task.name}' fails on its {part} instances ({checks.reason(error)}); "
+                "expected loss(model(inputs), targets) to give one value per instance."
+            ) from error
+        shape = tuple(losses.shape) if isinstance(losses, Tensor) else f"no tensor but {checks.shown(losses)}"
+        if shape != (2,):
+            raise ValueError(
+                f"The loss of task '{task.name}' returned shape {shape} for 2 instances, expected (2,): one "
+                "value per instance, not reduced."
+            )
 
 
 def try_model(task: Task, params: Params, instances: Instances, with_loss: bool = False) -> Tensor:

@@ -23,6 +23,7 @@ import xarray as xr
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
+from .checks import reason, shown
 from .folders import StoreError, claimed, part_of, unwritable
 from .provenance import provenance
 
@@ -88,6 +89,8 @@ def cached(
     """
     if folder is None:
         return compute()
+    if not isinstance(folder, str | Path) or "\0" in str(folder):
+        raise ValueError(f"store: got {shown(folder)}, expected the path of a folder, or None.")
     path = Path(folder) / f"{name}-{specification_hash(spec)}.nc"
     if _asked.get() is not None:
         _asked.get().append(path)
@@ -134,15 +137,20 @@ def load(path: Path, spec: Mapping[str, Any]) -> xr.Dataset:
         stored, sha256 = dict(sidecar["specification"]), sidecar["sha256"]
     except FileNotFoundError:
         raise StoreError(f"Result {path} has no sidecar {path.with_suffix('.json').name}; {advice}.") from None
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        raise StoreError(f"The sidecar of result {path} cannot be read ({error}); {advice}.") from error
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
+        raise StoreError(f"The sidecar of result {path} cannot be read ({reason(error)}); {advice}.") from error
     wanted = json.loads(_json({**spec, "format": FORMAT}))
     if stored != wanted:
         keys = sorted(k for k in {*stored, *wanted} if stored.get(k) != wanted.get(k))
         raise StoreError(f"Result {path} belongs to another specification (it differs in {', '.join(keys)}); {advice}.")
-    if _sha256(path) != sha256:
-        raise StoreError(f"Result {path} is damaged: its SHA-256 is not the one in its sidecar; {advice}.")
-    return xr.load_dataset(path, engine="h5netcdf")
+    try:
+        if _sha256(path) != sha256:
+            raise StoreError(f"Result {path} is damaged: its SHA-256 is not the one in its sidecar; {advice}.")
+        return xr.load_dataset(path, engine="h5netcdf")
+    except StoreError:
+        raise
+    except Exception as error:  # HDF5 answers a file that is none with errors of many types
+        raise StoreError(f"Result {path} cannot be read ({reason(error)}); {advice}.") from error
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:

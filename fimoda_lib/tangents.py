@@ -18,10 +18,11 @@ from torch.func import functional_call, jvp, vmap
 from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
+from . import checks
 from .ensembles import Ensemble, Optimizer
 from .minibatches import FULL_RUN, run_batches, steps_per_epoch
 from .plans import Plan, check_loss, check_seeds, evaluation_steps, has_dropout
-from .tasks import Instances, Params, Task, check_params, resolve_rows, take, to
+from .tasks import Instances, Params, Task, check_params, check_task, resolve_rows, take, to
 
 TANGENTS = 64  # carried at once; more leave the cache
 
@@ -56,11 +57,11 @@ def tangent_train(
     Raises:
         ValueError: as `further_train`; removal "drop".
     """
-    task.check()
+    check_task(task)
     check_params(task.model, params)
-    if removal not in ("mask", "subtract"):
-        raise ValueError(f"removal: got {removal!r}, expected 'mask' or 'subtract': 'drop' has no derivative.")
-    per_epoch = steps_per_epoch(task.n_train, batch_size) if isinstance(batch_size, int) and batch_size > 0 else 0
+    checks.choice("removal", removal, ("mask", "subtract"), "'mask' or 'subtract': 'drop' has no derivative")
+    batch_size, epochs = checks.whole("batch_size", batch_size), checks.whole("epochs", epochs)
+    per_epoch = steps_per_epoch(task.n_train, batch_size)
     plan = Plan(
         optimizer=Optimizer(optimizer, learning_rate, weight_decay, max_grad_norm),
         batch_size=batch_size,

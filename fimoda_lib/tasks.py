@@ -6,7 +6,7 @@ what happens to them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten, tree_map
+
+from . import checks
 
 Params = dict[str, Tensor]
 Instances = tuple[Any, Tensor]  # (inputs: a tensor or any pytree of tensors, targets), instances along dimension 0
@@ -72,8 +74,24 @@ class Task:
         return "regression" if self.train[1].is_floating_point() else "classification"
 
     def check(self) -> None:
-        """Raises ValueError, in one sentence, if the instances cannot be used: lengths differ, none, or not finite."""
-        for part, (inputs, targets) in (("train", self.train), ("test", self.test)):
+        """Raises ValueError, in one sentence, if the task cannot be used: of another type than documented, or with
+        instances whose lengths differ, that are none, or not finite."""
+        if not isinstance(self.name, str) or {"/", "\\", "\0"} & set(self.name):
+            raise ValueError(f"Task: got the name {checks.shown(self.name)}, expected a short text without slashes.")
+        if not isinstance(self.model, nn.Module) or not callable(self.loss):
+            raise ValueError(
+                f"Task '{self.name}': got a {type(self.model).__name__} as model and a {type(self.loss).__name__} as "
+                "loss, expected a torch.nn.Module and a function loss(outputs, targets)."
+            )
+        for part, instances in (("train", self.train), ("test", self.test)):
+            leaves = tree_flatten(instances)[0] if isinstance(instances, tuple | list) and len(instances) == 2 else []
+            if not leaves or not isinstance(instances[1], Tensor) or not all(map(_has_instances, leaves)):
+                raise ValueError(
+                    f"Task '{self.name}': {part} is {checks.shown(instances)}, expected (inputs, targets), which are "
+                    "tensors (inputs may be a dict, list or tuple of them) with instances along dimension 0; "
+                    "torch.as_tensor makes one of an array."
+                )
+            inputs, targets = instances
             leaves = tree_flatten(inputs)[0]
             lengths = {len(leaf) for leaf in leaves} | {len(targets)}
             if len(lengths) != 1:
@@ -89,6 +107,17 @@ class Task:
                         f"Task '{self.name}': the {part} {what} hold NaN or infinite values "
                         f"({int((~leaf.isfinite()).sum())} of {leaf.numel()}); remove or impute them first."
                     )
+
+
+def check_task(task: Any) -> None:
+    """Raises ValueError unless this is a task that can be used."""
+    if not isinstance(task, Task):
+        raise ValueError(f"task: got {checks.shown(task)}, expected a Task, such as load_task('wine').")
+    task.check()
+
+
+def _has_instances(leaf: Any) -> bool:
+    return isinstance(leaf, Tensor) and leaf.dim() > 0
 
 
 def count(instances: Instances) -> int:
@@ -118,17 +147,14 @@ def resolve_rows(rows: Iterable[int] | None, n: int, what: str) -> Tensor:
     """
     if rows is None:
         return torch.arange(n)
-    values = torch.as_tensor(rows if isinstance(rows, Tensor) else list(rows))
-    if values.numel() == 0:
-        return torch.empty(0, dtype=torch.long)
-    if values.dim() != 1 or values.is_floating_point() or values.dtype == torch.bool:
-        raise ValueError(
-            f"{what}: expected a flat list of whole instance numbers, got {values.dtype} {list(values.shape)}."
-        )
-    values = values.long()
-    outside = values[(values < 0) | (values >= n)].tolist()
-    if outside:
-        raise ValueError(f"{what}: instance {outside[0]} does not exist; expected numbers from 0 to {n - 1}.")
+    expected = "a flat list of whole instance numbers"
+    numbers = checks.elements(what, rows, expected)
+    for number in numbers:
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise ValueError(f"{what}: got {checks.shown(number)}, a {type(number).__name__}, expected {expected}.")
+        if not 0 <= number < n:
+            raise ValueError(f"{what}: instance {number} does not exist; expected numbers from 0 to {n - 1}.")
+    values = torch.tensor(numbers, dtype=torch.long)
     unique, counts = values.unique(return_counts=True)
     if len(unique) != len(values):
         raise ValueError(f"{what}: instance {unique[counts > 1][0].item()} is listed more than once; list each once.")
@@ -142,10 +168,14 @@ def parameters_of(model: nn.Module) -> Params:
 
 def check_params(model: nn.Module, params: Params) -> None:
     """Raises ValueError unless `params` holds the model's trainable parameters, by name and shape, all finite."""
+    if not isinstance(params, Mapping) or not all(isinstance(p, Tensor) for p in params.values()):
+        raise ValueError(f"params: got {checks.shown(params)}, expected a dict of tensors, as parameters_of returns.")
     expected = {name: tuple(p.shape) for name, p in model.named_parameters() if p.requires_grad}
+    if not expected:
+        raise ValueError("The model has no trainable parameters; expected at least one that requires a gradient.")
     got = {name: tuple(p.shape) for name, p in params.items()}
     if got != expected:
-        odd = sorted(set(got.items()) ^ set(expected.items()))
+        odd = sorted(set(got.items()) ^ set(expected.items()), key=str)
         raise ValueError(
             f"The parameters do not belong to this model: they differ in {odd[0][0]!r} "
             f"(got {got.get(odd[0][0])}, expected {expected.get(odd[0][0])})."

@@ -6,15 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from . import checks
 from .ensembles import Ensemble, Optimizer
 from .minibatches import FULL_RUN, run_batches, steps_per_epoch
-from .plans import check_loss, check_seeds, has_dropout
-from .tasks import Params, Task, check_params, take, to
+from .plans import MOST_STEPS, check_loss, check_seeds, has_dropout
+from .tasks import Params, Task, check_params, check_task, take, to
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,9 +75,9 @@ def record_full_run(
     Raises:
         ValueError: steps or segments that cannot be, or a run that diverges.
     """
-    task.check()
+    check_task(task)
     check_params(task.model, params)
-    check_settings(batch_size, seed)
+    batch_size, seed = check_settings(batch_size, seed)
     due = recorded_steps(steps, steps_per_epoch(task.n_train, batch_size))
     cuts = segment_cuts(len(due) - 1, segments)
     rule = Optimizer(optimizer, learning_rate, weight_decay, max_grad_norm)
@@ -110,31 +110,35 @@ def record_full_run(
         Segment(first, last, start, mean_of(multipliers[first:last]))
         for first, last, start in zip(cuts[:-1], cuts[1:], starts, strict=True)
     )
-    settings = {"optimizer": optimizer, "learning_rate": learning_rate, "batch_size": batch_size, "seed": seed}
-    return Trajectory(learning_rate, due, train, test, pieces, settings)
+    settings = {"optimizer": optimizer, "learning_rate": rule.learning_rate, "batch_size": batch_size, "seed": seed}
+    return Trajectory(rule.learning_rate, due, train, test, pieces, settings)
 
 
-def check_settings(batch_size: int, seed: int) -> None:
-    """Raises ValueError for a batch size or a seed that cannot be."""
-    if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 1:
-        raise ValueError(f"batch_size: got {batch_size!r}, expected a whole number of at least 1.")
-    check_seeds([seed])
+def check_settings(batch_size: int, seed: int) -> tuple[int, int]:
+    """The batch size and the seed; raises ValueError if they cannot be."""
+    return checks.whole("batch_size", batch_size), check_seeds([seed])[0]
 
 
 def recorded_steps(steps: int | Sequence[int], per_epoch: int) -> tuple[int, ...]:
     """0 and the given steps; a number stands for the end of every epoch up to it, and itself."""
-    asked = np.asarray(steps).tolist()
-    asked = [*range(per_epoch, asked, per_epoch), asked] if isinstance(asked, int) else asked
-    whole = isinstance(asked, list) and all(isinstance(s, int) for s in asked)
-    if not whole or not asked or asked != sorted(set(asked)) or asked[0] < 0 or asked[-1] < 1:
-        raise ValueError(f"steps: got {steps}, expected a number of at least 1, or increasing optimiser steps.")
+    expected = f"a number of at least 1, or increasing optimiser steps (up to {MOST_STEPS})"
+    last = checks.plain(steps)
+    if checks.is_whole(last) and 1 <= last <= MOST_STEPS:
+        asked = [*range(per_epoch, int(last), per_epoch), int(last)]
+    else:
+        asked = checks.elements("steps", steps, expected)
+    whole = all(checks.is_whole(step) and 0 <= step <= MOST_STEPS for step in asked)
+    if not whole or not asked or asked != sorted(set(asked)) or asked[-1] < 1:
+        raise ValueError(f"steps: got {checks.shown(asked)}, expected {expected}.")
     return (0, *(int(s) for s in asked if s > 0))
 
 
 def segment_cuts(intervals: int, segments: int) -> list[int]:
     """The records at which segments begin, and the last one."""
-    if not 1 <= segments <= intervals:
-        raise ValueError(f"segments: got {segments}, expected 1 to {intervals}, the number of intervals recorded.")
+    if isinstance(segments, bool) or not isinstance(segments, int) or not 1 <= segments <= intervals:
+        raise ValueError(
+            f"segments: got {checks.shown(segments)}, expected 1 to {intervals}, the number of intervals recorded."
+        )
     return [k * intervals // segments for k in range(segments)] + [intervals]
 
 

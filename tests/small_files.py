@@ -2,6 +2,7 @@
 
 import re
 
+import counting
 import numpy as np
 import pandas as pd
 import pytest
@@ -11,6 +12,7 @@ from fimoda_lib.datasets import DataFileError, census, tabular
 
 def refusal(call, *arguments, error=DataFileError, **options):
     """The message that a call is refused with; it has to be one sentence."""
+    counting.bad_input()
     with pytest.raises(error) as caught:
         call(*arguments, **options)
     assert caught.type is error

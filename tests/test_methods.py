@@ -207,7 +207,7 @@ def test_the_model_is_left_as_found_also_after_an_error(name):
 
     def failing(outputs, targets):
         calls.append(1)
-        if len(calls) > 1:
+        if len(calls) > 3:  # two calls check the loss on training and test instances
             raise RuntimeError("the loss fails")
         return torch.nn.functional.cross_entropy(outputs, targets, reduction="none")
 

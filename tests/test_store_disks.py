@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 
+import counting
 import numpy as np
 import pytest
 import xarray as xr
@@ -34,6 +35,7 @@ def small_disk(folder, options):
     if mounted.returncode:
         pytest.skip(f"mounting a small disk is not allowed here: {mounted.stderr.strip()}")
     try:
+        counting.fault()  # of its own kind in every test
         yield folder
     finally:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
@@ -84,5 +86,6 @@ def test_missing_permissions_are_noticed_before_the_work(tmp_path):
 def test_a_file_in_the_way_of_the_folder_is_noticed_before_the_work(tmp_path):
     (tmp_path / "file").write_text("in the way")
     for folder in (tmp_path / "file", tmp_path / "file" / "below"):
+        counting.fault()
         assert str(folder / "name-") in refusal(cached, folder, "name", SPEC, never, error=StoreError)
     assert names(tmp_path) == ["file"]

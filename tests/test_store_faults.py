@@ -8,6 +8,7 @@ import subprocess
 import time
 from pathlib import Path
 
+import counting
 import numpy as np
 import pytest
 import torch
@@ -185,6 +186,7 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path, child, uninterrupted, train
     of_second = sorted(name.rpartition(".")[2] for name in names(tmp_path) if "seed1" in name)
     assert of_second == left  # the moment was the right one
     resumed = further_train(*tiny(), **SETTINGS, store=tmp_path).drop_vars("seconds")
+    counting.fault(lost=trained.count(3))
     assert trained == [1, 2]  # seed 3 was finished, seed 1 was not
     xr.testing.assert_identical(resumed, uninterrupted)
     again = further_train(*tiny(), **SETTINGS, store=tmp_path).drop_vars("seconds")
@@ -209,6 +211,7 @@ def test_two_runs_at_once_do_the_work_once(tmp_path, child, uninterrupted):
         xr.testing.assert_identical(
             xr.load_dataset(tmp_path / f"{name}.nc").astype(uninterrupted.dtypes), uninterrupted
         )
+    counting.fault(lost=sum("trains" in line for line in lines) - 3)
     waiting = [line for line in lines if line.startswith("Waiting for")]
     assert waiting and all(str(folder) in line and "another run is computing" in line for line in waiting)
     assert {Path(name).suffix for name in names(folder)} == {".nc", ".json"}
@@ -228,6 +231,7 @@ def test_the_waiting_run_takes_over_from_a_killed_one(tmp_path, child):
     first.kill()
     second.join(PATIENCE)
     assert second.exitcode == 0
+    counting.fault(lost=diary.read_text().count("trains 3"))
     assert [line for line in diary.read_text().splitlines() if "trains" in line] == ["b trains 1", "b trains 2"]
 
 
@@ -242,12 +246,14 @@ def test_a_lock_is_held_while_its_process_lives(tmp_path, child):
     assert "computing shard there" in message and str(tmp_path) in message
     holder.kill()
     holder.join()
+    counting.fault()
     assert lock_of(path).exists() and not is_running(path)
 
 
 def test_a_failure_frees_the_lock(tmp_path):
     with pytest.raises(ZeroDivisionError):
         cached(tmp_path, "name", SPEC, lambda: 1 / 0)
+    counting.fault()
     assert names(tmp_path) == []
     xr.testing.assert_identical(cached(tmp_path, "name", SPEC, small), small())
 
@@ -283,6 +289,7 @@ def test_interrupted_writing_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.setattr(xr.Dataset, "to_netcdf", interrupted)
     with pytest.raises(KeyboardInterrupt):
         cached(tmp_path, "name", SPEC, small)
+    counting.fault()
     assert names(tmp_path) == []
 
 

@@ -190,7 +190,7 @@ def test_what_cannot_be_done_is_said():
         (dict(dimension=10, curvature=range(9)), "dimension 10 exceeds the number of rows of the kernel, 9"),
         (dict(projection="sparse"), "got 'sparse', expected one of rademacher, gaussian, identity"),
         (dict(ridge=-1.0), "ridge: got -1.0"),
-        (dict(n_projections=0), "got 0 and None, expected at least 1"),
+        (dict(n_projections=0), "n_projections: got 0, expected a whole number of at least 1"),
         (dict(projection="identity", dimension=5), "leave out dimension"),
     ]:
         with pytest.raises(ValueError, match=sentence):

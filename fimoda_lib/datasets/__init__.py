@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from fimoda_lib.checks import shown
 from fimoda_lib.datasets import census, embedded, images, sentences, tabular, text
 from fimoda_lib.datasets.fetch import DataDir, DataFile, DataFileError, DataFileNotFound, check_folder, find, find_local
 from fimoda_lib.tasks import Task
@@ -116,6 +117,6 @@ def available(name: str, data_dir: DataDir = None) -> bool:
 
 
 def _look_up(name: str) -> Dataset:
-    if name not in DATASETS:
-        raise ValueError(f"There is no data set {name!r}; choose one of {', '.join(DATASETS)}.")
+    if not isinstance(name, str) or name not in DATASETS:
+        raise ValueError(f"There is no data set {shown(name)}; choose one of {', '.join(DATASETS)}.")
     return DATASETS[name]

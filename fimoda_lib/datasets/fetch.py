@@ -11,12 +11,13 @@ import os
 import sys
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 import pooch
+
+from fimoda_lib.checks import reason, shown
 
 DataDir = str | Path | None  # a folder named by the caller, or none
 
@@ -91,7 +92,12 @@ def places(data_dir: DataDir = None) -> dict[str, Path]:
 
 def check_folder(name: str, folder: str | Path) -> Path:
     """The folder as a path; refused if it does not exist, because it then is most likely misspelt."""
-    path = Path(folder).expanduser()
+    try:
+        path = Path(folder).expanduser()
+    except (TypeError, RuntimeError) as error:  # no path at all, or the home of a user who does not exist
+        raise DataFileNotFound(
+            f"{name}: got {shown(folder)}, expected the path of a folder ({reason(error)})."
+        ) from None
     if not path.is_dir():
         got = "a file" if path.exists() else "nothing"
         raise DataFileNotFound(
@@ -102,10 +108,18 @@ def check_folder(name: str, folder: str | Path) -> Path:
 
 def verify(file: DataFile, path: Path) -> None:
     """Raises DataFileError unless the file at `path` has the original's bytes or, failing that, its content."""
-    size = path.stat().st_size
-    if size == 0:
-        raise DataFileError(f"{path} is empty (0 bytes); replace it by the original, from {file.origin}.")
-    sha256 = pooch.file_hash(str(path), alg="sha256")
+    try:
+        size = path.stat().st_size
+        if size == 0:
+            raise DataFileError(f"{path} is empty (0 bytes); replace it by the original, from {file.origin}.")
+        if size > file.max_bytes:
+            raise DataFileError(
+                f"{path} has {size} bytes, expected at most {file.max_bytes}; replace it by the original, from "
+                f"{file.origin}."
+            )
+        sha256 = pooch.file_hash(str(path), alg="sha256")
+    except OSError as error:
+        raise DataFileError(f"{path} cannot be read ({reason(error)}); make it readable or replace it.") from error
     if sha256 in file.sha256:
         return
     got, expected = f"SHA-256 {sha256}", " or ".join(file.sha256)
@@ -171,7 +185,9 @@ def unzip(archive: Path, member: str, target: Path, *, max_bytes: int) -> Path:
                             "do not use this archive."
                         )
                     sink.write(chunk)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:  # RuntimeError: encrypted or odd
+    except DataFileError:
+        raise
+    except Exception as error:  # a damaged archive is answered with errors of a dozen types
         raise DataFileError(f"{archive} is not a complete zip archive ({reason(error)}); get it again.") from error
     return target
 
@@ -179,10 +195,3 @@ def unzip(archive: Path, member: str, target: Path, *, max_bytes: int) -> Path:
 def _leads_outside(name: str) -> bool:
     path = PurePosixPath(name.replace("\\", "/"))
     return path.is_absolute() or ".." in path.parts
-
-
-def reason(error: Exception) -> str:
-    """An exception of another library as a short clause: its type and the first line of what it says."""
-    first_line = (str(error).strip().splitlines() or [""])[0].rstrip(".").replace(". ", ", ")
-    first_line = first_line if len(first_line) <= 120 else first_line[:120] + "…"
-    return f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__

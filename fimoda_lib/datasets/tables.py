@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import warnings
+import zipfile
 from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
-from fimoda_lib.datasets.fetch import DataFileError, reason
+from fimoda_lib.checks import reason
+from fimoda_lib.datasets.fetch import DataFileError
+
+LARGEST_SHEET = 100_000_000  # bytes of an Excel file when unpacked; those of the paper take two million at most
 
 
 def read_csv(path: Path, **options) -> pd.DataFrame:
@@ -24,6 +28,11 @@ def read_csv(path: Path, **options) -> pd.DataFrame:
 def read_excel(path: Path) -> pd.DataFrame:
     """The first sheet of an Excel file, without the rows in which every cell is empty."""
     try:
+        if zipfile.is_zipfile(path):  # .xlsx: what a few kilobytes unpack to is known before they are
+            with zipfile.ZipFile(path) as archive:
+                size = sum(member.file_size for member in archive.infolist())
+            if size > LARGEST_SHEET:
+                raise ValueError(f"it unpacks to {size} bytes, more than {LARGEST_SHEET}")
         with warnings.catch_warnings():
             # pandas means to replace the reader of .xls files some day; the one tested here is pinned.
             warnings.filterwarnings("ignore", message=".*xlrd engine is deprecated.*")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -10,7 +11,9 @@ import torch
 import xarray as xr
 from torch import Tensor
 
-from ..tasks import Params, Task, resolve_rows
+from .. import checks
+from ..plans import check_loss
+from ..tasks import Params, Task, check_params, check_task, resolve_rows
 from .base import FAMILIES, METHODS, Method, MethodDiverged, method
 from .cg import cg
 from .datainf import datainf
@@ -72,14 +75,20 @@ def attribute(
         MethodDiverged: an iterative method has no result.
     """
     entry = _entry(method)
-    task.check()
+    check_task(task)
+    check_params(task.model, params)
+    check_loss(task, params)
     unknown = set(hyper) - set(entry.defaults)
     if unknown:
         raise ValueError(
             f"{entry.name} has no hyper-parameter {sorted(unknown)[0]!r}; it has {', '.join(entry.defaults) or 'none'}."
         )
-    if isinstance(hyper.get("dtype"), str):
-        hyper["dtype"] = {"float32": torch.float32, "float64": torch.float64}[hyper["dtype"]]
+    hyper = {name: checks.plain(value) for name, value in hyper.items()}
+    if "dtype" in hyper:
+        names = {"float32": torch.float32, "float64": torch.float64}
+        dtype = hyper["dtype"] if isinstance(hyper["dtype"], str) else str(hyper["dtype"]).removeprefix("torch.")
+        checks.choice("dtype", dtype, names)
+        hyper["dtype"] = names[dtype]
     rows = {
         "train": resolve_rows(train, task.n_train, "train"),
         "test": resolve_rows(test, task.n_test, "test"),
@@ -104,18 +113,31 @@ def attribute(
 
 def _entry(method: str | Callable) -> Method:
     if callable(method):
+        _check_signature(method)
         name = getattr(method, "__name__", "custom")
         return (
             METHODS.get(name, Method(name, name, "further training", "", method))
             if name in METHODS and METHODS[name].function is method
             else Method(name, name, "yours", "", method)
         )
-    if method not in METHODS:
-        raise ValueError(f"There is no method {method!r}; choose one of {', '.join(METHODS)}.")
+    if not isinstance(method, str) or method not in METHODS:
+        raise ValueError(f"There is no method {checks.shown(method)}; choose one of {', '.join(METHODS)}.")
     return METHODS[method]
 
 
+def _check_signature(function: Callable) -> None:
+    try:
+        inspect.signature(function).bind(None, None, train=None, test=None, curvature=None)
+    except (TypeError, ValueError):
+        raise ValueError(
+            f"method: got {checks.shown(function)}, which cannot be called as method(task, params, *, train, test, "
+            "curvature); expected a function of that signature, or a name in METHODS."
+        ) from None
+
+
 def _check(scores: Tensor, name: str, expected: list[int]) -> None:
+    if not isinstance(scores, Tensor):
+        raise ValueError(f"{name} returned {checks.shown(scores)}, expected a tensor of scores.")
     if list(scores.shape) != expected:
         raise ValueError(f"{name} returned scores of shape {tuple(scores.shape)}, expected {tuple(expected)}.")
     if not scores.isfinite().all():

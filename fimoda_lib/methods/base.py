@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..checks import number, shown
 from ..gradients import Gradients
 
 FAMILIES = ("first-order", "influence function", "projection", "ours", "further training")
@@ -94,8 +95,8 @@ def resolve_damping(damping: float | str, multiple: float, recommended: Callable
     Raises:
         ValueError: not a positive number and not "recommended".
     """
-    if damping == "recommended":
+    if isinstance(damping, str) and damping == "recommended":
         damping = recommended()
-    if isinstance(damping, str) or not 0 < damping * multiple < float("inf"):
-        raise ValueError(f"damping: got {damping!r} (times {multiple}), expected a positive number or 'recommended'.")
-    return float(damping) * multiple
+    given = float(number("damping", damping, "a positive number or 'recommended'"))
+    expected = f"a positive number (the damping would be {given:g} times {shown(multiple)})"
+    return given * number("multiple", multiple, expected)

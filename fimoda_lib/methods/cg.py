@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .. import checks
 from ..curvature import GaussNewton, Reduction, recommended_damping
 from ..gradients import Gradients
 from ..tasks import Params, Task
@@ -43,7 +44,10 @@ def cg(
     at = Gradients(task, params, dtype=dtype)
     G = GaussNewton(at, curvature)
     damping = resolve_damping(damping, multiple, lambda: recommended_damping(at, curvature))
-    tolerance = tolerance or {torch.float64: 1e-10, torch.float32: 1e-5}[dtype]
+    if tolerance is None:
+        tolerance = {torch.float64: 1e-10, torch.float32: 1e-5}[dtype]
+    tolerance = checks.number("tolerance", tolerance, "a positive number or None")
+    checks.whole("max_iterations", max_iterations)
     report: Report = {"damping": damping, "tolerance": tolerance}
 
     def solve(products: Callable[[Tensor], Tensor], g: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from ..checks import number, shown
 from ..curvature import layer_damping
 from ..gradients import Gradients
 from ..tasks import Params, Task
@@ -37,13 +38,16 @@ def datainf(
     """
     at = Gradients(task, params, dtype=dtype)
     if damping is None:
-        if not scale > 0:
-            raise ValueError(f"scale: got {scale}, expected a positive number.")
+        scale = number("scale", scale)
         squares = layer_damping(at, curvature)
         rounding = (100 * torch.finfo(dtype).eps) ** 2 * max(squares.values())
         damping = {name: value / scale for name, value in squares.items() if value > rounding}
-    elif set(damping) != set(at.names) or not all(value > 0 for value in damping.values()):
-        raise ValueError(f"damping: got {damping}, expected one positive number for each of {', '.join(at.names)}.")
+    else:
+        expected = f"one positive number for each of {', '.join(at.names)}"
+        if not isinstance(damping, dict) or set(damping) != set(at.names):
+            raise ValueError(f"damping: got {shown(damping)}, expected {expected}.")
+        for value in damping.values():
+            number("damping", value, expected)
 
     where = {name: at.columns()[name] for name in damping}
 

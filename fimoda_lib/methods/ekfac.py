@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import gradients
+from .. import checks, gradients
 from ..curvature import output_factors
 from ..gradients import Gradients
 from ..tasks import Params, Task, cross_entropy
@@ -153,7 +153,7 @@ class EkfacFactors:
     def damping(self, damping: float | str | dict[str, float], multiple: float = 1.0) -> dict[str, float]:
         """Layer name -> λ by value."""
         if isinstance(damping, dict) and set(damping) != set(self.layers):
-            raise ValueError(f"damping: got layers {sorted(damping)}, expected {', '.join(self.layers)}.")
+            raise ValueError(f"damping: got layers {checks.shown(list(damping))}, expected {', '.join(self.layers)}.")
         return {
             name: resolve_damping(
                 damping[name] if isinstance(damping, dict) else damping,
@@ -170,8 +170,8 @@ def pseudo_gradients(at: Gradients, rows: Tensor, fisher: str = "true", seed: in
     The true ones have mean zero and the second derivative H of the loss in the outputs as covariance: p - onehot(label
     drawn from p) for cross-entropy; Lε with LLᵀ = H for any other loss (squared error: the target f + N(0, 1/2)).
     """
-    if fisher not in ("true", "empirical"):
-        raise ValueError(f"fisher: got {fisher!r}, expected 'true' or 'empirical'.")
+    checks.choice("fisher", fisher, ("true", "empirical"), "'true' or 'empirical'")
+    checks.whole("seed", seed, at_least=0)
     labels = at.task.loss is cross_entropy
     draw, size = (torch.rand, 1) if labels else (torch.randn, at.outputs(at.train(rows[:1])[0]).numel())
     # Drawn for all training instances in float64: neither blocks, nor other rows, nor the precision change a draw.

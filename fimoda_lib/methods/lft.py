@@ -11,15 +11,16 @@ product. Frozen residuals and T = 1 give Grad-Dot; frozen residuals and T -> ∞
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..curvature import GaussNewton
 from ..ensembles import Optimizer
 from ..gradients import Gradients
 from ..linearised import Effect, evolved, follow, jacobians, loss_changes, output_directions
 from ..minibatches import steps_per_epoch
+from ..plans import MOST_STEPS
 from ..spectra import Spectrum, choose_backend, spectrum_of
 from ..tasks import Params, Task
 from ..trajectories import Trajectory, check_settings, record_full_run, recorded_steps
@@ -29,7 +30,8 @@ from .ekfac import EkfacFactors
 NEGLIGIBLE = 0.01  # an eigenvalue σ counts as zero where σηT is smaller: the filter is then within 1 % of ηT
 MODES = ("one_run", "closed_form")
 BACKENDS = ("auto", "gram", "krylov", "ekfac")
-SETTINGS = ("optimizer", "learning_rate", "batch_size", "seed", "weight_decay", "max_grad_norm")
+OF_OPTIMIZER = ("learning_rate", "weight_decay", "max_grad_norm")
+SETTINGS = ("optimizer", "batch_size", "seed", *OF_OPTIMIZER)
 
 
 @method(label="LFT (ours)", family="ours", reference="this project; a relative of Bae et al. 2024 for final models")
@@ -70,7 +72,7 @@ def lft(
     Raises:
         ValueError: no horizon or no further training given, or a choice that cannot be combined.
     """
-    wanted = None if horizon is None else np.atleast_1d(horizon).tolist()
+    wanted = None if horizon is None else horizons(horizon)
     check(wanted, further_training, mode, segments, backend, order)
     at = Gradients(task, params, dtype=dtype)
     if isinstance(further_training, Trajectory):
@@ -81,7 +83,10 @@ def lft(
         if missing:
             raise ValueError(f"horizon: step {missing[0]} was not recorded; the run holds {list(run.steps)[:8]}, ...")
     else:
-        settings = {"optimizer": "sgd", "seed": 0, **further_training}
+        given = {name: checks.plain(value) for name, value in further_training.items()}
+        settings = {"optimizer": "sgd", "seed": 0, **given}
+        shape = {name: settings[name] for name in OF_OPTIMIZER if name in settings}
+        settings |= {name: getattr(Optimizer(settings["optimizer"], **shape), name) for name in shape}
         check_settings(settings["batch_size"], settings["seed"])
         per_epoch = steps_per_epoch(task.n_train, settings["batch_size"])
         ends = range(per_epoch, wanted[-1], per_epoch)  # residuals are needed in between, too
@@ -91,7 +96,6 @@ def lft(
                 raise ValueError(f"mode: 'closed_form' follows SGD; got optimizer {settings['optimizer']!r}.")
             if settings.get("weight_decay") or settings.get("max_grad_norm"):
                 raise ValueError("mode: 'closed_form' follows plain SGD; got weight_decay or max_grad_norm.")
-            Optimizer("sgd", settings["learning_rate"])  # refuses what is no learning rate
             run = Trajectory(settings["learning_rate"], steps, *[torch.empty(0)] * 2, (), settings)
         else:
             run = record_full_run(task, params, steps=steps, segments=segments, progress=False, **settings)
@@ -189,11 +193,23 @@ def check_stored(run: Trajectory, task: Task, params: Params, segments: int) -> 
         raise ValueError("further_training: the run was recorded from other parameters than these; record it anew.")
 
 
+def horizons(horizon: int | Sequence[int]) -> list[int]:
+    """The horizons as a list; raises ValueError unless they are ascending numbers of steps."""
+    expected = f"ascending numbers of optimiser steps from at least 1 to {MOST_STEPS}"
+    one = checks.is_whole(checks.plain(horizon))
+    steps = [checks.plain(horizon)] if one else checks.elements("horizon", horizon, expected)
+    whole = all(isinstance(step, int) and checks.is_whole(step) and 1 <= step <= MOST_STEPS for step in steps)
+    if not steps or not whole or steps != sorted(set(steps)):
+        raise ValueError(f"horizon: got {checks.shown(steps)}, expected {expected}.")
+    return steps
+
+
 def check(horizon: list | None, further_training: Any, mode: str, segments: int, backend: str, order: int) -> None:
     """Raises ValueError for settings that cannot be right."""
     for name, value, choices in (("mode", mode, MODES), ("backend", backend, BACKENDS), ("order", order, (1, 2))):
-        if value not in choices:
-            raise ValueError(f"{name}: got {value!r}, expected one of {', '.join(map(str, choices))}.")
+        checks.choice(name, value, choices)
+    if not checks.is_whole(checks.plain(segments)):
+        raise ValueError(f"segments: got {checks.shown(segments)}, expected a whole number of at least 1.")
     if further_training is None:
         raise ValueError(
             "lft needs further_training=dict(learning_rate=..., batch_size=...), the settings of the full run that it "
@@ -204,13 +220,14 @@ def check(horizon: list | None, further_training: Any, mode: str, segments: int,
             raise ValueError("mode: 'closed_form' takes no recorded run; give its settings as a dict.")
     elif horizon is None:
         raise ValueError("horizon: got None, expected optimiser steps of further training, such as [100, 1000].")
+    elif not isinstance(further_training, Mapping):
+        raise ValueError(
+            f"further_training: got {checks.shown(further_training)}, expected dict(learning_rate=..., batch_size=...) "
+            "or a recorded run."
+        )
     elif lacking := {"learning_rate", "batch_size"} - set(further_training):
-        raise ValueError(f"further_training: {sorted(lacking)[0]} is missing.")
-    elif odd := sorted(set(further_training) - set(SETTINGS)):
+        raise ValueError(f"further_training: {sorted(lacking)[0]} is missing; give learning_rate and batch_size.")
+    elif odd := sorted(set(further_training) - set(SETTINGS), key=str):
         raise ValueError(f"further_training: got {odd[0]!r}, expected some of {', '.join(SETTINGS)}.")
     if mode == "closed_form" and segments != 1:
         raise ValueError(f"segments: got {segments} with mode 'closed_form', which has 1.")
-    steps = horizon or []
-    whole = all(isinstance(step, int) for step in steps)
-    if horizon is not None and (not steps or not whole or steps != sorted(set(steps)) or steps[0] < 1):
-        raise ValueError(f"horizon: got {horizon}, expected ascending numbers of optimiser steps of at least 1.")

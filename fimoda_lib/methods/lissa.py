@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from .. import checks
 from ..curvature import GaussNewton, Reduction, recommended_damping
 from ..gradients import Gradients
 from ..tasks import Params, Task
@@ -108,7 +109,14 @@ def neumann_solver(
     Args:
         batch_product: curvature on the instances at the given positions (None: all), times rows [k, P].
     """
-    scales = [scale] if isinstance(scale, int | float) else list(scale)
+    one = isinstance(checks.plain(scale), int | float)
+    scales = [scale] if one else checks.elements("scale", scale, "a positive number, or several in ascending order")
+    if not scales or [checks.number("scale", sigma) for sigma in scales] != sorted(scales):
+        raise ValueError(f"scale: got {checks.shown(scale)}, expected at least one, in ascending order.")
+    checks.whole("depth", depth)
+    if batch_size is not None:
+        checks.whole("batch_size", batch_size, or_=", or None for all instances")
+    checks.whole("seed", seed, at_least=0)
 
     def P(v: Tensor) -> Tensor:
         diverged = []

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from .. import checks
 from ..curvature import output_factors
 from ..gradients import Gradients
 from ..tasks import Instances, Params, Task
@@ -62,6 +63,9 @@ def trak(
     Raises:
         ValueError: the kernel is singular, or a hyper-parameter cannot be right.
     """
+    ridge = checks.number("ridge", ridge, "a number that is not negative", zero=True)
+    checks.choice("weighted", weighted, (True, False))
+    checks.whole("seed", seed, at_least=0)
     at = Gradients(task, params, dtype=dtype)
     n_rows = len(curvature) * output_directions(at, at.train(curvature[:1]), weighted).shape[1]
     dimension = _check(at, n_rows, dimension, projection, n_projections, ridge)
@@ -187,12 +191,10 @@ class Kernel:
 
 def _check(at: Gradients, n_rows: int, dimension: int | None, projection: str, n_projections: int, ridge: float) -> int:
     """The dimension by value, once all hyper-parameters are found to be possible."""
-    if projection not in PROJECTIONS:
-        raise ValueError(f"projection: got {projection!r}, expected one of {', '.join(PROJECTIONS)}.")
-    if not 0 <= ridge < float("inf"):
-        raise ValueError(f"ridge: got {ridge!r}, expected a number that is not negative.")
-    if n_projections < 1 or (dimension is not None and dimension < 1):
-        raise ValueError(f"n_projections, dimension: got {n_projections} and {dimension}, expected at least 1.")
+    checks.choice("projection", projection, PROJECTIONS)
+    checks.whole("n_projections", n_projections)
+    if dimension is not None:
+        checks.whole("dimension", dimension, or_=", or None")
     if projection == "identity" and (dimension is not None or n_projections > 1):
         raise ValueError(
             "projection='identity' has the dimension of the parameters, and there is one of it: leave out "
