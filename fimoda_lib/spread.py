@@ -144,6 +144,7 @@ def compute_shard(shard: Shard, sign: str, code: tuple[str, str]) -> str:
         sign: a file that the starting machine has put into the results folder.
         code: the starting machine's `this_code()`.
     """
+    import dask
     from distributed import get_worker
 
     check_worker(get_worker().address, get_worker().state.nthreads, sign, code)
@@ -151,8 +152,9 @@ def compute_shard(shard: Shard, sign: str, code: tuple[str, str]) -> str:
         torch.set_num_threads(int(threads))
     shown = shard.shown(compute=True)
     path = shard.path(shown)
-    shard.piece(shown)()
-    forget_compiled()
+    forget_compiled(shard.dataset, shard.kind, shard.optimizer)
+    with dask.config.set(scheduler="synchronous"):  # else xarray writes under a lock that the scheduler keeps
+        shard.piece(shown)()
     return path.name
 
 
@@ -185,8 +187,9 @@ def this_code() -> tuple[str, str]:
     return digest.hexdigest()[:16], code_version()
 
 
-def forget_compiled() -> None:
-    """Drops what `torch.compile` made for one shard: after some dozens it would silently stop compiling."""
+@lru_cache(maxsize=1)
+def forget_compiled(dataset: str, kind: str, optimizer: str) -> None:
+    """Drops what `torch.compile` made, when other shards begin; it gives up silently after some dozens of kernels."""
     if "torch._dynamo" in sys.modules:
         sys.modules["torch._dynamo"].reset()
 
@@ -209,7 +212,7 @@ def threads_each(jobs: int) -> int:
 def worker_environment(number: int, jobs: int, gpus: list[str]) -> dict[str, str]:
     """The environment variables of worker `number` of `jobs`: its share of the cores, and its GPU, taken in turn."""
     gpu = {"CUDA_VISIBLE_DEVICES": gpus[number % len(gpus)]} if gpus else {}
-    return {"OMP_NUM_THREADS": str(threads_each(jobs)), "TQDM_DISABLE": "1", **gpu}
+    return {"OMP_NUM_THREADS": str(threads_each(jobs)), "TQDM_DELAY": "1000000000", **gpu}
 
 
 def _own_cluster(jobs: int) -> SpecCluster:
