@@ -137,8 +137,18 @@ def shards_of(
 # In a worker
 
 
-def compute_shard(shard: Shard, sign: str, code: tuple[str, str]) -> str:
-    """Computes a shard unless the store holds it; returns its file's name.
+@dataclass(frozen=True)
+class Answer:
+    """What a worker says of a shard: its file's name, or why it failed, or why the worker will not do. Only words:
+    exceptions bring their tracebacks along, which not all can be sent."""
+
+    file: str = ""
+    failed: str = ""
+    unfit: str = ""
+
+
+def compute_shard(shard: Shard, sign: str, code: tuple[str, str]) -> Answer:
+    """Computes a shard unless the store holds it.
 
     Args:
         sign: a file that the starting machine has put into the results folder.
@@ -147,15 +157,20 @@ def compute_shard(shard: Shard, sign: str, code: tuple[str, str]) -> str:
     import dask
     from distributed import get_worker
 
-    check_worker(get_worker().address, get_worker().state.nthreads, sign, code)
-    if threads := os.environ.get("OMP_NUM_THREADS"):  # it may have been set after PyTorch had looked
-        torch.set_num_threads(int(threads))
-    shown = shard.shown(compute=True)
-    path = shard.path(shown)
-    forget_compiled(shard.dataset, shard.kind, shard.optimizer)
-    with dask.config.set(scheduler="synchronous"):  # else xarray writes under a lock that the scheduler keeps
-        shard.piece(shown)()
-    return path.name
+    try:
+        check_worker(get_worker().address, get_worker().state.nthreads, sign, code)
+        if threads := os.environ.get("OMP_NUM_THREADS"):  # it may have been set after PyTorch had looked
+            torch.set_num_threads(int(threads))
+        shown = shard.shown(compute=True)
+        path = shard.path(shown)
+        forget_compiled(shard.dataset, shard.kind, shard.optimizer)
+        with dask.config.set(scheduler="synchronous"):  # else xarray writes under a lock that the scheduler keeps
+            shard.piece(shown)()
+        return Answer(file=path.name)
+    except UnfitWorker as reason:
+        return Answer(unfit=str(reason))
+    except Exception as error:  # whatever is wrong with this shard, the others go on
+        return Answer(failed=str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}")
 
 
 def check_worker(address: str, threads: int, sign: str, code: tuple[str, str]) -> None:
@@ -326,22 +341,28 @@ def why_it_failed(shard: Shard, future: Any) -> str | None:
     if future.status in ("cancelled", "lost"):
         raise SpreadError("The scheduler is gone; finished shards are kept, and the same command goes on from there.")
     error = future.exception()
-    if isinstance(error, UnfitWorker):
-        raise error
     if isinstance(error, KilledWorker):
         return (
             f"the {error.allowed_failures + 1} workers that tried it were all killed; memory may be short, so try "
             "fewer at once."
         )
     if error is not None:
-        return str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}"
+        raise UnfitWorker(
+            f"A worker cannot take {shard.label} ({type(error).__name__}: {error}); start the scheduler and the "
+            "workers with the Python environment of this project."
+        )
+    answer = future.result()
+    if answer.unfit:
+        raise UnfitWorker(answer.unfit)
+    if answer.failed:
+        return answer.failed
     try:
         expected = shard.path(shard.shown(compute=False)).name
     except Missing:  # a network file system may show a new final model a little later
         return None
-    if future.result() != expected:
+    if answer.file != expected:
         raise UnfitWorker(
-            f"A worker made {future.result()} where this machine looks for {expected} ({shard.label}): its data or "
+            f"A worker made {answer.file} where this machine looks for {expected} ({shard.label}): its data or "
             "its packages are not the same; give both the same --data and the versions in pyproject.toml."
         )
     return None
