@@ -223,7 +223,7 @@ def sentence(caught):
     return message
 
 
-def test_a_shard_that_fails_does_not_stop_the_others(here, plain, tmp_path, monkeypatch):
+def test_a_shard_that_fails_does_not_stop_the_others(here, tmp_path, monkeypatch):
     def bad(self):
         raise ValueError("The data is bad; mend it.")
 
