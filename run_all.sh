@@ -77,7 +77,8 @@ Options (the main ones; the full list needs $wanted):
   --only fig2 fig11 ...          these figures only
   --datasets energy ...          these data sets only
   --data DIR                     the folder of the data files
-  --jobs N                       so many experiments at a time
+  --jobs N                       so many processes share the work (one for each GPU if there are several, else 1)
+  --scheduler tcp://host:port    the workers of a running dask scheduler do the work
 TEXT
 }
 

@@ -81,7 +81,18 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--data", metavar="DIR", help="folder with data files (also: the environment variable FIMODA_DATA)")
     p.add_argument("--results", default="results", metavar="DIR", help="where finished work is kept (results)")
     p.add_argument("--figures", default="figures", metavar="DIR", help="where figures go (figures)")
-    p.add_argument("--jobs", type=int, default=1, metavar="N", help="notebooks run at once (1)")
+    p.add_argument(
+        "--jobs",
+        type=int,
+        metavar="N",
+        help="processes that share the work of this machine (1, or the number of GPUs if there are several)",
+    )
+    p.add_argument(
+        "--scheduler",
+        metavar="ADDRESS",
+        help="leave the work to the workers of a running dask scheduler, tcp://host:port; --jobs is then the number of "
+        "notebooks run at once here",
+    )
     p.add_argument("--skip-tutorial", action="store_true", help="leave out notebooks 00 and 07")
     p.add_argument(
         "--fresh", action="store_true", help="compute everything again; earlier results are renamed, not deleted"
@@ -100,7 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 2
-    if options.jobs < 1:
+    if options.jobs is not None and options.jobs < 1:
         print(f"run_all.sh: --jobs: got {options.jobs}, expected at least 1.", file=sys.stderr)
         return 2
     if options.data is not None:
@@ -113,7 +124,10 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**30))
     from .datasets import DataFileError
     from .folders import set_aside
+    from .spread import gpus
 
+    if options.jobs is None:
+        options.jobs = 1 if options.scheduler else max(len(gpus()), 1)
     try:
         stages = plan(options)
         if only_status:
@@ -188,24 +202,61 @@ def plan(options: argparse.Namespace) -> list[list[NotebookRun]]:
     return [stage for stage in stages if stage]
 
 
-def status(stages: list[list[NotebookRun]], options: argparse.Namespace) -> int:
-    """Prints what is done, running and missing; computes nothing."""
-    from .status import lines, table
-
+def work_of(stages: list[list[NotebookRun]]) -> list[tuple[str, str]]:
+    """What the notebooks of single data sets compute: (data set, kind), the kinds being those of `status.lines`."""
     kinds = {"01_final_model": "final model", "03_attribution": "scores"}
     work = []
     for item in (item for stage in stages for item in stage if "dataset" in item.parameters):
         work.append((item.parameters["dataset"], item.parameters.get("optimizer") or kinds[item.notebook]))
         if item.parameters.get("retrain"):
             work.append((item.parameters["dataset"], "retraining"))
+    return work
+
+
+def spread_out(stages: list[list[NotebookRun]], options: argparse.Namespace) -> None:
+    """Has several processes compute what the notebooks will then find; the studies of notebooks 05 and 06 stay there.
+
+    Raises:
+        SpreadError: some of it cannot be computed.
+    """
+    from .spread import shards_of, spread
+
+    work = work_of(stages)
+    for item in (item for stage in stages for item in stage if item.notebook == "06_why_methods_decay"):
+        only, datasets = {*item.parameters["only"]}, item.parameters["datasets"]
+        for optimizer, figures in {"sgd": {"fig02plus", "table_horizons"}, "adam": {"fig04plus"}}.items():
+            work += [(dataset, f"lft, {optimizer}") for dataset in datasets if figures & only]
+    shards = shards_of(work, options.profile, options.results, options.data)
+    spread(shards, jobs=options.jobs, scheduler=options.scheduler)
+
+
+def status(stages: list[list[NotebookRun]], options: argparse.Namespace) -> int:
+    """Prints what is done, running and missing; computes nothing."""
+    from .status import lines, table
+
+    work = work_of(stages)
     print(f"{Path(options.results) / options.profile}\n{table(list(lines(work, options.profile, options.results)))}")
     return 0
 
 
 def run(stages: list[list[NotebookRun]], options: argparse.Namespace) -> int:
-    """Runs the stages one after another; within a stage, `--jobs` notebooks at once."""
+    """Runs the stages one after another; within a stage, `--jobs` notebooks at once. With several processes or a
+    scheduler, the shards come first, so that the notebooks find them."""
     from concurrent.futures import ThreadPoolExecutor, as_completed
 
+    from .datasets import DataFileError
+    from .folders import StoreError
+    from .spread import SpreadError
+
+    if options.jobs > 1 or options.scheduler:
+        try:
+            spread_out(stages, options)
+        except (SpreadError, StoreError, DataFileError) as error:
+            print(
+                f"run_all.sh: {error}\nWhat is finished is kept, and the same command goes on from there.",
+                file=sys.stderr,
+            )
+            return 1
     started, total, done = time.perf_counter(), sum(map(len, stages)), 0
     executed = Path(options.results) / options.profile / "notebooks"
     executed.mkdir(parents=True, exist_ok=True)
@@ -252,9 +303,11 @@ def execute(item: NotebookRun, folder: Path, jobs: int) -> str | None:
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
+    from .spread import threads_each
+
     print(f"... {item.label}", flush=True)
     if jobs > 1:  # kernels share the cores instead of fighting for them
-        os.environ["OMP_NUM_THREADS"] = str(max((os.cpu_count() or 1) // jobs, 1))
+        os.environ["OMP_NUM_THREADS"] = str(threads_each(jobs))
     try:
         papermill.execute_notebook(
             ROOT / "notebooks" / f"{item.notebook}.ipynb",

@@ -104,7 +104,7 @@ def asked(piece: Callable[[], Any]) -> Path:
 
 def one_seed(shown: Reproduction, seed: int) -> Reproduction:
     """The same with a single seed of further training; data and final model are shared."""
-    one = shown.other()
+    one = replace(shown)
     vars(one).update(task=shown.task, params=shown.params, settings=replace(shown.settings, seeds=(seed,)))
     return one
 

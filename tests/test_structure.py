@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "fimoda_lib"
 # A module may import those below it.
 ORDER = """
-run status report notebook_pages claims rules beyond figures plots studies pictures drawing reproduction
+run spread status report notebook_pages claims rules beyond figures plots studies pictures drawing reproduction
 comparison methods linearised spectra trajectories adjoints tangents final_model further_training plans
 engines ensembles minibatches curvature gradients naming store folders experiments datasets encoders models tasks
 checks provenance environment
