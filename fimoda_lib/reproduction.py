@@ -62,7 +62,7 @@ class Reproduction:
         if experiment.trained_layers is None:
             return task
         rows = training_rows(experiment)
-        return upper_task(task, experiment.trained_layers, rows, self.folder, compute_missing=self.compute)
+        return upper_task(task, experiment.trained_layers, rows, self.folder)
 
     @cached_property
     def settings(self) -> Settings:
@@ -184,13 +184,12 @@ class Reproduction:
         return self if unchanged else replace(self, **changes)
 
 
-def upper_task(
-    task: Task, trained_layers: int, rows: Sequence[int] | None, folder: Path, *, compute_missing: bool
-) -> Task:
+def upper_task(task: Task, trained_layers: int, rows: Sequence[int] | None, folder: Path) -> Task:
     """`encoders.cached_task`, with what the lower layers put out kept in the store, rounded to half precision.
 
-    Rounded, because it depends on the number of threads in its last digits, and stored, because it is part of the data
-    by which all other results are found.
+    It counts as loading of data: computed even where results are not to be, half a minute for 5,000 sentences.
+    Rounded, because it depends on the number of threads in its last digits, and stored, because it is part of the
+    data by which all other results are found.
     """
     chosen = {"trained_layers": trained_layers, "rows": rows}
     spec = {
@@ -211,7 +210,7 @@ def upper_task(
             found[part].encoding = {"zlib": True, "complevel": 1}  # most of it is padding
         return found
 
-    stored = cached(folder, f"hidden-{task.name}", spec, compute, compute_missing=compute_missing)
+    stored = cached(folder, f"hidden-{task.name}", spec, compute)
     return cached_task(task, **chosen, hidden={p: torch.from_numpy(stored[p].values).float() for p in stored})
 
 

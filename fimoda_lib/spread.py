@@ -22,11 +22,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from tqdm import tqdm
 
-from .datasets import load_task
 from .ensembles import OPTIMIZERS
 from .folders import check_writable, part_of
 from .provenance import code_version
-from .reproduction import PAPER_METHODS, Reproduction
+from .reproduction import Reproduction
 from .status import asked, one_seed
 from .store import Missing
 from .tasks import Task
@@ -76,7 +75,7 @@ class Shard:
 
     def shown(self, compute: bool) -> Reproduction:
         shown = Reproduction(self.dataset, self.profile, self.optimizer, self.results, self.data_dir, compute)
-        vars(shown)["task"] = _task(self.dataset, self.data_dir)
+        vars(shown)["task"] = _task(self.dataset, self.profile, self.results, self.data_dir)
         return shown
 
     def piece(self, shown: Reproduction) -> Callable[[], Any]:
@@ -107,8 +106,8 @@ class Shard:
 
 
 @lru_cache(maxsize=4)
-def _task(dataset: str, data_dir: str | None) -> Task:
-    return load_task(dataset, data_dir)
+def _task(dataset: str, profile: str, results: str, data_dir: str | None) -> Task:
+    return Reproduction(dataset, profile, results=results, data_dir=data_dir).task
 
 
 def shards_of(
@@ -126,7 +125,8 @@ def shards_of(
                 for seed in shown.settings.seeds
             ]
         elif kind == "scores":
-            found += [Shard(dataset, kind="scores", part=method, **where) for method in PAPER_METHODS]
+            shown = Shard(dataset, kind="scores", **where).shown(compute=False)
+            found += [Shard(dataset, kind="scores", part=method, **where) for method in shown.methods]
         elif kind.startswith("lft, "):
             found.append(Shard(dataset, kind="scores", optimizer=kind.removeprefix("lft, "), part="lft", **where))
         else:

@@ -79,6 +79,7 @@ def lines(work: list[tuple[str, str]], profile: str, results: Path | str) -> Ite
 
 def files_of(shown: Reproduction, kind: str) -> list[Path]:
     """The files of all pieces of one kind; none if their names depend on a final model that is not there yet."""
+    _ = shown.task  # loaded now: inside `asked` nothing is
     if kind == "retraining":
         return [asked(lambda: shown.retrained)]
     final = asked(lambda: shown.params)
