@@ -18,6 +18,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from .experiments import experiment_of
 from .provenance import code_version
 from .reproduction import Reproduction, finished
 
@@ -51,6 +52,7 @@ LOOK: dict[str, Look] = {
     "further_last": Look("further training, last epoch", "#117733", ">", (0, (5, 1.5, 1, 1.5))),
     "ceiling": Look("noise ceiling", "#666666", "", (0, (1, 1)), 1.0),
 }
+RULES = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
 PUBLISHED = "published"  # the open markers, in legends
 STYLE = {
     "font.size": 9,
@@ -105,6 +107,8 @@ def panel_figure(
     with mpl.rc_context(STYLE):
         figure = one(note["figure"], panels, note)
         for letter, shown in panels.items():
+            if "drawn" in note["datasets"].get(shown.dataset, {}):
+                continue  # from its own file
             own = {k: v for k, v in note["datasets"].items() if k == shown.dataset}
             title = f"{note['title']}: {shown.title}"
             alone = f"{note['figure']}{letter}_{shown.dataset}"
@@ -213,6 +217,7 @@ def provenance(
     title: str,
     measured: Callable[[Reproduction], xr.Dataset] | None = lambda shown: shown.gold,
     notebook: str = "04_figures",
+    kept: Mapping[str, dict] | None = None,
     **settings: str,
 ) -> dict:
     """What a figure was made from: profile, seeds, specification hashes, time, versions, commit.
@@ -220,17 +225,25 @@ def provenance(
     Args:
         measured: the training runs that a panel shows; further training by default, None for a mere drawing.
         notebook: the notebook that draws the figure.
+        kept: letter -> this function's entry for the data set of a panel that was drawn earlier; "drawn" is the commit.
         settings: whatever else tells this figure from others.
     """
     datasets = {}
-    for shown in panels.values() if measured else ():
+    for letter, shown in panels.items() if measured else ():
+        if letter in (kept or {}):
+            datasets[shown.dataset] = kept[letter]
+            continue
         runs = finished(lambda s=shown: measured(s))
         if runs is not None:
             datasets[shown.dataset] = {
                 "seeds": runs.seed.values.tolist(),
                 "left_out": runs.sizes["left_out"],
                 "test": runs.sizes["test"],
+                "optimizer": runs.attrs["optimizer"],
+                "removal": runs.attrs["removal"],
                 "learning_rate": runs.attrs["learning_rate"],
+                **({"remark": remark} if (remark := experiment_of(shown.dataset, shown.profile).remark) else {}),
+                **({"without": without} if (without := shown.settings.without) else {}),
                 "specification": runs.attrs["specification"],
                 "seconds": round(float(runs.seconds.sum()), 1),
                 "diverged_runs": int(runs.diverged.sum()),
@@ -258,11 +271,22 @@ def caption(panels: Panels, note: dict, what: str, marks: str = "") -> str:
         else:
             settings.append(
                 f"{panel}: {counted(len(runs['seeds']), 'seed')}, {runs['left_out']} left-out and {runs['test']} test "
-                f"instances, learning rate {runs['learning_rate']:g}"
+                f"instances, {RULES[runs['optimizer']] + ' with ' if 'optimizer' in runs else ''}learning rate "
+                f"{runs['learning_rate']:g}{_aside(runs)}"
             )
     sentences = [what, marks, "; ".join(settings) + "." if settings else ""]
     sentences.append(f"Not run yet: {', '.join(missing)}." if missing else "")
     return " ".join(filter(None, sentences))
+
+
+def _aside(runs: dict) -> str:
+    """What else a caption says of a panel: how instances are left out if not dropped, the model, methods not run."""
+    removal = runs.get("removal", "drop")
+    words = [f"left out by `{removal}`" if removal != "drop" else "", runs.get("remark", "")]
+    if runs.get("without"):
+        words.append(f"not run, for their cost: {', '.join(LOOK[m].label for m in runs['without'])}")
+    said = "; ".join(filter(None, words))
+    return f" ({said})" if said else ""
 
 
 def counted(n: int, thing: str) -> str:

@@ -2,7 +2,8 @@
 
 The runs of a seed differ in a single training instance, so they share everything but their parameters. Stacking the
 parameters turns M small matrix products into one batched product that fills the machine, and one step of the whole
-ensemble can be compiled into a few fused loops.
+ensemble can be compiled into a few fused loops. Where the products of one replica fill the machine already, batching
+costs more than it saves: then gradients are taken one replica after another (`batched=False`, see `engines`).
 """
 
 from __future__ import annotations
@@ -100,6 +101,7 @@ class Ensemble:
         params: where every replica starts; their dtype is the precision of training.
         size: M.
         compile: fuse the training step with `torch.compile`; goes on without, with a warning, where that is impossible.
+        batched: gradients and losses of all replicas at once, or one replica after another; equal up to rounding.
     """
 
     def __init__(
@@ -111,12 +113,14 @@ class Ensemble:
         *,
         device: torch.device | str = "cpu",
         compile: bool = False,
+        batched: bool = True,
     ) -> None:
         check_trainable(task.model)
         self.dtype = next(iter(params.values())).dtype
         self.model = copy.deepcopy(task.model).to(device=device, dtype=self.dtype)
         self.evaluator = copy.deepcopy(self.model).double().eval()
-        self.loss, self.optimizer, self.size = task.loss, optimizer, size
+        self.device = torch.device(device)
+        self.loss, self.optimizer, self.size, self.batched = task.loss, optimizer, size, batched
         self.update = Fused(self.training_step) if compile else self.training_step
         self.start = {k: p.detach().to(device) for k, p in params.items()}
         self.reset()
@@ -140,9 +144,18 @@ class Ensemble:
             inputs, targets = b
             return (w * self.loss(functional_call(self.model, p, (inputs,)), targets)).sum()
 
-        # randomness="same": every replica draws the same dropout mask, as paired runs must.
         per_replica = grad(objective)
-        return vmap(per_replica, in_dims=(0, None if shared else 0, 0), randomness="same")(params, batch, weights)
+        if self.batched:
+            # randomness="same": every replica draws the same dropout mask, as paired runs must.
+            return vmap(per_replica, in_dims=(0, None if shared else 0, 0), randomness="same")(params, batch, weights)
+        found: Params = {k: torch.empty_like(p) for k, p in params.items()}
+        state = random_state(weights.device)
+        for m in range(self.size):
+            set_random_state(state)  # for the same reason
+            own = batch if shared else take(batch, m)
+            for name, g in per_replica({k: p[m] for k, p in params.items()}, own, weights[m]).items():
+                found[name][m] = g
+        return found
 
     def step(self, batch: Instances, weights: Tensor) -> None:
         """One optimiser step of every replica on its own weighted batch.
@@ -171,7 +184,9 @@ class Ensemble:
             return self.loss(functional_call(self.evaluator, p, (inputs,)), targets)
 
         with torch.no_grad():
-            return vmap(one)({k: p.double() for k, p in self.params.items()})
+            if self.batched:
+                return vmap(one)({k: p.double() for k, p in self.params.items()})
+            return torch.stack([one({k: p[m].double() for k, p in self.params.items()}) for m in range(self.size)])
 
     def outputs(self, inputs: Any) -> Tensor:
         """Outputs of every replica on every given input, [M, n, C], computed as `losses` are."""
@@ -187,6 +202,18 @@ class Ensemble:
                 for k in range(0, n, 4096)
             ]
         return torch.cat(pieces, 1)
+
+
+def random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Where the random generators stand that dropout on a device draws from."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def set_random_state(state: tuple[Tensor, Tensor | None]) -> None:
+    """Back to what `random_state` returned."""
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1])
 
 
 class Fused:

@@ -2,10 +2,12 @@
 
 Only the standard library is imported: run_all.sh asks any Python, before set-up, whether it has what is needed.
 
-    python fimoda_lib/environment.py check run|test   says what is missing or of another version (then exit status 1)
-    python fimoda_lib/environment.py no-deps          what is to be installed with `pip install --no-deps`
-    python fimoda_lib/environment.py conda            the text of environment.yml
-    python fimoda_lib/environment.py lock             the text of constraints.txt, read off the environment it runs in
+    python fimoda_lib/environment.py check PART   says what is missing or of another version (then exit status 1)
+    python fimoda_lib/environment.py no-deps      what is to be installed with `pip install --no-deps`
+    python fimoda_lib/environment.py conda        the text of environment.yml
+    python fimoda_lib/environment.py lock         the text of constraints.txt, read off the environment it runs in
+
+PART is run, text (run and an encoder for SST-2) or test (all).
 
 After a change of pins in pyproject.toml: `rm -rf .venv constraints.txt; touch constraints.txt; ./run_all.sh test`, then
 `.venv/bin/python fimoda_lib/environment.py lock > constraints.txt` and `... conda > environment.yml`.
@@ -50,8 +52,13 @@ def pins(part: str, pyproject: Path = PYPROJECT) -> dict[str, str]:
 
 
 def problems(part: str, pyproject: Path = PYPROJECT) -> list[str]:
-    """How this Python's packages differ from the pins ("test" includes "run" and "no-deps"); empty if they agree."""
+    """How this Python's packages differ from the pins; empty if they agree.
+
+    "text" includes "run", and "test" includes all.
+    """
     needed = pins("run", pyproject)
+    if part in ("text", "test"):
+        needed |= pins("text", pyproject)
     if part == "test":
         needed |= pins("test", pyproject) | pins("no-deps", pyproject)
     found = {name: _installed_version(name) for name in needed}
@@ -81,7 +88,7 @@ def conda_environment(pyproject: Path = PYPROJECT) -> str:
         "      - --constraint constraints.txt",
         "      - --editable .",
     ]
-    for part in ("run", "test"):
+    for part in ("run", "text", "test"):
         lines += [f"      - {name}=={version}" for name, version in sorted(pins(part, pyproject).items())]
     return "\n".join(lines) + "\n"
 
@@ -117,7 +124,7 @@ def _installed_version(name: str) -> str | None:
 
 def _main(arguments: list[str]) -> int:
     match arguments:
-        case ["check", ("run" | "test") as part]:
+        case ["check", ("run" | "text" | "test") as part]:
             found = problems(part)
             if found:
                 more = [f"{len(found) - 2} more such"] if len(found) > 2 else []

@@ -16,16 +16,33 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .drawing import LOOK, PUBLISHED, STYLE, Look, Panels, Tables, caption, panel_figure, provenance, save, save_numbers
-from .plots import access, damping, extremes, retraining, seeds, similarity, sorted_scores
+from .drawing import (
+    LOOK,
+    PUBLISHED,
+    RULES,
+    STYLE,
+    Look,
+    Panels,
+    Tables,
+    caption,
+    foot,
+    panel_figure,
+    provenance,
+    save,
+    save_numbers,
+    say,
+)
+from .experiments import SMALL, get_profile
+from .pictures import gallery
+from .plots import access, damping, extremes, retraining, seeds, similarity, sorted_scores, thumbnails
 from .plots.damping import table as damping_sweep
+from .plots.kept import panels_and_tables
 from .plots.panels import LETTERS, shown_in
 from .plots.published import draw_published, published_curves, published_points
-from .reproduction import PAPER_METHODS
+from .reproduction import PAPER_METHODS, Reproduction
 
 __all__ = ["FIGURES", "LETTERS", "LOOK", "STYLE", "Look", "damping_sweep", "published_curves", "shown_in"]
 METRICS = {"cosine": ("cosine similarity", "to"), "spearman": ("Spearman correlation", "with")}
-OPTIMIZERS = {"sgd": "SGD", "adam": "Adam"}
 MARKS = {  # what a caption says of an entry of the legend
     "lft": "the thick black line is linearised further training (ours)",
     "ceiling": "the dotted grey line is the noise ceiling, the most that any method could reach against so many seeds",
@@ -51,7 +68,7 @@ def figure1(panels: Panels, folder: Path | str) -> Figure:
 
 
 def figure2(panels: Panels, folder: Path | str, methods: Sequence[str] = PAPER_METHODS) -> Figure:
-    """Figure 2: cosine similarity against epochs of further training, mean adjustment, SGD."""
+    """Figure 2: cosine similarity against the amount of further training, mean adjustment, SGD (text: AdamW)."""
     return similarity_figure("fig02", panels, folder, methods)
 
 
@@ -82,9 +99,15 @@ def similarity_figure(
     notebook: str = "04_figures",
 ) -> Figure:
     """A figure of the kind of Figure 2; `name` begins with "fig" and the number of the figure with the same data."""
-    shown = shown_in(name, panels, optimizer=optimizer, compute=False)
-    tables = {k: similarity.table(s, methods, adjustment=adjustment, metric=metric) for k, s in shown.items()}
-    points = {k: published_points(f"{int(name[3:5])}{k}", s.dataset) for k, s in shown.items()}
+    shown, tables, kept = panels_and_tables(
+        name,
+        panels,
+        folder,
+        lambda s: similarity.table(s, methods, adjustment=adjustment, metric=metric),
+        optimizer=optimizer,
+        compute=False,
+    )
+    points = {k: _published(f"{int(name[3:5])}{k}", s) for k, s in shown.items()}
 
     def draw(ax: Axes, letter: str) -> None:
         similarity.draw(ax, tables[letter], shown[letter].dataset)
@@ -92,12 +115,13 @@ def similarity_figure(
 
     legend = _legend(methods, tables, points)
     words, preposition = METRICS[metric]
-    trained = f"{OPTIMIZERS[optimizer]}, {adjustment} adjustment"
+    trained = f"{RULES[optimizer]}, {adjustment} adjustment"
     measure = f"{words[0].upper()}{words[1:]}"
     extra = ", with LFT" if "lft" in methods else ""
     return panel_figure(
         provenance(
             shown,
+            kept=kept,
             figure=name,
             title=f"{measure} {preposition} further training ({trained}){extra}",
             notebook=notebook,
@@ -148,19 +172,26 @@ def _seeds(
     optimizer: str = "sgd",
     adjustment: str = "mean",
 ) -> Figure:
-    shown = shown_in(name, panels, optimizer=optimizer, compute=False)
-    tables = {k: seeds.table(s, methods, adjustment=adjustment) for k, s in shown.items()}
-    points = {k: published_points(f"{int(name[3:])}{k}", s.dataset) for k, s in shown.items()}
+    shown, tables, kept = panels_and_tables(
+        name,
+        panels,
+        folder,
+        lambda s: seeds.table(s, methods, adjustment=adjustment),
+        optimizer=optimizer,
+        compute=False,
+    )
+    points = {k: _published(f"{int(name[3:])}{k}", s) for k, s in shown.items()}
 
     def draw(ax: Axes, letter: str) -> None:
         seeds.draw(ax, tables[letter], points[letter].x)
         draw_published(ax, points[letter])
 
     legend = _legend(methods, tables, points)
-    trained = f"{OPTIMIZERS[optimizer]}, {adjustment} adjustment"
+    trained = f"{RULES[optimizer]}, {adjustment} adjustment"
     return panel_figure(
         provenance(
             shown,
+            kept=kept,
             figure=name,
             title=f"Similarity against the number of seeds averaged ({trained})",
             optimizer=optimizer,
@@ -183,10 +214,14 @@ def _seeds(
 
 def figure10(panels: Panels, folder: Path | str, methods: Sequence[str] = ("grad_dot", "grad_cos")) -> Figure:
     """Figure 10: sorted attribution scores of first-order methods and of further training at two amounts."""
-    shown = shown_in("fig10", panels, compute=False)
-    tables = {k: sorted_scores.table(s, methods) for k, s in shown.items()}
+    shown, tables, kept = panels_and_tables(
+        "fig10", panels, folder, lambda s: sorted_scores.table(s, methods), compute=False
+    )
+    note = provenance(
+        shown, kept=kept, figure="fig10", title="Sorted attribution scores", optimizer="sgd", adjustment="mean"
+    )
     return panel_figure(
-        provenance(shown, figure="fig10", title="Sorted attribution scores", optimizer="sgd", adjustment="mean"),
+        note,
         shown,
         folder,
         tables,
@@ -199,10 +234,12 @@ def figure10(panels: Panels, folder: Path | str, methods: Sequence[str] = ("grad
 
 def figure11(panels: Panels, folder: Path | str, methods: Sequence[str] = PAPER_METHODS) -> Figure:
     """Figure 11: cosine similarity to re-training from scratch without each left-out instance."""
-    shown = shown_in("fig11", panels, compute=False)
-    tables = {k: retraining.table(s, methods) for k, s in shown.items()}
+    shown, tables, kept = panels_and_tables(
+        "fig11", panels, folder, lambda s: retraining.table(s, methods), compute=False
+    )
     note = provenance(
         shown,
+        kept=kept,
         figure="fig11",
         title="Similarity to re-training from scratch",
         measured=lambda s: s.retrained,
@@ -223,17 +260,45 @@ def figure11(panels: Panels, folder: Path | str, methods: Sequence[str] = PAPER_
     )
 
 
-def table2(panels: Panels, folder: Path | str) -> pd.DataFrame | None:
+def table2(panels: Panels, folder: Path | str, name: str = "table2") -> pd.DataFrame | None:
     """Table 2: the most helpful and most harmful training instance for a few test instances; CSV, HTML and JSON."""
-    (shown,) = shown_in("table2", panels, compute=False).values()
+    (shown,) = shown_in(name, panels, compute=False).values()
     table = extremes.table(shown)
     title = "The most helpful and the most harmful training instances"
-    note = provenance({"a": shown}, figure="table2", title=title, optimizer="sgd", adjustment="mean")
+    note = provenance({"a": shown}, figure=name, title=title, optimizer="sgd", adjustment="mean")
     note["caption"] = caption({"a": shown}, note, extremes.WHAT, extremes.MARKS)
-    save_numbers(pd.DataFrame(columns=extremes.FIRST) if table is None else table, folder, "table2", note)
+    save_numbers(pd.DataFrame(columns=extremes.FIRST) if table is None else table, folder, name, note)
     page = extremes.html(table, note["caption"])
-    (Path(folder) / "table2.html").write_text(page, encoding="utf-8")
+    (Path(folder) / f"{name}.html").write_text(page, encoding="utf-8")
     return table
+
+
+def table2_text(panels: Panels, folder: Path | str) -> pd.DataFrame | None:
+    """Table 2, its sentences."""
+    return table2(panels, folder, "table2_text")
+
+
+def figure_images(panels: Panels, folder: Path | str) -> Figure:
+    """The most helpful and the most harmful training images for several test images."""
+    (shown,) = shown_in("fig_images", panels, compute=False).values()
+    note = provenance(
+        {"a": shown},
+        figure="fig_images",
+        title="The most helpful and the most harmful training images",
+        optimizer="sgd",
+        adjustment="mean",
+    )
+    note["caption"] = caption({"a": shown}, note, thumbnails.WHAT, thumbnails.MARKS)
+    scores = thumbnails.scores(shown)
+    with mpl.rc_context({**STYLE, "axes.grid": False}):
+        if scores is None:
+            figure, ax = plt.subplots(figsize=(7.1, 2))
+            say(ax, f"Not run yet: ./run_all.sh --profile {shown.profile} --only fig_images --datasets {shown.dataset}")
+        else:
+            figure = gallery(shown.task, scores, n=thumbnails.N_TRAIN, title=shown.title)
+        foot(figure, note)
+        save(figure, thumbnails.table(shown, scores), folder, "fig_images", note)
+    return figure
 
 
 def figure_damping(panels: Panels, folder: Path | str, method: str = "exact") -> Figure:
@@ -266,6 +331,13 @@ def figure_damping(panels: Panels, folder: Path | str, method: str = "exact") ->
     )
 
 
+def _published(panel: str, shown: Reproduction) -> pd.DataFrame:
+    """The published numbers of a panel, none if a smaller model stands in its place."""
+    points = published_points(panel, shown.dataset)
+    small = shown.dataset in SMALL and not get_profile(shown.profile).full_size
+    return points[:0] if small else points
+
+
 def _legend(methods: Sequence[str], tables: Tables, points: Mapping[str, pd.DataFrame] | None = None) -> list[str]:
     """What the legend of a figure explains: what is in its tables, in the order given, and published numbers if any."""
     known = {name for table in tables.values() if table is not None for name in table["method"]}
@@ -293,5 +365,7 @@ FIGURES: dict[str, Callable[[Panels, Path | str], Figure | pd.DataFrame | None]]
     "fig10": figure10,
     "fig11": figure11,
     "table2": table2,
+    "table2_text": table2_text,
+    "fig_images": figure_images,
     "fig_damping": figure_damping,
 }

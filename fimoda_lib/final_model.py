@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import xarray as xr
 from torch import Tensor
+from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 from . import checks
@@ -18,7 +19,7 @@ from .further_training import Runner
 from .minibatches import FULL_RUN, steps_per_epoch
 from .plans import Plan, check_loss, check_seeds, specification
 from .store import cached
-from .tasks import Params, Task, check_params, check_task, parameters_of, take
+from .tasks import Params, Task, check_params, check_task, parameters_of, take, to
 
 
 class TrainingDiverged(ValueError):
@@ -35,6 +36,7 @@ def train_final_model(
     seed: int,
     weight_decay: float = 0.0,
     max_grad_norm: float | None = None,
+    keep_best: bool = False,
     device: str | torch.device | None = None,
     store: Path | str | None = None,
     progress: bool = True,
@@ -43,6 +45,10 @@ def train_final_model(
     """Trains the task's model from its own initial weights on all training instances.
 
     The arguments are those of `further_train`; the model itself is left as it was.
+
+    Args:
+        keep_best: the final model is the one after the epoch with the smallest mean loss over the task's test
+            instances, as the paper does with the validation split of SST-2; else the one after the last.
 
     Returns:
         The final parameters, name -> tensor, on the CPU.
@@ -56,23 +62,32 @@ def train_final_model(
     (seed,) = check_seeds([seed])
     rule = Optimizer(optimizer, learning_rate, weight_decay, max_grad_norm)
     plan = Plan(rule, batch_size, epochs, "drop", 1.0, left_out=(), test=(), steps=())
-    steps = (plan.epochs * steps_per_epoch(task.n_train, batch_size),)
+    per_epoch = steps_per_epoch(task.n_train, plan.batch_size)
+    steps = tuple(per_epoch * (e + 1) for e in range(plan.epochs)) if keep_best else (plan.epochs * per_epoch,)
     plan = dataclasses.replace(plan, steps=steps)
     check_loss(task, initial)
 
     def compute() -> xr.Dataset:
         runner = Runner(task, initial, plan, device=device, replicas=1, compile=None)
+        best: list[tuple[float, Params]] = []
+
+        def look(k: int, ensemble: Ensemble) -> None:
+            if keep_best:
+                loss = ensemble.losses(to(task.test, ensemble.device)).mean().item()
+                if not best or loss < best[0][0]:
+                    best[:] = [(loss, tree_map(torch.clone, ensemble.params))]
+
         with tqdm(
-            total=steps[0],
+            total=steps[-1],
             unit="step",
             unit_scale=True,
             disable=not progress,
             desc=f"final model, {task.title or task.name}",
         ) as bar:
-            final: Ensemble = runner.train(torch.tensor([FULL_RUN]), seed, bar)
-        return _to_dataset({name: p[0].cpu() for name, p in final.params.items()})
+            final: Ensemble = runner.train(torch.tensor([FULL_RUN]), seed, bar, look)
+        return _to_dataset({name: p[0].cpu() for name, p in (best[0][1] if best else final.params).items()})
 
-    spec = {**specification(task, initial, plan), "seed": seed}
+    spec = {**specification(task, initial, plan), "seed": seed, **({"keep_best": True} if keep_best else {})}
     stored = cached(store, f"final-{task.name}", spec, compute, compute_missing=compute_missing)
     params = _from_dataset(stored, initial)
     if not all(p.isfinite().all() for p in params.values()):

@@ -1,4 +1,4 @@
-"""Pictures of instances that are small images, with their scores beneath: for the tutorial."""
+"""Pictures of instances that are small images, with their scores beneath."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from torch import Tensor
 
+from .datasets.images import pictures
 from .tasks import Task
 
 HELPFUL, HARMFUL = "#0072B2", "#D55E00"  # blue and vermilion: colour-blind readers tell them apart
@@ -33,6 +35,19 @@ def images(table: pd.DataFrame) -> np.ndarray:
             "expected a data set of square images, such as 'digits'."
         )
     return pixels.reshape(-1, side, side)
+
+
+def pictures_of(task: Task, part: str) -> np.ndarray:
+    """The images of the "train" or "test" part of a task, in colour [n, side, side, 3] or as ink [n, side, side].
+
+    Raises:
+        ValueError: its instances are no images.
+    """
+    inputs = getattr(task, part)[0]
+    if not isinstance(inputs, Tensor) or inputs.dim() != 4:
+        return images(getattr(task, f"{part}_table"))
+    shown = pictures(inputs)
+    return shown if shown.shape[-1] == 3 else shown[..., 0]
 
 
 def image_row(pictures: Sequence[np.ndarray], captions: Sequence[str], *, size: float = 0.9) -> Figure:
@@ -62,7 +77,7 @@ def gallery(
         size: of an image, in inches.
     """
     n = min(n, scores.sizes["train"] // 2)
-    shown, candidates = images(task.test_table), images(task.train_table)
+    shown, candidates = pictures_of(task, "test"), pictures_of(task, "train")
     labels, test_labels = task.train_table.iloc[:, -1], task.test_table.iloc[:, -1]
     step, line = 1.15, 1.5  # from image to image and from row to row, in images
     helpful, harmful = 1.9, 1.9 + n * step + 0.4  # where the groups begin
@@ -91,7 +106,7 @@ def gallery(
 
 
 def thumbnail(ax: Axes, x: float, y: float, picture: np.ndarray, caption: str = "", colour: str = "black") -> None:
-    """One image, ink on paper, from (x, y) to (x + 1, y + 1), y downwards; its caption beneath."""
+    """One image, in colour or as ink on paper, from (x, y) to (x + 1, y + 1), y downwards; its caption beneath."""
     ax.imshow(picture, cmap="gray_r", extent=(x, x + 1, y + 1, y))
     ax.add_patch(Rectangle((x, y), 1, 1, fill=False, ec="#BBBBBB", lw=0.6))
     ax.text(x + 0.5, y + 1.05, caption, color=colour, fontsize=8, ha="center", va="top", linespacing=1.1)

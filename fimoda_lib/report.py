@@ -36,6 +36,8 @@ TITLES = {  # in the order of the page; a figure's own title goes first
     "fig10": "Sorted attribution scores",
     "fig11": "Re-training from scratch",
     "table2": "The most helpful and the most harmful training instances",
+    "table2_text": "The most helpful and the most harmful training sentences",
+    "fig_images": "The most helpful and the most harmful training images",
     "fig_damping": "Damping is time",
     "fig_filter": "One filter, all methods",
     "fig02plus": "Figure 2 with LFT",

@@ -7,17 +7,19 @@ Each function returns what the store holds, or computes and stores it. With `com
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 
 from .datasets import load_task
-from .experiments import Settings, panel_title, settings
+from .encoders import cached_task
+from .experiments import Settings, experiment_of, panel_title, settings, training_rows
 from .final_model import train_final_model
 from .further_training import further_train
 from .methods import METHODS, MethodDiverged, attribute
@@ -55,7 +57,12 @@ class Reproduction:
 
     @cached_property
     def task(self) -> Task:
-        return load_task(self.dataset, self.data_dir)
+        experiment = experiment_of(self.dataset, self.profile)
+        task = load_task(self.dataset, self.data_dir, model=experiment.model)
+        if experiment.trained_layers is None:
+            return task
+        rows = training_rows(experiment)
+        return upper_task(task, experiment.trained_layers, rows, self.folder, compute_missing=self.compute)
 
     @cached_property
     def settings(self) -> Settings:
@@ -69,7 +76,7 @@ class Reproduction:
     def params(self) -> Params:
         """The final model's parameters (training seed 0)."""
         return train_final_model(
-            self.task, **asdict(self.settings.final), seed=0, store=self.folder, compute_missing=self.compute
+            self.task, **self.settings.final.arguments(), seed=0, store=self.folder, compute_missing=self.compute
         )
 
     @cached_property
@@ -79,7 +86,8 @@ class Reproduction:
         return further_train(
             self.task,
             self.params,
-            **asdict(s.further),
+            **s.further.arguments(),
+            removal=s.removal,
             seeds=s.seeds,
             left_out=s.left_out,
             test=s.test,
@@ -95,7 +103,7 @@ class Reproduction:
         return further_train(
             self.task,
             parameters_of(self.task.model),
-            **asdict(s.final),
+            **s.final.arguments(),
             seeds=[0],
             left_out=s.left_out,
             test=s.test,
@@ -106,31 +114,41 @@ class Reproduction:
 
     def hyper(self, method: str) -> dict[str, Any]:
         """The hyper-parameters that the paper plots for a method on this data set."""
+        s = self.settings
         if method == "lft":  # needs no choice but the further training that it follows, and when to look
-            training = asdict(self.settings.further)
+            training = s.further.arguments()
             per_epoch = steps_per_epoch(self.task.n_train, training["batch_size"])
-            epochs = training.pop("epochs")
+            epochs, steps = training.pop("epochs"), training.pop("evaluate", None)
+            horizon = list(steps or (per_epoch * (e + 1) for e in range(epochs)))
             return {
-                "horizon": [per_epoch * (e + 1) for e in range(epochs)],
+                "horizon": horizon,
                 "further_training": {**training, "seed": LFT_SEED},
-                "segments": min(self.settings.lft_segments, epochs),
+                "segments": min(s.lft_segments, len(horizon)),
                 **({"dtype": "float32"} if self.large else {}),
             }
         hyper: dict[str, Any] = {}
         if "multiple" in METHODS[method].defaults and method in ("cg", "lissa", "lissa_h", "exact"):
-            hyper["multiple"] = max(self.settings.damping_multiples)
+            hyper |= {"multiple": max(s.damping_multiples)} if s.damping is None else {"damping": s.damping}
         if "depth" in METHODS[method].defaults:
-            hyper["depth"] = self.settings.lissa_h_depth if method == "lissa_h" else self.settings.lissa_depth
-        if method == "cg" and self.settings.cg_tolerance is not None:
-            hyper["tolerance"] = self.settings.cg_tolerance
+            hyper["depth"] = s.lissa_h_depth if method == "lissa_h" else s.lissa_depth
+        if method == "lissa" and s.lissa_scale is not None:
+            hyper["scale"] = s.lissa_scale
+        if method == "cg" and s.cg_tolerance is not None:
+            hyper["tolerance"] = s.cg_tolerance
         if method == "lissa_h" or self.large:
             hyper["dtype"] = "float32"
         return hyper
 
     @property
+    def methods(self) -> tuple[str, ...]:
+        """The paper's methods that are run on this data set."""
+        return tuple(m for m in PAPER_METHODS if m not in self.settings.without)
+
+    @property
     def large(self) -> bool:
         """Whether gradients are kept in float32 to fit memory."""
-        return self.task.n_train * list(self.params.values())[-1].shape[0] > HOLD_FLOAT64
+        n = len(self.settings.curvature or range(self.task.n_train))
+        return n * list(self.params.values())[-1].shape[0] > HOLD_FLOAT64 or n_parameters(self.params) > 500_000
 
     def scores(self, method: str, **hyper: Any) -> xr.DataArray:
         """Scores of the left-out instances for the tested ones, with the paper's hyper-parameters unless given.
@@ -147,12 +165,13 @@ class Reproduction:
             "model": repr(self.task.model),
             "params": fingerprint(self.params),
             "data": fingerprint(self.task.train, take(self.task.test, list(s.test))),
+            **({"curvature": s.curvature} if s.curvature else {}),
         }
 
         def compute() -> xr.Dataset:
             log.info("%s on %s: computing scores %s", METHODS[method].label, self.title, chosen or "")
             return attribute_or_outcome(
-                method, self.task, self.params, train=s.left_out, test=s.test, **chosen
+                method, self.task, self.params, train=s.left_out, test=s.test, curvature=s.curvature, **chosen
             ).to_dataset(name="scores")
 
         return cached(self.folder, f"scores-{self.dataset}-{method}", spec, compute, compute_missing=self.compute)[
@@ -163,6 +182,41 @@ class Reproduction:
         """The same with another optimiser, profile, ...; itself, with all that it has loaded, if nothing changes."""
         unchanged = all(getattr(self, name) == value for name, value in changes.items())
         return self if unchanged else replace(self, **changes)
+
+
+def upper_task(
+    task: Task, trained_layers: int, rows: Sequence[int] | None, folder: Path, *, compute_missing: bool
+) -> Task:
+    """`encoders.cached_task`, with what the lower layers put out kept in the store, rounded to half precision.
+
+    Rounded, because it depends on the number of threads in its last digits, and stored, because it is part of the data
+    by which all other results are found.
+    """
+    chosen = {"trained_layers": trained_layers, "rows": rows}
+    spec = {
+        **chosen,
+        "data": fingerprint(task.train, task.test),
+        "model": repr(task.model),
+        "params": fingerprint(dict(task.model.named_parameters())),
+    }
+
+    def compute() -> xr.Dataset:
+        cached = cached_task(task, **chosen)
+        hidden = {
+            p: ((f"{p}_row", f"{p}_position", "feature"), getattr(cached, p)[0]["hidden"].half().numpy())
+            for p in ("train", "test")
+        }
+        found = xr.Dataset(hidden)
+        for part in hidden:
+            found[part].encoding = {"zlib": True, "complevel": 1}  # most of it is padding
+        return found
+
+    stored = cached(folder, f"hidden-{task.name}", spec, compute, compute_missing=compute_missing)
+    return cached_task(task, **chosen, hidden={p: torch.from_numpy(stored[p].values).float() for p in stored})
+
+
+def n_parameters(params: Params) -> int:
+    return sum(p.numel() for p in params.values())
 
 
 def attribute_or_outcome(method: str, task: Task, params: Params, **arguments: Any) -> xr.DataArray:

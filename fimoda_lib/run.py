@@ -21,8 +21,11 @@ PROFILES = {  # what `experiments.PROFILES` holds; a test compares them
     "laptop": "the paper's data sets, left-out instances and epochs with 2 to 10 seeds: two to three hours on 2 cores",
     "paper": "everything as in the paper, 100 seeds: for a GPU box",
 }
-PANELS = ("concrete", "energy", "fico", "folktables")  # keys of `experiments.PANELS`
-STAND_INS = ("adult", "diabetes", "wine", "breast_cancer", "digits")
+PANELS = ("concrete", "energy", "fico", "folktables", "cifar10", "sst2")  # keys of `experiments.PANELS`
+STAND_INS = (
+    *("adult", "diabetes", "wine", "breast_cancer", "digits"),
+    *("cifar10_jpeg", "digit_images", "sentences"),
+)
 BEYOND = (  # what notebook 06 draws; keys of `beyond.FIGURES`
     "fig02plus",
     "fig04plus",
@@ -33,7 +36,11 @@ BEYOND = (  # what notebook 06 draws; keys of `beyond.FIGURES`
     "table_horizons",
 )
 # ... and those of `figures.FIGURES`
-FIGURES = (*(f"fig{number:02d}" for number in range(1, 12)), "table2", "fig_damping", *BEYOND)
+FIGURES = (
+    *(f"fig{number:02d}" for number in range(1, 12)),
+    *("table2", "table2_text", "fig_images", "fig_damping"),
+    *BEYOND,
+)
 OPTIMIZERS_OF = {"fig01": (), "fig04": ("adam",), "fig08": ("adam",), "fig04plus": ("adam",)}  # all others: SGD
 
 
@@ -141,7 +148,7 @@ def asked_for(options: argparse.Namespace) -> tuple[list[str], list[str]]:
 
 def plan(options: argparse.Namespace) -> list[list[NotebookRun]]:
     """The notebook runs, in stages: those of one stage do not need each other."""
-    from .experiments import panel_letter
+    from .experiments import EXPERIMENTS, panel_letter
     from .plots.panels import LETTERS
 
     figures, datasets = asked_for(options)
@@ -166,6 +173,7 @@ def plan(options: argparse.Namespace) -> list[list[NotebookRun]]:
             )
             for o in optimizers
             for p in per_dataset
+            if o in ("sgd", *EXPERIMENTS[p["dataset"]].further)  # images and text have one optimiser only
         ]
     )
     stages.append([NotebookRun("03_attribution", f"attribution, {p['dataset']}", p) for p in per_dataset])

@@ -68,7 +68,10 @@ def lines(work: list[tuple[str, str]], profile: str, results: Path | str) -> Ite
         pieces = len(PAPER_METHODS) if kind == "scores" else 1
         shown = Reproduction(dataset, profile, kind if further else "sgd", results=results, compute=False)
         try:
-            pieces = len(shown.settings.seeds) if further else pieces
+            if further:
+                pieces = len(shown.settings.seeds)
+            elif kind == "scores":
+                pieces = len(shown.methods)
             yield Line(label, pieces, files_of(shown, kind))
         except (DataFileError, StoreError) as problem:
             yield Line(label, pieces, problem=str(problem))
@@ -85,7 +88,7 @@ def files_of(shown: Reproduction, kind: str) -> list[Path]:
         return []
     _ = shown.params  # read now: inside `asked` nothing is
     if kind == "scores":
-        return [asked(lambda m=method: shown.scores(m)) for method in PAPER_METHODS]
+        return [asked(lambda m=method: shown.scores(m)) for method in shown.methods]
     return [asked(lambda s=seed: one_seed(shown, s).gold) for seed in shown.settings.seeds]
 
 

@@ -5,8 +5,6 @@ Each study is a handful of runs of one data set, computed once and kept, as the 
 
 from __future__ import annotations
 
-from dataclasses import asdict
-
 import numpy as np
 import xarray as xr
 
@@ -46,7 +44,7 @@ def first_order_runs(shown: Reproduction) -> xr.Dataset:
     left_out = s.left_out[:: max(len(s.left_out) // LIMIT_LEFT_OUT, 1)][:LIMIT_LEFT_OUT]
     double = {k: v.double() for k, v in shown.params.items()}
     common = dict(
-        **asdict(further),
+        **further.arguments(),
         seeds=[0],
         left_out=left_out,
         test=s.test,
@@ -139,7 +137,7 @@ def removal_runs(shown: Reproduction) -> dict[str, xr.Dataset]:
     masked = further_train(
         shown.task,
         shown.params,
-        **asdict(short),
+        **short.arguments(),
         seeds=s.seeds,
         left_out=s.left_out,
         test=s.test,

@@ -15,7 +15,7 @@ import yaml
 from fimoda_lib import environment
 
 ROOT = Path(__file__).resolve().parent.parent
-PARTS = ("run", "test", "no-deps")
+PARTS = ("run", "text", "test", "no-deps")
 BASH = shutil.which("bash")
 STUB = "import sys\nprint(sys.executable)\nprint(*sys.argv[1:], sep='\\n')\n"
 
@@ -25,7 +25,7 @@ def constraints() -> dict[str, str]:
     return dict(line.split("==") for line in lines if not line.startswith("#"))
 
 
-def project(folder: Path, *, run: str, test: str = "", stub: str = STUB) -> Path:
+def project(folder: Path, *, run: str, test: str = "", text: str = "", stub: str = STUB) -> Path:
     """A small project in `folder`: the real run_all.sh and environment.py with other pins."""
     (folder / "fimoda_lib").mkdir(parents=True)
     shutil.copy(ROOT / "run_all.sh", folder)
@@ -36,7 +36,8 @@ def project(folder: Path, *, run: str, test: str = "", stub: str = STUB) -> Path
     requires = re.search(r"^requires-python.*$", (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
     (folder / "pyproject.toml").write_text(
         f'[project]\nname = "stub"\nversion = "1"\n{requires[0]}\ndependencies = ["{run}"]\n'
-        f"[project.optional-dependencies]\ntest = {[test] if test else []}\n[tool.fimoda]\nno_deps = []\n"
+        f"[project.optional-dependencies]\ntest = {[test] if test else []}\ntext = {[text] if text else []}\n"
+        "[tool.fimoda]\nno_deps = []\n"
         "[tool.setuptools]\npy-modules = []\n"
     )
     return folder
@@ -98,7 +99,7 @@ def test_the_conda_environment_is_derived_from_the_pins():
     assert text == environment.conda_environment(), "run: python fimoda_lib/environment.py conda > environment.yml"
     python, _, pip = yaml.safe_load(text)["dependencies"]
     assert python == "python=3.11"
-    pinned = [f"{name}=={version}" for part in ("run", "test") for name, version in environment.pins(part).items()]
+    pinned = [f"{name}=={version}" for part in PARTS[:3] for name, version in environment.pins(part).items()]
     assert sorted(pip["pip"]) == sorted(["--constraint constraints.txt", "--editable .", *pinned])
 
 
@@ -141,6 +142,22 @@ def test_the_pins_of_the_tests_count_for_the_tests_only(tmp_path):
     folder = project(tmp_path / "p", run=pinned_as_installed("pytest"), test="no-such-package==1.0")
     assert environment.problems("run", folder / "pyproject.toml") == []
     assert environment.problems("test", folder / "pyproject.toml") == ["no-such-package 1.0 is missing"]
+
+
+def test_the_encoder_counts_for_the_tests_and_the_large_profiles_only(tmp_path):
+    folder = project(tmp_path / "p", run=pinned_as_installed("pytest"), text="no-such-package==1.0")
+    assert environment.problems("run", folder / "pyproject.toml") == []
+    for part in ("text", "test"):
+        assert environment.problems(part, folder / "pyproject.toml") == ["no-such-package 1.0 is missing"]
+    for arguments in ([], ["--profile", "quick"], ["--only", "laptop"], ["--profile=smoke", "--data", "paper"]):
+        assert start(folder, *arguments).returncode == 0
+    assert not (folder / ".venv").exists()
+    for arguments, says in [
+        (["--profile=paper"], "setting up .venv"),
+        (["--profile", "laptop"], "no-such-package 1.0 is"),
+    ]:
+        result = start(folder, *arguments)
+        assert result.returncode == 1 and says in result.stderr
 
 
 @pytest.mark.parametrize(("installed", "good"), [("2.13.0+cpu", True), ("2.13.0", True), ("2.13.1+cpu", False)])

@@ -26,11 +26,12 @@ def datainf(
 
     Args:
         damping: parameter name -> λ; by default the paper's rule, 1/`scale` times the layer's mean squared gradient
-            entry.
+            entry. A layer whose gradients are zero but for rounding (unused, or the bias of attention keys, on which
+            no loss depends) is then left out: over so small a λ, rounding would look like a score.
         scale: the paper's c; it plots c = 10.
 
     Returns:
-        scores [n_test, n_train] (divided by n: a loss change), and a report with the damping of every layer.
+        scores [n_test, n_train] (divided by n: a loss change), and a report with the damping of the layers.
 
     Raises:
         ValueError: a layer's damping is missing, unknown or not positive.
@@ -38,21 +39,28 @@ def datainf(
     at = Gradients(task, params, dtype=dtype)
     if damping is None:
         scale = number("scale", scale)
-        damping = {name: value / scale for name, value in layer_damping(at, curvature).items()}
-    expected = f"one positive number for each of {', '.join(at.names)}"
-    if not isinstance(damping, dict) or set(damping) != set(at.names):
-        raise ValueError(f"damping: got {shown(damping)}, expected {expected}.")
-    for value in damping.values():
-        number("damping", value, expected)
+        squares = layer_damping(at, curvature)
+        rounding = (100 * torch.finfo(dtype).eps) ** 2 * max(squares.values())
+        damping = {name: value / scale for name, value in squares.items() if value > rounding}
+    else:
+        expected = f"one positive number for each of {', '.join(at.names)}"
+        if not isinstance(damping, dict) or set(damping) != set(at.names):
+            raise ValueError(f"damping: got {shown(damping)}, expected {expected}.")
+        for value in damping.values():
+            number("damping", value, expected)
+
+    where = {name: at.columns()[name] for name in damping}
 
     def P(g: Tensor) -> Tensor:
-        solved = g.clone()
+        solved = torch.zeros_like(g)
+        for columns in where.values():
+            solved[:, columns] = g[:, columns]
         for _, g_ref in at.blocks(curvature):
-            for name, columns in at.columns().items():
+            for name, columns in where.items():
                 reference = g_ref[:, columns]
                 overlap = g[:, columns] @ reference.T / (damping[name] + reference.square().sum(1))  # [n_test, b]
                 solved[:, columns] -= overlap @ reference / len(curvature)
-        for name, columns in at.columns().items():
+        for name, columns in where.items():
             solved[:, columns] /= damping[name]
         return solved
 

@@ -8,6 +8,7 @@ eigenvectors: the eigenvalues are the measured mean squares of the per-instance 
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -37,6 +38,8 @@ def ekfac(
     dtype: torch.dtype = torch.float64,
 ) -> tuple[Tensor, Report]:
     """Damped influence with the eigenvalue-corrected Kronecker factors of linear and convolutional layers.
+
+    Padding is left out of the factors where the inputs are a dict with a boolean "mask" [n, L], true at tokens.
 
     Args:
         damping: λ by value, the same for every layer or layer name -> λ; or "recommended", 0.1 times the mean
@@ -212,14 +215,18 @@ def _second_moments(
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """A and S of every layer that the forward pass calls, summed over positions and calls; only their directions count.
 
-    Every call's output gets a zero added whose gradient is read: the output itself may be overwritten in place.
+    Padding counts as no position: what a layer sees there never reaches the loss. Every call's output gets a zero added
+    whose gradient is read: the output itself may be overwritten in place.
     """
     A, S = dict.fromkeys(modules, 0.0), dict.fromkeys(modules, 0.0)
     probes: list[tuple[str, Tensor]] = []
+    present: Tensor | None = None
 
     def recorder(name: str) -> Callable:
         def record(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
             x = (args[0] if args else kwargs["input"]).detach()
+            if _by_position(x, present):
+                x = x[present]
             A[name] = A[name] + _input_moment(x, module, _join(name, "bias") in at.names)
             probes.append((name, torch.zeros_like(output, requires_grad=True)))
             return output + probes[-1][1]
@@ -230,19 +237,37 @@ def _second_moments(
     try:
         for piece, direction in _blocks(at, rows, directions):
             probes.clear()
+            inputs, _ = at.train(piece)
+            present = _not_padding(inputs)
             with torch.enable_grad():
-                outputs = at.outputs(at.train(piece)[0])
+                outputs = at.outputs(inputs)
             if probes:
                 pulled = torch.autograd.grad(
                     outputs, [probe for _, probe in probes], direction.view_as(outputs), materialize_grads=True
                 )
                 for (name, _), g in zip(probes, pulled, strict=True):
+                    if _by_position(g, present) and g[~present].any():
+                        raise ValueError(
+                            f"EK-FAC: the inputs' \"mask\" is false at positions that layer '{name}' gets gradients "
+                            "from; expected true at tokens and false at padding, or another name for it."
+                        )
                     s = (g.movedim(1, -1) if isinstance(modules[name], nn.Conv2d) else g).flatten(0, -2)
                     S[name] = S[name] + s.T @ s
     finally:
         for handle in handles:
             handle.remove()
     return {name: (A[name], S[name]) for name in modules if isinstance(A[name], Tensor)}
+
+
+def _not_padding(inputs: Any) -> Tensor | None:
+    """[n, L], true at tokens, of inputs that say so in a boolean entry "mask" [n, L]; None for any others."""
+    mask = inputs.get("mask") if isinstance(inputs, dict) else None
+    return mask if mask is not None and mask.dtype == torch.bool and mask.dim() == 2 else None
+
+
+def _by_position(x: Tensor, present: Tensor | None) -> bool:
+    """Whether x [n, L, features] has a row for each position of the sentences."""
+    return present is not None and x.dim() == 3 and x.shape[:2] == present.shape
 
 
 def _input_moment(x: Tensor, module: nn.Module, bias: bool) -> Tensor:

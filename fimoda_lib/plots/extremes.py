@@ -18,7 +18,7 @@ WHAT = (
     "one with the smallest (most harmful)."
 )
 MARKS = (
-    "The score is the sensitivity after the last epoch of further training (SGD, mean adjustment, averaged over "
+    "The score is the sensitivity at the end of further training (mean adjustment, averaged over "
     "seeds): positive if leaving the instance out raises the loss on the test instance. Bold: where a training "
     "instance agrees with the test instance."
 )

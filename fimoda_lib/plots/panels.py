@@ -20,6 +20,8 @@ LETTERS: dict[str, dict[str, str]] = {  # figure -> letter of each of its panels
     "fig10": {"a": "c", "b": "d", "c": "e", "d": "f"},
     "fig11": {"a": "a", "b": "b"},
     "table2": {"a": "d"},
+    "table2_text": {"a": "f"},
+    "fig_images": {"a": "e"},
     "fig_damping": {"a": "a", "b": "b"},
     "fig02plus": ALL,
     "fig04plus": TABULAR,

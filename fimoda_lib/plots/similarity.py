@@ -10,9 +10,9 @@ from matplotlib.axes import Axes
 
 from ..comparison import noise_ceiling, sensitivity, similarity
 from ..drawing import LOOK
+from ..experiments import counted_in_steps
 from ..reproduction import Reproduction, finished
 
-IN_STEPS = ("cifar10", "sst2")  # data sets whose further training is counted in optimiser steps, not in epochs
 WHAT = (
     "{Measure} between each method's scores and the sensitivities measured by further training ({trained}), averaged "
     "over test instances, against the amount of further training."
@@ -63,7 +63,7 @@ def rows_of(method: str, values: xr.Dataset) -> pd.DataFrame:
 
 def draw(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
     """One panel: a line with a band of one standard error per method."""
-    x = "step" if dataset in IN_STEPS else "epoch"
+    x = "step" if counted_in_steps(dataset) else "epoch"
     draw_lines(ax, table, x)
     ax.set_xlabel(f"{'optimiser steps' if x == 'step' else 'epochs'} of further training")
     ax.set_ylim(min(ax.get_ylim()[0], -0.06), 1.02)
