@@ -62,7 +62,7 @@ def train_final_model(
     (seed,) = check_seeds([seed])
     rule = Optimizer(optimizer, learning_rate, weight_decay, max_grad_norm)
     plan = Plan(rule, batch_size, epochs, "drop", 1.0, left_out=(), test=(), steps=())
-    per_epoch = steps_per_epoch(task.n_train, batch_size)
+    per_epoch = steps_per_epoch(task.n_train, plan.batch_size)
     steps = tuple(per_epoch * (e + 1) for e in range(plan.epochs)) if keep_best else (plan.epochs * per_epoch,)
     plan = dataclasses.replace(plan, steps=steps)
     check_loss(task, initial)

@@ -1,10 +1,12 @@
 """Damaged, foreign and malicious files: a named error or the right result, never a traceback or wrong numbers."""
 
+import io
 import json
 import os
 import pickle
 import random
 import shutil
+import tarfile
 import zipfile
 
 import counting
@@ -15,7 +17,7 @@ import torch
 import xarray as xr
 from small_files import adult_text, concrete_table, energy_table, fico_table, folktables_table, put, refusal
 
-from fimoda_lib.datasets import DATASETS, DataFileError, available, census, fetch, load_task, tabular
+from fimoda_lib.datasets import DATASETS, DataFileError, available, census, fetch, images, load_task, tabular
 from fimoda_lib.datasets.tables import LARGEST_SHEET, read_excel
 from fimoda_lib.store import StoreError, cached
 
@@ -170,6 +172,18 @@ def test_names_that_lead_outside_are_refused(name, tmp_path):
         archive.writestr(name, b"x")
     message = refusal(fetch.unzip, tmp_path / "a.zip", "member", tmp_path / "out", max_bytes=100)
     assert "leading outside" in message and [p.name for p in tmp_path.iterdir()] == ["a.zip"]
+
+
+def test_a_pickle_of_images_that_would_run_code_is_refused(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    content = pickle.dumps({b"data": Trap(), b"labels": []})
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
+        for name in images.BATCHES:
+            member = tarfile.TarInfo(name)
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    assert "a.tar.gz" in refusal(images.parse_cifar10, tmp_path / "a.tar.gz")
+    assert not (tmp_path / "unpickled").exists()
 
 
 # Results

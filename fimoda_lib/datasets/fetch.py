@@ -42,7 +42,7 @@ class DataFile:
         member: name of the file inside the zip archive at `url`; None if `url` is the file itself.
         fingerprint: `fingerprint(path) -> str`, identifies the content whatever the bytes; asked if no hash agrees.
         content: the fingerprint of the original.
-        max_bytes: a larger member is not unpacked.
+        max_bytes: a larger file is not read, a larger member not unpacked.
     """
 
     path: str

@@ -23,7 +23,8 @@ from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
 from fimoda_lib import models
-from fimoda_lib.datasets.fetch import DataDir, DataFile, DataFileError, find, reason
+from fimoda_lib.checks import reason
+from fimoda_lib.datasets.fetch import DataDir, DataFile, DataFileError, find
 from fimoda_lib.tasks import Task, cross_entropy
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
@@ -60,6 +61,7 @@ CIFAR10_FILE = DataFile(
     path="cifar10/cifar-10-python.tar.gz",
     sha256=("6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",),
     url="https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
+    max_bytes=200_000_000,
 )
 BATCHES = [f"cifar-10-batches-py/{name}" for name in (*(f"data_batch_{k}" for k in range(1, 6)), "test_batch")]
 BATCH_BYTES = 40_000_000  # a larger member is not unpacked
