@@ -396,7 +396,9 @@ def candidates(experiment: Experiment, n: int) -> list[int]:
         published, rows = reference_left_out()[experiment.left_out], training_rows(experiment)
         return published if rows is None else [rows.index(i) for i in published]
     k = experiment.n_left_out
-    return [j * n // k for j in range(k)] if n >= k else list(range(n))
+    # Shifted by one more each in large data: where classes take turns, all would be of one class otherwise.
+    shift = 1 if n >= k * k else 0
+    return [j * n // k + j * shift for j in range(k)] if n >= k else list(range(n))
 
 
 def including(chosen: Sequence[int], n: int, size: int) -> list[int]:
