@@ -73,6 +73,7 @@ class Experiment:
             once; None trains them all.
         remark: what a caption should say of the model and the data.
         n_train: so many training instances of `n_all` are used, the left-out ones among them; None for all.
+        precision: of further training; "float64" where the change by 1/n of a loss would drown in float32's rounding.
     """
 
     dataset: str
@@ -93,6 +94,7 @@ class Experiment:
     n_train: int | None = None
     n_all: int | None = None
     remark: str = ""
+    precision: str = "float32"
 
 
 def _further(epochs: int, sgd: float, adam: float) -> dict[str, Training]:
@@ -108,6 +110,7 @@ _CIFAR10 = Experiment(
     n_test=100,
     n_left_out=50,
     removal="subtract",
+    precision="float64",  # a step takes away 1e-2/50,000 of a gradient, less than float32 resolves
     curvature=5000,
     without=("lissa_h",),
     model="resnet9",
@@ -320,6 +323,7 @@ class Settings:
     left_out: tuple[int, ...]
     test: tuple[int, ...]
     removal: str
+    precision: str
     curvature: tuple[int, ...] | None
     without: tuple[str, ...]
     damping_multiples: tuple[float, ...]
@@ -378,6 +382,7 @@ def settings(task: Task, profile: str, optimizer: str = "sgd") -> Settings:
         left_out=left_out,
         test=tuple(range(min(experiment.n_test or task.n_test, chosen.n_test or task.n_test, task.n_test))),
         removal=experiment.removal,
+        precision=experiment.precision,
         curvature=tuple(including(left_out, task.n_train, curved)) if curved and curved < task.n_train else None,
         without=experiment.without,
         damping_multiples=experiment.damping_multiples,

@@ -9,6 +9,7 @@ import argparse
 import os
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,6 +42,7 @@ FIGURES = (
     *("table2", "table2_text", "fig_images", "fig_damping"),
     *BEYOND,
 )
+FOLLOWED_BY_LFT = {"sgd": {"fig02plus", "table_horizons"}, "adam": {"fig04plus"}}  # optimiser -> figures with LFT
 OPTIMIZERS_OF = {"fig01": (), "fig04": ("adam",), "fig08": ("adam",), "fig04plus": ("adam",)}  # all others: SGD
 
 
@@ -162,7 +164,7 @@ def asked_for(options: argparse.Namespace) -> tuple[list[str], list[str]]:
 
 def plan(options: argparse.Namespace) -> list[list[NotebookRun]]:
     """The notebook runs, in stages: those of one stage do not need each other."""
-    from .experiments import EXPERIMENTS, panel_letter
+    from .experiments import panel_letter
     from .plots.panels import LETTERS
 
     figures, datasets = asked_for(options)
@@ -187,7 +189,7 @@ def plan(options: argparse.Namespace) -> list[list[NotebookRun]]:
             )
             for o in optimizers
             for p in per_dataset
-            if o in ("sgd", *EXPERIMENTS[p["dataset"]].further)  # images and text have one optimiser only
+            if trained_with(o, [p["dataset"]])
         ]
     )
     stages.append([NotebookRun("03_attribution", f"attribution, {p['dataset']}", p) for p in per_dataset])
@@ -203,14 +205,29 @@ def plan(options: argparse.Namespace) -> list[list[NotebookRun]]:
 
 
 def work_of(stages: list[list[NotebookRun]]) -> list[tuple[str, str]]:
-    """What the notebooks of single data sets compute: (data set, kind), the kinds being those of `status.lines`."""
+    """What the notebooks compute piece by piece, (data set, kind), the kinds being those of `status.lines`.
+
+    The studies of notebooks 05 and 06 are not among it: they stay with the notebooks.
+    """
     kinds = {"01_final_model": "final model", "03_attribution": "scores"}
     work = []
-    for item in (item for stage in stages for item in stage if "dataset" in item.parameters):
-        work.append((item.parameters["dataset"], item.parameters.get("optimizer") or kinds[item.notebook]))
+    for item in (item for stage in stages for item in stage):
+        if "dataset" in item.parameters:
+            work.append((item.parameters["dataset"], item.parameters.get("optimizer") or kinds[item.notebook]))
         if item.parameters.get("retrain"):
             work.append((item.parameters["dataset"], "retraining"))
+        for optimizer, figures in FOLLOWED_BY_LFT.items():
+            if item.notebook == "06_why_methods_decay" and figures & {*item.parameters["only"]}:
+                datasets = trained_with(optimizer, item.parameters["datasets"])
+                work += [(dataset, f"lft, {optimizer}") for dataset in datasets]
     return work
+
+
+def trained_with(optimizer: str, datasets: Sequence[str]) -> list[str]:
+    """The data sets that are trained further with an optimiser; "sgd" stands for the only one of images and text."""
+    from .experiments import EXPERIMENTS
+
+    return [dataset for dataset in datasets if optimizer in ("sgd", *EXPERIMENTS[dataset].further)]
 
 
 def spread_out(stages: list[list[NotebookRun]], options: argparse.Namespace) -> None:
@@ -221,12 +238,7 @@ def spread_out(stages: list[list[NotebookRun]], options: argparse.Namespace) -> 
     """
     from .spread import shards_of, spread
 
-    work = work_of(stages)
-    for item in (item for stage in stages for item in stage if item.notebook == "06_why_methods_decay"):
-        only, datasets = {*item.parameters["only"]}, item.parameters["datasets"]
-        for optimizer, figures in {"sgd": {"fig02plus", "table_horizons"}, "adam": {"fig04plus"}}.items():
-            work += [(dataset, f"lft, {optimizer}") for dataset in datasets if figures & only]
-    shards = shards_of(work, options.profile, options.results, options.data)
+    shards = shards_of(work_of(stages), options.profile, options.results, options.data)
     spread(shards, jobs=options.jobs, scheduler=options.scheduler)
 
 
@@ -234,8 +246,8 @@ def status(stages: list[list[NotebookRun]], options: argparse.Namespace) -> int:
     """Prints what is done, running and missing; computes nothing."""
     from .status import lines, table
 
-    work = work_of(stages)
-    print(f"{Path(options.results) / options.profile}\n{table(list(lines(work, options.profile, options.results)))}")
+    found = list(lines(work_of(stages), options.profile, options.results))
+    print(f"{Path(options.results) / options.profile}\n{table(found)}")
     return 0
 
 

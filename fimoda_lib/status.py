@@ -60,13 +60,14 @@ class Line:
 
 
 def lines(work: list[tuple[str, str]], profile: str, results: Path | str) -> Iterator[Line]:
-    """The pieces behind a list of (data set, kind): "final model", "scores", "retraining", or further training with the
-    optimiser of that name."""
+    """The pieces behind a list of (data set, kind): "final model", "scores", "retraining", further training with the
+    optimiser of that name, or "lft, <optimizer>"."""
     for dataset, kind in work:
-        further = kind in OPTIMIZERS
-        label = f"further training, {dataset}, {kind}" if further else f"{kind}, {dataset}"
+        further, optimizer = kind in OPTIMIZERS, optimizer_of(kind)
+        what = "further training" if further else kind.split(",")[0]
+        label = ", ".join([what, dataset, *([optimizer] if further or what == "lft" else [])])
         pieces = len(PAPER_METHODS) if kind == "scores" else 1
-        shown = Reproduction(dataset, profile, kind if further else "sgd", results=results, compute=False)
+        shown = Reproduction(dataset, profile, optimizer, results=results, compute=False)
         try:
             if further:
                 pieces = len(shown.settings.seeds)
@@ -75,6 +76,12 @@ def lines(work: list[tuple[str, str]], profile: str, results: Path | str) -> Ite
             yield Line(label, pieces, files_of(shown, kind))
         except (DataFileError, StoreError) as problem:
             yield Line(label, pieces, problem=str(problem))
+
+
+def optimizer_of(kind: str) -> str:
+    """The optimiser whose further training a kind of piece is, or follows; "sgd" where it does neither."""
+    last = kind.removeprefix("lft, ")
+    return last if last in OPTIMIZERS else "sgd"
 
 
 def files_of(shown: Reproduction, kind: str) -> list[Path]:
@@ -88,6 +95,8 @@ def files_of(shown: Reproduction, kind: str) -> list[Path]:
     if not final.exists():
         return []
     _ = shown.params  # read now: inside `asked` nothing is
+    if kind.startswith("lft, "):
+        return [asked(lambda: shown.scores("lft"))]
     if kind == "scores":
         return [asked(lambda m=method: shown.scores(m)) for method in shown.methods]
     return [asked(lambda s=seed: one_seed(shown, s).gold) for seed in shown.settings.seeds]

@@ -16,7 +16,8 @@ from small_files import adult_text, concrete_table, energy_table, fico_table, fo
 from fimoda_lib.datasets import DATASETS, available, census, fetch, load_task, tabular
 
 REAL = os.environ.get("FIMODA_DATA") or None
-EMBEDDED = [name for name, dataset in DATASETS.items() if dataset.embedded and name != "sentences"]  # see test_text.py
+ELSEWHERE = ("sentences", "digit_images")  # see test_text.py, test_images.py
+EMBEDDED = [name for name, dataset in DATASETS.items() if dataset.embedded and name not in ELSEWHERE]
 FROM_FILES = ["concrete", "energy", "fico", "folktables", "adult"]
 SIZES = {  # n_train, n_test, inputs, outputs
     "concrete": (927, 103, 8, 1),
@@ -111,8 +112,7 @@ def test_unknown_name_lists_the_known_ones():
 def test_embedded(name):
     assert available(name)
     task = load_task(name)
-    if name in SIZES:
-        assert (task.n_train, task.n_test, task.train[0].shape[1], task.model[-1].out_features) == SIZES[name]
+    assert (task.n_train, task.n_test, task.train[0].shape[1], task.model[-1].out_features) == SIZES[name]
     check_task(name, task)
     again = load_task(name)
     assert torch.equal(task.train[0], again.train[0]) and torch.equal(task.model[0].weight, again.model[0].weight)

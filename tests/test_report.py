@@ -260,8 +260,9 @@ def test_a_run_ends_with_its_report_and_survives_a_failing_one(good, made, tmp_p
     if not good:
         (tmp_path / "figures" / "laptop" / "fig02.csv").write_bytes(b"")
     options = Namespace(
-        profile="laptop", results=str(tmp_path / "results"), figures=str(tmp_path / "figures"), jobs=1, only=None
-    )
+        profile="laptop", results=str(tmp_path / "results"), figures=str(tmp_path / "figures"), jobs=1, only=None,
+        scheduler=None,
+    )  # fmt: skip
     assert run.run([[run.NotebookRun("04_figures", "figures", {})]], options) == 0
     printed = capsys.readouterr()
     page = tmp_path / "figures" / "laptop" / "index.html"

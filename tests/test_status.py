@@ -9,7 +9,7 @@ from fimoda_lib import run, status
 from fimoda_lib.folders import claimed
 from fimoda_lib.reproduction import PAPER_METHODS, Reproduction
 
-WORK = [("wine", kind) for kind in ("final model", "sgd", "adam", "retraining", "scores")]
+WORK = [("wine", kind) for kind in ("final model", "sgd", "adam", "retraining", "scores", "lft, adam")]
 
 
 @pytest.fixture(scope="module")
@@ -43,6 +43,7 @@ def test_nothing_is_done_at_first(tmp_path):
         "further training, wine, sgd": (0, 0, 2),
         "further training, wine, adam": (0, 0, 2),
         "retraining, wine": (0, 0, 1),
+        "lft, wine, adam": (0, 0, 1),
     }
     assert all(math.isnan(line.seconds_left) for line in lines.values())
     text = status.table(list(lines.values()))
@@ -61,6 +62,7 @@ def test_finished_pieces_are_found_by_their_whole_specification(results):
         "further training, wine, sgd": (2, 0, 0),
         "further training, wine, adam": (0, 0, 2),
         "retraining, wine": (1, 0, 0),
+        "lft, wine, adam": (0, 0, 1),
     }
     named = [path for line in lines.values() for path in line.done]
     assert sorted(named) == sorted((results / "smoke").glob("*.nc"))
@@ -94,6 +96,8 @@ def test_the_command_prints_it_and_computes_nothing(results, capsys):
         "further training, wine, adam": ["0", "0", "2"],
         "retraining, wine": ["1", "0", "0"],
         "scores, wine": ["1", "0", str(len(PAPER_METHODS) - 1)],
+        "lft, wine, sgd": ["0", "0", "1"],
+        "lft, wine, adam": ["0", "0", "1"],
     }.items():
         (row,) = (line for line in printed if line.startswith(f"{label} "))
         assert row.removeprefix(label).split()[:3] == expected
