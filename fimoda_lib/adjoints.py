@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 from . import checks
+from .devices import choose_device, random_devices, strict_arithmetic
 from .ensembles import Optimizer
 from .minibatches import FULL_RUN, run_batches
 from .plans import MOST_STEPS, Plan, check_loss, check_seeds
@@ -38,6 +39,7 @@ def adjoint_train(
     seed: int = 0,
     weight_decay: float = 0.0,
     max_grad_norm: float | None = None,
+    device: str | torch.device | None = None,
     progress: bool = True,
 ) -> xr.DataArray:
     """The derivative of test losses after further training with respect to the removed weight of every instance.
@@ -62,13 +64,14 @@ def adjoint_train(
     rule = Optimizer(optimizer, learning_rate, weight_decay, max_grad_norm)
     plan = Plan(rule, batch_size, 1, "mask", 1.0, (), tuple(rows.tolist()), (horizon,))
     check_loss(task, params)
-    run = DifferentiableRun(task, params, plan)
+    where = choose_device(device)
+    run = DifferentiableRun(task, params, plan, where)
     every = math.isqrt(horizon - 1) + 1  # steps between kept states: the others are computed anew on the way back
     batches = run_batches(task.n_train, plan.batch_size, torch.tensor([FULL_RUN]), seed, removal="mask")
     batches = [(r, w[0]) for _, (r, w) in zip(range(horizon), batches, strict=False)]
     scores = torch.zeros(len(rows), task.n_train, dtype=torch.float64)
     bar = tqdm(total=2 * horizon, desc="adjoints", disable=not progress)
-    with torch.random.fork_rng(devices=[]), bar:
+    with torch.random.fork_rng(devices=random_devices(where)), strict_arithmetic(where), bar:
         kept = {0: (run.params, run.state)}
         state: Any = kept[0]
         for number in range(1, horizon + 1):
@@ -86,7 +89,7 @@ def adjoint_train(
             for number in range(end, start, -1):
                 used, weights = batches[number - 1]
                 adjoint, slopes = backward(run, number, seed, used, weights, states.pop(), adjoint)
-                scores.index_add_(1, used, -(slopes * weights).double())
+                scores.index_add_(1, used, -(slopes.cpu() * weights).double())
                 bar.update()
     return xr.DataArray(
         scores.numpy(),
@@ -100,7 +103,7 @@ def forward(run: DifferentiableRun, number: int, seed: int, rows: Tensor, weight
     """One step of the run."""
     run.seed_dropout(number, seed)
     with torch.no_grad():
-        return run.update(number, take(run.train, rows))(*state, weights.to(run.ensemble.dtype))
+        return run.update(number, run.batch(rows))(*state, run.weights(weights))
 
 
 def backward(
@@ -108,18 +111,18 @@ def backward(
 ) -> tuple[Any, Tensor]:
     """The adjoints of (parameters, state) before a step, and those of the instance weights [k, B]."""
     run.seed_dropout(number, seed)
-    pull = vjp(run.update(number, take(run.train, rows)), *state, weights.to(run.ensemble.dtype))[1]
+    pull = vjp(run.update(number, run.batch(rows)), *state, run.weights(weights))[1]
     params, moments, slopes = vmap(pull)(adjoint)
     return tree_map(Tensor.detach, (params, moments)), slopes.detach()
 
 
 def loss_gradients(run: DifferentiableRun, params: Params, test: Any) -> Params:
     """Gradients of every test loss in the stacked parameters [k, 1, ...], computed in float64."""
-    inputs, targets = to(test, dtype=torch.float64)
+    inputs, targets = to(test, run.device, torch.float64)
 
     def losses(p: Params) -> Tensor:
         return run.ensemble.loss(functional_call(run.ensemble.evaluator, p, (inputs,)), targets)
 
     pull = vjp(losses, {k: p[0].double() for k, p in params.items()})[1]
-    (gradients,) = vmap(pull)(torch.eye(len(targets), dtype=torch.float64))
+    (gradients,) = vmap(pull)(torch.eye(len(targets), dtype=torch.float64, device=run.device))
     return {k: g.detach()[:, None].to(run.ensemble.dtype) for k, g in gradients.items()}

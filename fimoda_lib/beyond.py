@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+import json
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,12 +13,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from .comparison import sensitivity, similarity
-from .drawing import Panels, Tables, panel_figure, provenance, save_numbers
+from .drawing import Panels, panel_figure, provenance, save_numbers
+from .experiments import panel_letter, panel_title
 from .figures import shown_in, similarity_figure
 from .methods import METHODS
 from .minibatches import steps_per_epoch
 from .plots import filters, first_order, removal
-from .reproduction import PAPER_METHODS, finished
+from .plots.kept import panels_and_tables
+from .plots.similarity import diverged, stored_scores
+from .reproduction import PAPER_METHODS, Reproduction
 from .store import Missing, questions, read_sidecar
 
 NOTEBOOK = "06_why_methods_decay"
@@ -42,29 +46,26 @@ def figure_filter(panels: Panels, folder: Path | str) -> Figure:
         s = shown[letter].settings
         filters.draw(ax, tables[letter], s, steps_per_epoch(shown[letter].task.n_train, s.further.batch_size))
 
-    return _figure(
-        "fig_filter", shown, folder, tables, draw, filters.WHAT, filters.MARKS,
-        title="One filter, all methods", ylabel="share of the direction that is kept",
+    note = provenance(shown, figure="fig_filter", title="One filter, all methods", notebook=NOTEBOOK, optimizer="sgd")
+    return panel_figure(
+        note, shown, folder, tables, draw,
+        what=filters.WHAT, marks=filters.MARKS, ylabel="share of the direction that is kept",
     )  # fmt: skip
 
 
 def figure_limit(panels: Panels, folder: Path | str) -> Figure:
     """How close any method that is linear in the removed weight can come to one seed of further training."""
-    shown = shown_in("fig_limit", panels)
-    tables = {k: first_order.limit_table(s) for k, s in shown.items()}
-    return _figure(
-        "fig_limit", shown, folder, tables, lambda ax, letter: first_order.draw_limit(ax, tables[letter]),
+    return _study(
+        "fig_limit", panels, folder, first_order.limit_table, first_order.draw_limit,
         first_order.LIMIT, first_order.LIMIT_MARKS,
         title="The first-order limit", ylabel="similarity of derivative and difference",
     )  # fmt: skip
 
 
 def figure_precision(panels: Panels, folder: Path | str) -> Figure:
-    """Size of the sensitivity against the rounding of float32 training."""
-    shown = shown_in("fig_precision", panels)
-    tables = {k: first_order.precision_table(s) for k, s in shown.items()}
-    return _figure(
-        "fig_precision", shown, folder, tables, lambda ax, letter: first_order.draw_precision(ax, tables[letter]),
+    """Size of the sensitivity against the rounding of float32 training and of float32 test losses."""
+    return _study(
+        "fig_precision", panels, folder, first_order.precision_table, first_order.draw_precision,
         first_order.PRECISION, first_order.PRECISION_MARKS,
         title="Precision audit", ylabel="median magnitude (units of the loss)",
     )  # fmt: skip
@@ -72,29 +73,31 @@ def figure_precision(panels: Panels, folder: Path | str) -> Figure:
 
 def figure_removal(panels: Panels, folder: Path | str) -> Figure:
     """How many seeds `drop` and `mask` need for the same noise ceiling."""
-    shown = shown_in("fig_removal", panels)
-    tables = {k: removal.table(s) for k, s in shown.items()}
-    return _figure(
-        "fig_removal", shown, folder, tables, lambda ax, letter: removal.draw(ax, tables[letter]),
-        removal.WHAT, removal.MARKS,
+    return _study(
+        "fig_removal", panels, folder, removal.table, removal.draw, removal.WHAT, removal.MARKS,
         title="mask against drop", ylabel="seeds for a noise ceiling of 0.95",
     )  # fmt: skip
 
 
-def _figure(
+def _study(
     name: str,
-    shown: Panels,
+    panels: Panels,
     folder: Path | str,
-    tables: Tables,
-    draw: Callable[[Axes, str], None],
+    make: Callable[[Reproduction], pd.DataFrame | None],
+    draw: Callable[[Axes, pd.DataFrame, str], None],
     what: str,
     marks: str,
     *,
     title: str,
     ylabel: str,
 ) -> Figure:
-    note = provenance(shown, figure=name, title=title, notebook=NOTEBOOK, optimizer="sgd")
-    return panel_figure(note, shown, folder, tables, draw, what=what, marks=marks, ylabel=ylabel)
+    """A figure of a study, which is run if need be; panels drawn earlier are kept."""
+    shown, tables, kept = panels_and_tables(name, panels, folder, make)
+    note = provenance(shown, kept=kept, figure=name, title=title, notebook=NOTEBOOK, optimizer="sgd")
+    return panel_figure(
+        note, shown, folder, tables, lambda ax, letter: draw(ax, tables[letter], shown[letter].dataset),
+        what=what, marks=marks, ylabel=ylabel,
+    )  # fmt: skip
 
 
 def table_horizons(
@@ -102,47 +105,69 @@ def table_horizons(
 ) -> pd.DataFrame:
     """One row per data set and method: similarity averaged over horizons, and the seconds that the scores took.
 
-    Horizons count evenly on a log axis of epochs, so that the first epochs weigh as much as the last. Writes
-    `table_horizons.csv`, `.html` and `.json`.
+    Horizons count evenly on a log axis of epochs, so that the first epochs weigh as much as the last. Data sets that
+    are in the table as last saved and whose results are not here stay in it. Writes `table_horizons.csv`, `.html` and
+    `.json`.
 
     Returns:
         columns data set, method, mean over horizons, first, lowest, last, seconds.
     """
-    rows = []
-    for shown in shown_in("table_horizons", panels, compute=False).values():
-        gold = finished(lambda s=shown: s.gold)
-        if gold is None:
-            continue
-        measured, weight = sensitivity(gold), log_weights(gold.epoch.values)
-        for name in methods:
-            scores = finished(lambda name=name, shown=shown: shown.scores(name))
-            if scores is None or scores.attrs["outcome"] != "finished":
-                continue
-            mean = similarity(scores, measured)["mean"].values
-            rows.append(
-                {
-                    "data set": shown.title,
-                    "method": METHODS[name].label,
-                    "mean over horizons": float((mean * weight).sum() / weight.sum()),
-                    "first": float(mean[0]),
-                    "lowest": float(mean.min()),
-                    "last": float(mean[-1]),
-                    "seconds": seconds_of(lambda name=name, shown=shown: shown.scores(name)),
-                }
-            )
-    table = pd.DataFrame(rows)
-    note = provenance(
-        panels, figure="table_horizons", title="All methods, over all horizons", notebook=NOTEBOOK, optimizer="sgd"
-    )
+    shown = shown_in("table_horizons", panels, compute=False)
+    title = "All methods, over all horizons"
+    note = provenance(shown, figure="table_horizons", title=title, notebook=NOTEBOOK, optimizer="sgd")
+    here = {s.dataset: rows_over_horizons(s, methods) for s in shown.values() if s.dataset in note["datasets"]}
+    earlier, notes = kept_rows(Path(folder), note["profile"], here)
+    note["datasets"] |= notes
+    both = sorted((here | earlier).items(), key=lambda item: panel_letter(item[0]))
+    table = pd.concat([rows for _, rows in both], ignore_index=True) if both else pd.DataFrame()
     note["caption"] = (
-        "Mean cosine similarity to further training (SGD, mean adjustment): averaged over horizons (evenly on a "
-        "log axis of epochs), after the first epoch, at its lowest and after the last epoch; and the seconds that"
-        " the scores of the left-out instances took."
+        "Mean cosine similarity to further training (SGD, for text AdamW; mean adjustment): averaged over horizons "
+        "(evenly on a log axis of epochs), when first evaluated, at its lowest and when last evaluated; and the "
+        "seconds that the scores of the left-out instances took."
     )
     save_numbers(table, folder, "table_horizons", note)
     page = table.to_html(index=False, float_format="{:.2f}".format, border=0)
     (Path(folder) / "table_horizons.html").write_text(page, encoding="utf-8")
     return table
+
+
+def rows_over_horizons(shown: Reproduction, methods: Sequence[str]) -> pd.DataFrame:
+    """The rows of `table_horizons` for one data set."""
+    rows = []
+    measured, weight = sensitivity(shown.gold), log_weights(shown.gold.epoch.values)
+    for name, scores in stored_scores(shown, methods).items():
+        if diverged(scores):
+            continue
+        mean = similarity(scores, measured)["mean"].values
+        rows.append(
+            {
+                "data set": shown.title,
+                "method": METHODS[name].label,
+                "mean over horizons": float((mean * weight).sum() / weight.sum()),
+                "first": float(mean[0]),
+                "lowest": float(mean.min()),
+                "last": float(mean[-1]),
+                "seconds": seconds_of(lambda name=name: shown.scores(name)),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def kept_rows(folder: Path, profile: str, known: Mapping[str, object]) -> tuple[dict[str, pd.DataFrame], dict]:
+    """The rows of other data sets in the table as last saved under this profile, and their provenance."""
+    try:
+        note = json.loads((folder / "table_horizons.json").read_text())
+        table = pd.read_csv(folder / "table_horizons.csv")
+    except (FileNotFoundError, pd.errors.EmptyDataError):
+        return {}, {}
+    if note["profile"] != profile:
+        return {}, {}
+    notes = {
+        name: {**runs, "drawn": runs.get("drawn", note["commit"])}
+        for name, runs in note["datasets"].items()
+        if name not in known
+    }
+    return {name: table[table["data set"] == panel_title(name)] for name in notes}, notes
 
 
 def log_weights(epochs: np.ndarray) -> np.ndarray:

@@ -6,7 +6,6 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
-import torch
 from torch import Tensor
 
 LARGEST = 2**31 - 1  # of whole numbers that count something: beyond it nothing would ever end
@@ -74,23 +73,4 @@ def elements(name: str, values: Any, expected: str) -> list[Any]:
         found = None
     if not isinstance(found, list):
         raise ValueError(f"{name}: got {shown(values)}, expected {expected}.")
-    return found
-
-
-def device(value: Any) -> torch.device:
-    """The device of this name; a GPU if there is one for None."""
-    try:
-        found = torch.device("cuda" if torch.cuda.is_available() else "cpu") if value is None else torch.device(value)
-    except (RuntimeError, TypeError, ValueError):
-        raise ValueError(f"device: got {shown(value)}, expected 'cpu', 'cuda' or None.") from None
-    if found.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device: got '{value}', but PyTorch sees no GPU here; expected 'cpu' or None.")
-    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device: got '{value}', but there are only {torch.cuda.device_count()} GPUs here; number them from 0."
-        )
-    try:
-        torch.empty(1, device=found).tolist()
-    except (RuntimeError, NotImplementedError):
-        raise ValueError(f"device: got '{value}', which cannot compute here; expected 'cpu', 'cuda' or None.") from None
     return found

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import platform
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,6 +10,7 @@ import torch
 import xarray as xr
 from torch import nn
 
+from .devices import machine, random_devices
 from .ensembles import Ensemble, Optimizer
 from .minibatches import run_batches
 from .naming import model_name
@@ -93,7 +92,7 @@ def measure(
     batch = to(take(task.train, rows.reshape(-1, rows.shape[-1])), device, dtype)
     weights = weights.to(device, dtype)
     seconds = {}
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+    with torch.random.fork_rng(devices=random_devices(device)):
         for engine in (Engine(True), Engine(False)):
             ensemble = Ensemble(task, params, REPLICAS, optimizer, device=device, batched=engine.batched)
             taken = []
@@ -105,20 +104,3 @@ def measure(
                 taken.append(time.perf_counter() - started)
             seconds[engine.name] = min(taken[1:]) / REPLICAS
     return xr.Dataset({"seconds_per_step": ("engine", list(seconds.values()))}, coords={"engine": list(seconds)})
-
-
-def machine(device: torch.device) -> str:
-    """What a measurement holds for: the device, and on a CPU the number of threads."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"{platform.machine()}, {torch.get_num_threads()} threads"
-
-
-def free_memory(device: torch.device) -> int | None:
-    """Bytes that are free on a device; None where the system does not say."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
-    except (ValueError, OSError, AttributeError):
-        return None

@@ -20,6 +20,7 @@ from torch.func import functional_call, grad, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 from . import checks
+from .devices import random_state, set_random_state
 from .tasks import Instances, Params, Task, take, to
 
 log = logging.getLogger(__name__)
@@ -151,7 +152,7 @@ class Ensemble:
         found: Params = {k: torch.empty_like(p) for k, p in params.items()}
         state = random_state(weights.device)
         for m in range(self.size):
-            set_random_state(state)  # for the same reason
+            set_random_state(state, weights.device)  # for the same reason
             own = batch if shared else take(batch, m)
             for name, g in per_replica({k: p[m] for k, p in params.items()}, own, weights[m]).items():
                 found[name][m] = g
@@ -198,22 +199,10 @@ class Ensemble:
 
         with torch.no_grad():
             pieces = [
-                vmap(one, in_dims=(0, None))(params, to(take(inputs, slice(k, k + 4096)), dtype=torch.float64))
+                vmap(one, in_dims=(0, None))(params, to(take(inputs, slice(k, k + 4096)), self.device, torch.float64))
                 for k in range(0, n, 4096)
             ]
         return torch.cat(pieces, 1)
-
-
-def random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
-    """Where the random generators stand that dropout on a device draws from."""
-    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-
-
-def set_random_state(state: tuple[Tensor, Tensor | None]) -> None:
-    """Back to what `random_state` returned."""
-    torch.set_rng_state(state[0])
-    if state[1] is not None:
-        torch.cuda.set_rng_state(state[1])
 
 
 class Fused:

@@ -14,12 +14,15 @@ from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 from . import checks
+from .devices import choose_device
 from .ensembles import Ensemble, Optimizer
 from .further_training import Runner
 from .minibatches import FULL_RUN, steps_per_epoch
 from .plans import Plan, check_loss, check_seeds, specification
 from .store import cached
 from .tasks import Params, Task, check_params, check_task, parameters_of, take, to
+
+PIECE = 1024  # instances whose mean loss is computed at once
 
 
 class TrainingDiverged(ValueError):
@@ -127,8 +130,9 @@ def mean_loss(task: Task, params: Params, instances: tuple[Any, Tensor]) -> floa
     given = _tested_on(task, instances)
     check_params(task.model, params)
     check_loss(given, params)
-    ensemble = Ensemble(task, params, 1, Optimizer("sgd", 1.0))
-    return ensemble.losses(instances).mean().item()
+    ensemble = Ensemble(task, params, 1, Optimizer("sgd", 1.0), device=choose_device(None))
+    pieces = (slice(k, k + PIECE) for k in range(0, given.n_test, PIECE))
+    return sum(ensemble.losses(to(take(instances, p), ensemble.device)).sum().item() for p in pieces) / given.n_test
 
 
 def _tested_on(task: Task, instances: tuple[Any, Tensor]) -> Task:

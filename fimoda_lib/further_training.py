@@ -22,7 +22,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from . import checks
-from .engines import Engine, choose_engine, free_memory
+from .devices import choose_device, free_memory, random_devices, strict_arithmetic
+from .engines import Engine, choose_engine
 from .ensembles import Ensemble, Optimizer, check_trainable
 from .minibatches import FULL_RUN, run_batches, steps_per_epoch
 from .plans import Plan, check_loss, check_seeds, evaluation_steps, has_dropout, specification, try_model
@@ -159,7 +160,7 @@ class Runner:
         store: Path | str | None = None,
     ) -> None:
         self.task, self.params, self.plan, self.store = task, params, plan, store
-        self.device = checks.device(device)
+        self.device = choose_device(device)
         checks.choice("compile", compile, (True, False, None))
         if replicas is not None:
             checks.whole("replicas", replicas, or_=", or None")
@@ -233,7 +234,7 @@ class Runner:
         batches = run_batches(
             self.task.n_train, plan.batch_size, removed, seed, removal=plan.removal, fraction=plan.fraction
         )
-        with torch.random.fork_rng(devices=[self.device] if self.device.type == "cuda" else []):
+        with torch.random.fork_rng(devices=random_devices(self.device)), strict_arithmetic(self.device):
             torch.manual_seed(seed)
             for step, batch in zip(range(1, plan.steps[-1] + 1), batches, strict=False):
                 if self.noisy:  # dropout: the same masks in all runs of a seed, though some batches are shorter

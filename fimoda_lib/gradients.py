@@ -24,7 +24,7 @@ class Gradients:
 
     Args:
         dtype: precision of everything that comes out.
-        device: where to compute; results come out there.
+        device: where to compute; results come out there. By default where the parameters are.
 
     Attributes:
         names, shapes, sizes: of the parameters, in the order in which flat gradients hold them.
@@ -32,13 +32,19 @@ class Gradients:
     """
 
     def __init__(
-        self, task: Task, params: Params, *, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
+        self,
+        task: Task,
+        params: Params,
+        *,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str | None = None,
     ) -> None:
         check_task(task)
         check_params(task.model, params)
-        self.task, self.dtype, self.device = task, dtype, torch.device(device)
-        self.model = copy.deepcopy(task.model).to(device=device, dtype=dtype).eval()
-        self.params = {k: params[k].detach().to(device=device, dtype=dtype) for k in _order(task, params)}
+        self.device = next(iter(params.values())).device if device is None else torch.device(device)
+        self.task, self.dtype = task, dtype
+        self.model = copy.deepcopy(task.model).to(device=self.device, dtype=dtype).eval()
+        self.params = {k: params[k].detach().to(device=self.device, dtype=dtype) for k in _order(task, params)}
         self.names = list(self.params)
         self.shapes = [p.shape for p in self.params.values()]
         self.sizes = [p.numel() for p in self.params.values()]

@@ -116,14 +116,17 @@ def follow(
     Yields:
         after every record (its number, the change of the test outputs [z, b, C], float64).
     """
-    targets = to(take(at.task.train, train), dtype=torch.float64)[1]
+    targets = to(take(at.task.train, train), at.device, torch.float64)[1]
     factors: dict[int, tuple[Tensor, Tensor]] = {}
     for record in range(segment.first, segment.last):
         steps = run.steps[record + 1] - run.steps[record]
         if steps not in factors:
             factors[steps] = decay(effect.spectrum, run, steps)
         change = effect.on_own().double() @ D if whole else 0.0
-        first, last = (at.loss_slopes(run.train_outputs[k][train] + change, targets) for k in (record, record + 1))
+        first, last = (
+            at.loss_slopes(outputs + change, targets)
+            for outputs in (run.train_outputs[k][train].to(at.device) for k in (record, record + 1))
+        )
         # Their mean over the steps if they change evenly: each step uses the slope at its beginning.
         mean = first + (last - first) * (steps - 1) / (2 * steps)
         effect.advance((mean @ D.T).to(at.dtype) / at.task.n_train, *factors[steps], run.learning_rate * steps)
@@ -141,7 +144,7 @@ def evolved(at: Gradients, run: Trajectory, spectrum: Spectrum, D: Tensor) -> Tr
     inside = spectrum.into(mean[None])
     outside = mean - spectrum.out_of(inside)[0]
     moved = torch.stack([-decay(spectrum, run, steps)[1] for steps in run.steps]) * inside  # [records, q]
-    drift = -run.learning_rate * torch.tensor(run.steps, dtype=at.dtype)
+    drift = -run.learning_rate * torch.tensor(run.steps, dtype=at.dtype, device=at.device)
 
     def outputs(part: Any, n: int) -> Tensor:
         found = []
@@ -150,7 +153,7 @@ def evolved(at: Gradients, run: Trajectory, spectrum: Spectrum, D: Tensor) -> Tr
             J = jacobians(at, instances, D, None)
             change = torch.einsum("tq,brq->tbr", moved, spectrum.into(J.flatten(0, 1)).view(*J.shape[:2], -1))
             change = change + drift[:, None, None] * (J @ outside)
-            found.append(at.outputs(instances[0]).detach().flatten(1) + change.double() @ D)
+            found.append((at.outputs(instances[0]).detach().flatten(1) + change.double() @ D).cpu())
         return torch.cat(found, 1)
 
     train, test = outputs(at.train, at.task.n_train), outputs(at.test, at.task.n_test)
@@ -160,7 +163,7 @@ def evolved(at: Gradients, run: Trajectory, spectrum: Spectrum, D: Tensor) -> Tr
 
 def loss_changes(at: Gradients, outputs: Tensor, change: Tensor, test: Tensor, *, whole: bool) -> Tensor:
     """Changes of the test losses, [z, b], for changes of the test outputs [z, b, C]; to first order unless `whole`."""
-    targets = to(take(at.task.test, test), dtype=torch.float64)[1]
+    targets, outputs = to(take(at.task.test, test), at.device, torch.float64)[1], outputs.to(at.device)
     if not whole:
         return (change * at.loss_slopes(outputs, targets)[:, None]).sum(2)
     z, b = change.shape[:2]

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from . import checks
+from .devices import random_devices
 from .ensembles import Optimizer
 from .minibatches import REMOVALS
 from .naming import loss_name, model_name
@@ -100,7 +101,7 @@ def try_model(task: Task, params: Params, instances: Instances, with_loss: bool 
     like = next(iter(params.values()))
     inputs, targets = to(instances, like.device, like.dtype)
     model = copy.deepcopy(task.model).to(like.device, like.dtype)  # frozen parameters and buffers, too
-    with torch.no_grad(), torch.random.fork_rng():
+    with torch.no_grad(), torch.random.fork_rng(devices=random_devices(like.device)):
         outputs = torch.func.functional_call(model, params, (inputs,))
         return task.loss(outputs, targets) if with_loss else outputs
 

@@ -5,12 +5,15 @@ Each study is a handful of runs of one data set, computed once and kept, as the 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import replace
+
 import numpy as np
 import xarray as xr
 
 from .comparison import instance_similarity, seed_agreement, seeds_needed, sensitivity
 from .ensembles import Optimizer
-from .experiments import Training
+from .experiments import EXPERIMENTS, Training, experiment_of
 from .further_training import further_train
 from .minibatches import steps_per_epoch
 from .plans import Plan, specification
@@ -30,63 +33,84 @@ def log_epochs(epochs: int) -> list[int]:
     return sorted({round(e) for e in np.geomspace(1, epochs, 14)})
 
 
-def first_order_runs(shown: Reproduction) -> xr.Dataset:
-    """One seed of further training in five versions, with `removal="mask"`.
+def first_order_runs(shown: Reproduction, fractions: Sequence[float] = FRACTIONS) -> xr.Dataset:
+    """One seed of further training in several versions, with "mask" or, for images and text, "subtract".
+
+    Where a profile has a smaller model and fewer instances in place of the paper's, steps and weights keep the paper's
+    size: its learning rate, and an instance is one of all that the paper trains on.
 
     Returns:
         `delta[run, left_out, step, test]` per whole weight removed, with runs "tangent" (the exact derivative,
         float64), "0.1", "0.5", "1.0" (differences of float64 runs with that fraction of the weight removed, over the
-        fraction) and "float32" (the whole weight, in float32, as further training is run).
+        fraction) and "float32" (the whole weight, in float32); `full_loss[step, test]` of the float64 run.
     """
     s = shown.settings
-    per_epoch = steps_per_epoch(shown.task.n_train, s.further.batch_size)
-    further = s.further if s.further.epochs * per_epoch <= LONG else s.further.scaled(SHORT)
+    further, whole = paper_sized(shown)
     left_out = s.left_out[:: max(len(s.left_out) // LIMIT_LEFT_OUT, 1)][:LIMIT_LEFT_OUT]
     double = {k: v.double() for k, v in shown.params.items()}
-    common = dict(
+    single = {k: v.float() for k, v in shown.params.items()}
+    common = {
         **further.arguments(),
-        seeds=[0],
-        left_out=left_out,
-        test=s.test,
-        removal="mask",
-        evaluate=[per_epoch * e for e in log_epochs(further.epochs)],
-    )
+        "seeds": [0],
+        "left_out": left_out,
+        "test": s.test,
+        "removal": "mask" if s.removal == "drop" else s.removal,
+    }
 
-    def run(params: Params, fraction: float) -> xr.DataArray:
+    def run(params: Params, fraction: float) -> xr.Dataset:
         gold = further_train(
             shown.task,
             params,
             **common,
-            fraction=fraction,
+            fraction=fraction * whole,
             store=shown.folder,
             compute_missing=shown.compute,
             progress=shown.compute,
-        )
-        return gold.delta.isel(seed=0, drop=True).astype("float64") / fraction
+        ).isel(seed=0, drop=True)
+        return gold.assign(delta=gold.delta.astype("float64") / fraction)
 
-    runs = {str(f): run(double, f) for f in FRACTIONS}
-    runs["float32"] = run(shown.params, 1.0)
-    runs["tangent"] = stored_tangents(shown, double, common).delta.isel(seed=0, drop=True)
-    return xr.Dataset({"delta": xr.concat(runs.values(), dim="run", join="exact").assign_coords(run=list(runs))})
+    runs = {str(f): run(double, f) for f in fractions}
+    full_loss = runs["1.0"].full_loss
+    runs["float32"] = run(single, 1.0)
+    tangents = stored_tangents(shown, double, further, common).isel(seed=0, drop=True)
+    deltas = [gold.delta for gold in runs.values()] + [tangents.delta * whole]
+    names = [*runs, "tangent"]
+    return xr.Dataset(
+        {"delta": xr.concat(deltas, dim="run", join="exact").assign_coords(run=names), "full_loss": full_loss}
+    )
 
 
-def stored_tangents(shown: Reproduction, params: Params, arguments: dict) -> xr.Dataset:
+def paper_sized(shown: Reproduction) -> tuple[Training, float]:
+    """Further training with the paper's learning rate, evaluated at about a dozen steps, and the share of a training
+    instance's weight that the paper's has: n of this profile over n of the paper's."""
+    s, here = shown.settings, experiment_of(shown.dataset, shown.profile)
+    paper = EXPERIMENTS[shown.dataset].further[s.further.optimizer]
+    per_epoch = steps_per_epoch(shown.task.n_train, s.further.batch_size)
+    further = s.further if s.further.epochs * per_epoch <= LONG else s.further.scaled(SHORT)
+    if further.evaluate:
+        evaluate = [further.evaluate[k - 1] for k in log_epochs(len(further.evaluate))]
+    else:
+        evaluate = [per_epoch * e for e in log_epochs(further.epochs)]
+    chosen = replace(further, learning_rate=paper.learning_rate, evaluate=tuple(evaluate))
+    return chosen, here.n_train / here.n_all if here.n_train else 1.0
+
+
+def stored_tangents(shown: Reproduction, params: Params, further: Training, arguments: dict) -> xr.Dataset:
     """`tangent_train`, computed once and kept."""
-    training = Training(*(arguments[k] for k in ("optimizer", "learning_rate", "epochs", "batch_size")))
     plan = Plan(
-        Optimizer(training.optimizer, training.learning_rate),
-        training.batch_size,
-        training.epochs,
+        Optimizer(further.optimizer, further.learning_rate, further.weight_decay, further.max_grad_norm),
+        further.batch_size,
+        further.epochs,
         arguments["removal"],
         1.0,
         tuple(arguments["left_out"]),
         tuple(arguments["test"]),
-        tuple(arguments["evaluate"]),
+        further.evaluate,
     )
     spec = {**specification(shown.task, params, plan), "seeds": arguments["seeds"], "kind": "tangent"}
     return cached(
         shown.folder,
-        f"tangent-{shown.dataset}-{training.optimizer}",
+        f"tangent-{shown.dataset}-{further.optimizer}",
         spec,
         lambda: tangent_train(shown.task, params, **arguments, progress=shown.compute),
         compute_missing=shown.compute,
@@ -112,19 +136,22 @@ def rounding(runs: xr.Dataset) -> xr.Dataset:
     """How large sensitivities are, and what rounding adds to them, as median magnitudes over instances, [step].
 
     Returns:
-        `sensitivity` (difference of float64 runs), `float32` (what float32 training changes about it), `nonlinear`
-        (what removing all of the weight at once changes about the derivative).
+        `sensitivity` (difference of float64 runs), `float32` (what float32 training changes about it), `losses` (what
+        rounding the two test losses to float32 changes about it), `nonlinear` (what removing all of the weight at once
+        changes about the derivative).
     """
-    delta = runs.delta
+    delta, full = runs.delta, runs.full_loss
+    whole = delta.sel(run="1.0")
+    rounded = (full + whole).astype("float32").astype("float64") - full.astype("float32").astype("float64")
 
     def size(values: xr.DataArray) -> xr.DataArray:
         return abs(values).median(["left_out", "test"])
 
-    whole = delta.sel(run="1.0")
     return xr.Dataset(
         {
             "sensitivity": size(whole),
             "float32": size(delta.sel(run="float32") - whole),
+            "losses": size(rounded - whole),
             "nonlinear": size(delta.sel(run="tangent") - whole),
         }
     )

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 from . import checks
+from .devices import choose_device, random_devices, strict_arithmetic
 from .ensembles import Ensemble, Optimizer
 from .minibatches import FULL_RUN, run_batches, steps_per_epoch
 from .plans import Plan, check_loss, check_seeds, evaluation_steps, has_dropout
@@ -42,6 +43,7 @@ def tangent_train(
     test: Iterable[int] | None = None,
     weight_decay: float = 0.0,
     max_grad_norm: float | None = None,
+    device: str | torch.device | None = None,
     progress: bool = True,
 ) -> xr.Dataset:
     """The derivative of the test losses along further training with respect to the removed weight of each instance.
@@ -79,9 +81,10 @@ def tangent_train(
     seeds = check_seeds(seeds)
     # Under "subtract" the removed instances are further rows of the batch; dropout must draw the same mask for each.
     alone = removal == "subtract" and has_dropout(task.model)
+    where = choose_device(device)
     pieces = torch.tensor(plan.left_out).split(1 if alone else TANGENTS)
     with tqdm(total=len(seeds) * len(pieces) * plan.steps[-1], desc="tangents", disable=not progress) as bar:
-        found = [[one_chunk(task, params, plan, seed, piece, bar) for piece in pieces] for seed in seeds]
+        found = [[one_chunk(task, params, plan, seed, piece, where, bar) for piece in pieces] for seed in seeds]
     return xr.Dataset(
         {
             "full_loss": (("seed", "step", "test"), np.stack([chunks[0][0] for chunks in found])),
@@ -101,24 +104,24 @@ def tangent_train(
 
 
 def one_chunk(
-    task: Task, params: Params, plan: Plan, seed: int, removed: Tensor, bar: tqdm
+    task: Task, params: Params, plan: Plan, seed: int, removed: Tensor, device: torch.device, bar: tqdm
 ) -> tuple[np.ndarray, np.ndarray]:
     """Losses [steps, test] of one full run, and their derivatives [k, steps, test] for k removed instances."""
-    run = DifferentiableRun(task, params, plan)
+    run = DifferentiableRun(task, params, plan, device)
     test = take(task.test, torch.tensor(plan.test))
-    tangents = tree_map(lambda p: torch.zeros(len(removed), *p.shape, dtype=p.dtype), (run.params, run.state))
+    tangents = tree_map(lambda p: p.new_zeros(len(removed), *p.shape), (run.params, run.state))
     losses, slopes = [], []
 
     def record() -> None:
         value, slope = run.losses(test, tangents[0])
-        losses.append(value.numpy())
-        slopes.append(slope.numpy())
+        losses.append(value.cpu().numpy())
+        slopes.append(slope.cpu().numpy())
 
     if 0 in plan.steps:
         record()
     everyone = torch.cat([torch.tensor([FULL_RUN]), removed])
     batches = run_batches(task.n_train, plan.batch_size, everyone, seed, removal=plan.removal)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=random_devices(device)), strict_arithmetic(device):
         for number, (rows, weights) in zip(range(1, plan.steps[-1] + 1), batches, strict=False):
             # Rows differ between replicas only under "subtract", in the last place: give every one of those its own.
             if rows.dim() == 2:
@@ -138,14 +141,15 @@ def one_chunk(
 class DifferentiableRun:
     """One full run whose every step can be differentiated in parameters, optimiser state and instance weights."""
 
-    def __init__(self, task: Task, params: Params, plan: Plan) -> None:
-        self.ensemble = Ensemble(task, params, 1, plan.optimizer)
+    def __init__(self, task: Task, params: Params, plan: Plan, device: torch.device) -> None:
+        self.device = device
+        self.ensemble = Ensemble(task, params, 1, plan.optimizer, device=device)
         self.params, self.state = self.ensemble.params, self.ensemble.state
         # The root in Adam's denominator has no derivative at 0, where a parameter without gradients (an input that is
         # 0 in the batch, a dead unit) would stay; far below Adam's epsilon, this changes nothing else.
         for square in self.state.get("square", {}).values():
             square.fill_(torch.finfo(square.dtype).tiny ** 0.75)
-        self.train = to(task.train, dtype=self.ensemble.dtype)
+        self.train = to(task.train, device, self.ensemble.dtype)
         self.noisy = has_dropout(task.model)
 
     def seed_dropout(self, number: int, seed: int) -> None:
@@ -153,10 +157,18 @@ class DifferentiableRun:
         if self.noisy:
             torch.manual_seed(seed * 1_000_003 + number)
 
+    def batch(self, rows: Tensor) -> Instances:
+        """The training instances of a step, where they are used."""
+        return take(self.train, rows.to(self.device))
+
+    def weights(self, weights: Tensor) -> Tensor:
+        """Their weights, likewise."""
+        return weights.to(self.device, self.ensemble.dtype)
+
     def update(self, number: int, batch: Instances) -> Any:
         """The optimiser step of this number as a function of parameters, state and weights."""
         dtype, betas = self.ensemble.dtype, self.ensemble.optimizer.betas
-        correction = torch.tensor([1 - beta**number for beta in betas], dtype=dtype)
+        correction = torch.tensor([1 - beta**number for beta in betas], dtype=dtype, device=self.device)
 
         def step(params: Params, state: dict, weights: Tensor) -> tuple[Params, dict]:
             gradients = self.ensemble.gradients(params, batch, weights[None], True)
@@ -173,23 +185,21 @@ class DifferentiableRun:
             change: derivative of the weights for every tangent, [k, B].
             tangents: of (parameters, state), with a leading dimension k.
         """
-        step = self.update(number, take(self.train, rows))
-        primal = (self.params, self.state, weights.to(self.ensemble.dtype))
+        step = self.update(number, self.batch(rows))
+        primal = (self.params, self.state, self.weights(weights))
 
         def push(dp: Params, ds: dict, dw: Tensor) -> Any:
             return jvp(step, primal, (dp, ds, dw))
 
         self.seed_dropout(number, seed)
         with torch.no_grad():
-            (params, state), moved = vmap(push, out_dims=(None, 0), randomness="same")(
-                *tangents, change.to(self.ensemble.dtype)
-            )
+            (params, state), moved = vmap(push, out_dims=(None, 0), randomness="same")(*tangents, self.weights(change))
         self.params, self.state = params, state
         return moved
 
     def losses(self, test: Instances, tangents: Params) -> tuple[Tensor, Tensor]:
         """Test losses [n] and their derivatives [k, n], in float64."""
-        inputs, targets = to(test, dtype=torch.float64)
+        inputs, targets = to(test, self.device, torch.float64)
 
         def one(p: Params) -> Tensor:
             return self.ensemble.loss(functional_call(self.ensemble.evaluator, p, (inputs,)), targets)

@@ -11,6 +11,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from . import checks
+from .devices import choose_device, random_devices, strict_arithmetic
 from .ensembles import Ensemble, Optimizer
 from .minibatches import FULL_RUN, run_batches, steps_per_epoch
 from .plans import MOST_STEPS, check_loss, check_seeds, has_dropout
@@ -65,12 +66,14 @@ def record_full_run(
     weight_decay: float = 0.0,
     max_grad_norm: float | None = None,
     progress: bool = True,
+    device: str | torch.device | None = None,
 ) -> Trajectory:
     """Trains once on all data, as the full run of `further_train` with this seed does, and records all outputs.
 
     Args:
         steps: the optimiser steps at which outputs are recorded; a number stands for the end of every epoch up to it.
         segments: how many segments of nearly equal numbers of records to cut the run into.
+        device: where to train; a GPU if there is one.
 
     Raises:
         ValueError: steps or segments that cannot be, or a run that diverges.
@@ -82,25 +85,26 @@ def record_full_run(
     cuts = segment_cuts(len(due) - 1, segments)
     rule = Optimizer(optimizer, learning_rate, weight_decay, max_grad_norm)
     check_loss(task, params)
-    ensemble = Ensemble(task, params, 1, rule)
-    train_set, noisy = to(task.train, dtype=ensemble.dtype), has_dropout(task.model)
+    ensemble = Ensemble(task, params, 1, rule, device=choose_device(device))
+    train_set, noisy = to(task.train, ensemble.device, ensemble.dtype), has_dropout(task.model)
     outputs, starts, multipliers = [], [], []
 
     def record() -> None:
         if len(outputs) in cuts[:-1]:
             starts.append({k: p[0].clone() for k, p in ensemble.params.items()})
-        outputs.append((ensemble.outputs(task.train[0])[0], ensemble.outputs(task.test[0])[0]))
+        outputs.append(tuple(ensemble.outputs(part[0])[0].cpu() for part in (task.train, task.test)))
         if rule.name != "sgd" and ensemble.steps:
             multipliers.append(adam_multiplier(rule, ensemble))
 
-    record()
+    with strict_arithmetic(ensemble.device):
+        record()
     batches = run_batches(task.n_train, batch_size, torch.tensor([FULL_RUN]), seed)
     bar = tqdm(zip(range(1, due[-1] + 1), batches, strict=False), total=due[-1], desc="full run", disable=not progress)
-    with torch.random.fork_rng(devices=[]):
+    with torch.random.fork_rng(devices=random_devices(ensemble.device)), strict_arithmetic(ensemble.device):
         for step, (rows, weights) in bar:
             if noisy:  # the masks of `further_train`
                 torch.manual_seed(seed * 1_000_003 + step)
-            ensemble.step(take(train_set, rows), weights.to(ensemble.dtype))
+            ensemble.step(take(train_set, rows.to(ensemble.device)), weights.to(ensemble.device, ensemble.dtype))
             if step == due[len(outputs)]:
                 record()
     train, test = (torch.stack(piece) for piece in zip(*outputs, strict=True))

@@ -1,13 +1,14 @@
 """Figures beyond the paper and the runs behind them, from tiny stored results."""
 
 import json
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
 
-from fimoda_lib import beyond, figures
+from fimoda_lib import beyond, experiments, figures
 from fimoda_lib.comparison import sensitivity, similarity
 from fimoda_lib.plots import filters, first_order, removal
 from fimoda_lib.reproduction import LFT_SEED, Reproduction
@@ -32,6 +33,27 @@ def panels(tmp_path_factory):
 def close_figures():
     yield
     plt.close("all")
+
+
+def test_precision_of_steps_and_weights_of_the_papers_size(tmp_path):
+    """Sentences: left out by `subtract`, counted in steps; once more as if the paper had ten times as many of them."""
+    shown = Reproduction("sentences", "smoke", results=tmp_path)
+    whole = first_order_runs(shown, fractions=[1.0])
+    assert whole.step.values.tolist() == list(shown.settings.further.evaluate)
+    n = shown.task.n_train
+    small = replace(experiments.EXPERIMENTS["sentences"], n_train=n, n_all=10 * n)
+    further = {"adamw": replace(small.further["adamw"], learning_rate=1e-6)}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(experiments.SMALL, "sentences", small)
+        found = first_order_runs(shown, fractions=[1.0])
+        patch.setitem(experiments.EXPERIMENTS, "sentences", replace(small, further=further))
+        slower = first_order_runs(shown, fractions=[1.0])
+    ratio = found.delta.sel(run="tangent") / whole.delta.sel(run="tangent")
+    np.testing.assert_allclose(ratio, 0.1, rtol=1e-6)
+    sizes = [float(abs(runs.delta.sel(run="1.0")).mean()) for runs in (whole, found, slower)]
+    assert sizes[1] == pytest.approx(sizes[0] / 10, rel=0.1) and sizes[2] < sizes[1] / 3
+    sizes = first_order.precision_table(shown)
+    assert (sizes[["sensitivity", "float32", "losses"]] > 0).all(axis=None)
 
 
 @pytest.mark.parametrize("name", [name for name in beyond.FIGURES if name.startswith("fig")])
@@ -70,6 +92,21 @@ def test_the_table_has_similarities_and_seconds(panels, tmp_path):
     assert mean.min() <= row["mean over horizons"] <= mean.max() and row["seconds"] > 0
     assert len(pd.read_csv(tmp_path / "table_horizons.csv")) == 2
     assert "Grad-Dot" in (tmp_path / "table_horizons.html").read_text()
+
+
+def test_the_table_keeps_data_sets_whose_results_are_not_here(panels, tmp_path):
+    first = beyond.table_horizons({"a": panels["a"]}, tmp_path)
+    again = beyond.table_horizons({"b": panels["b"]}, tmp_path)  # of which nothing is run
+    pd.testing.assert_frame_equal(again, first, rtol=1e-4)
+    note = json.loads((tmp_path / "table_horizons.json").read_text())
+    assert note["datasets"]["diabetes"]["drawn"] == note["commit"]
+    both = beyond.table_horizons(panels, tmp_path)  # results that are here count, not what was saved
+    assert (
+        len(both) == 2
+        and "drawn" not in json.loads((tmp_path / "table_horizons.json").read_text())["datasets"]["diabetes"]
+    )
+    (tmp_path / "table_horizons.json").write_text(json.dumps(note | {"profile": "another"}))
+    assert beyond.table_horizons({"b": panels["b"]}, tmp_path).empty
 
 
 def test_horizons_weigh_evenly_on_a_log_axis():

@@ -171,10 +171,18 @@ PANELS_MADE = {
 }
 
 
-@pytest.mark.parametrize("name", [name for name in FIGURES if LETTERS[name] and name != "table2"])
+def panels_of(name):
+    """Letter in the figure -> the embedded data set that is drawn there."""
+    return {own: PANELS_MADE[k] for own, k in LETTERS[name].items() if k in PANELS_MADE}
+
+
+WITHOUT_PANELS = ("table2", "table2_text", "fig_images")
+
+
+@pytest.mark.parametrize("name", [name for name in FIGURES if LETTERS[name] and name not in WITHOUT_PANELS])
 def test_figures_come_with_numbers_and_provenance(smoke, name):
     folder = smoke[0] / "figures/smoke"
-    panels = {own: PANELS_MADE[k] for own, k in LETTERS[name].items() if k in PANELS_MADE}
+    panels = panels_of(name)
     for ending in ("pdf", "png", "csv", "json"):
         for stem in (name, *(f"{name}{letter}_{dataset}" for letter, dataset in panels.items())):
             assert (folder / f"{stem}.{ending}").stat().st_size > 0
@@ -189,11 +197,20 @@ def test_figures_come_with_numbers_and_provenance(smoke, name):
     assert "Not run yet" not in note["caption"]
 
 
-def test_the_drawing_and_the_table_are_made(smoke):
+def test_the_drawing_the_tables_and_the_images_are_made(smoke):
     folder = smoke[0] / "figures/smoke"
-    assert {p.name for p in folder.glob("fig01*")} == {"fig01.pdf", "fig01.png", "fig01.json"}
-    assert {p.name for p in folder.glob("table2*")} == {"table2.csv", "table2.html", "table2.json"}
-    assert set(pd.read_csv(folder / "table2.csv")["role"]) == {"to explain", "most helpful", "most harmful"}
+    for name, endings in {
+        "fig01": ("pdf", "png", "json"),
+        "fig_images": ("pdf", "png", "json", "csv"),
+        "table2": ("csv", "html", "json"),
+        "table2_text": ("csv", "html", "json"),
+    }.items():
+        assert {p.name for p in folder.glob(f"{name}.*")} == {f"{name}.{ending}" for ending in endings}
+    for name in ("table2", "table2_text"):
+        assert set(pd.read_csv(folder / f"{name}.csv")["role"]) == {"to explain", "most helpful", "most harmful"}
+    assert len(pd.read_csv(folder / "fig_images.csv")) > 0
+    for name in WITHOUT_PANELS:
+        assert list(json.loads((folder / f"{name}.json").read_text())["datasets"]) == list(panels_of(name).values())
 
 
 def test_a_second_start_computes_nothing_again(smoke):

@@ -12,6 +12,7 @@ import xarray as xr
 from torch import Tensor
 
 from .. import checks
+from ..devices import choose_device, strict_arithmetic
 from ..plans import check_loss
 from ..tasks import Params, Task, check_params, check_task, resolve_rows
 from .base import FAMILIES, METHODS, Method, MethodDiverged, method
@@ -54,6 +55,7 @@ def attribute(
     train: Iterable[int] | None = None,
     test: Iterable[int] | None = None,
     curvature: Iterable[int] | None = None,
+    device: str | torch.device | None = None,
     **hyper: Any,
 ) -> xr.DataArray:
     """Scores of training instances for test instances by one method.
@@ -63,6 +65,7 @@ def attribute(
         train: the training instances that are scored (all by default).
         test: the test instances that are explained (all by default).
         curvature: the training instances that define the curvature (all by default, whatever `train` is).
+        device: where to compute; a GPU if there is one. Scores come back to the CPU.
         hyper: the method's hyper-parameters, by value; see `METHODS[name].defaults`.
 
     Returns:
@@ -97,7 +100,9 @@ def attribute(
     for name, chosen in rows.items():
         if len(chosen) == 0:
             raise ValueError(f"{name}: no instances given; expected at least one, or None for all.")
-    result = entry.function(task, params, **rows, **hyper)
+    where = choose_device(device)
+    with strict_arithmetic(where):
+        result = entry.function(task, {k: p.to(where) for k, p in params.items()}, **rows, **hyper)
     scores, report = result if isinstance(result, tuple) else (result, {})
     horizons = {"horizon": report["horizon"]} if "horizon" in report else {}
     _check(scores, entry.name, [len(h) for h in horizons.values()] + [len(rows["test"]), len(rows["train"])])

@@ -89,7 +89,7 @@ def conjugate_gradients(
         x [m, P], iterations [m], and the true relative residual of each row [m], computed anew at the end.
     """
     norm = right.norm(dim=1)
-    x, iterations = torch.zeros_like(right), torch.zeros(len(right), dtype=torch.long)
+    x, iterations = torch.zeros_like(right), torch.zeros(len(right), dtype=torch.long, device=right.device)
     # Recurrences drift from the true residual, in float32 by far: a second pass starts from the true one.
     for _ in range(3):
         residual = right - operator(x)

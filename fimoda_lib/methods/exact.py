@@ -37,9 +37,11 @@ def exact(
 
     def P(g: Tensor) -> Tensor:
         if not in_instances:
-            return torch.linalg.solve(G.dense() + damping * torch.eye(at.n_params, dtype=dtype), g.T).T
+            return torch.linalg.solve(
+                G.dense() + damping * torch.eye(at.n_params, dtype=dtype, device=at.device), g.T
+            ).T
         # Woodbury: (AᵀA/n + λI)⁻¹ g = (g - Aᵀ (AAᵀ + nλI)⁻¹ A g) / λ
-        gram = G.gram() + G.n * damping * torch.eye(G.n * G.rank, dtype=dtype)
+        gram = G.gram() + G.n * damping * torch.eye(G.n * G.rank, dtype=dtype, device=at.device)
         weights = torch.linalg.solve(gram, G.overlaps(g).T).T
         return (g - G.combine(weights)) / damping
 

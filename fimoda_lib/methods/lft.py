@@ -98,7 +98,9 @@ def lft(
                 raise ValueError("mode: 'closed_form' follows plain SGD; got weight_decay or max_grad_norm.")
             run = Trajectory(settings["learning_rate"], steps, *[torch.empty(0)] * 2, (), settings)
         else:
-            run = record_full_run(task, params, steps=steps, segments=segments, progress=False, **settings)
+            run = record_full_run(
+                task, params, steps=steps, segments=segments, progress=False, device=at.device, **settings
+            )
     scores, found = follow_run(task, params, at, run, train, test, wanted, curvature, mode, backend, order == 2)
     return scores, {"horizon": wanted, "further_training": dict(run.settings), **found}
 
@@ -156,7 +158,7 @@ def follow_run(
                 if run.steps[record] in place:
                     scores[place[run.steps[record]]][:, piece] = loss_changes(
                         at, run.test_outputs[record][test], change, test, whole=whole
-                    )
+                    ).cpu()
             if number + 1 < len(run.segments):
                 ends.append(effect.total() * (1 if scale is None else scale))
         effects = torch.cat(ends) if ends else None

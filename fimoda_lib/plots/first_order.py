@@ -8,6 +8,7 @@ from matplotlib.axes import Axes
 
 from ..reproduction import Reproduction, finished
 from ..studies import first_order_limit, first_order_runs, rounding
+from .panels import horizon_axis
 
 SHADES = {0.1: "#9ecae1", 0.5: "#4292c6", 1.0: "#08306b"}  # fractions of the weight removed, light to dark
 LIMIT = (
@@ -20,16 +21,18 @@ LIMIT = (
 LIMIT_MARKS = "Bands are one standard error over test instances."
 PRECISION = (
     "Median magnitude over 20 left-out instances and all test instances of the sensitivity, as the difference of "
-    "two float64 runs of one seed (mask); of what training in float32 instead changes about it (test losses are "
-    "float64 in both); and of the part of it that its exact derivative misses."
+    "two float64 runs of one seed with the same batches; of what training in float32 instead changes about it (test "
+    "losses are float64 in both); of what rounding the test losses alone to float32 changes; and of the part of it "
+    "that its exact derivative misses. Learning rate and weight of an instance are the paper's, whatever the model."
 )
 PRECISION_MARKS = (
-    "Where the dotted line meets the solid one, a sensitivity measured with float32 runs is rounding noise."
+    "Where a dotted or a dash-dotted line meets the solid one, a sensitivity measured that way is rounding noise."
 )
 LOOKS = {  # column -> colour, line, label
     "sensitivity": ("#000000", "-", "sensitivity"),
     "nonlinear": ("#D55E00", "--", "its part beyond first order"),
     "float32": ("#0072B2", ":", "error of float32 training"),
+    "losses": ("#009E73", "-.", "error of float32 test losses"),
 }
 
 
@@ -46,27 +49,30 @@ def limit_table(shown: Reproduction) -> pd.DataFrame | None:
     return pd.concat(frames, axis=1).reset_index().merge(epochs, on="step")
 
 
-def draw_limit(ax: Axes, table: pd.DataFrame) -> None:
+def draw_limit(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
     """A line per fraction, with a band of one standard error."""
+    x, amount = horizon_axis(dataset)
     for fraction, rows in table.groupby("fraction"):
         label = f"{fraction:g} of the weight removed" if fraction < 1 else "the whole instance removed"
-        ax.plot(rows.epoch, rows["mean"], color=SHADES[fraction], marker="o", ms=3, label=label)
+        ax.plot(rows[x], rows["mean"], color=SHADES[fraction], marker="o", ms=3, label=label)
         low, high = rows["mean"] - rows["sem"], rows["mean"] + rows["sem"]
-        ax.fill_between(rows.epoch, low, high, color=SHADES[fraction], alpha=0.15, lw=0)
-    ax.set(xscale="log", ylim=(-0.06, 1.02), xlabel="epochs of further training")
+        ax.fill_between(rows[x], low, high, color=SHADES[fraction], alpha=0.15, lw=0)
+    ax.set(xscale="log", ylim=(-0.06, 1.02), xlabel=amount)
     ax.legend(fontsize=7.5, loc="lower left")
 
 
 def precision_table(shown: Reproduction) -> pd.DataFrame | None:
-    """Median magnitudes per horizon: columns step, epoch, sensitivity, float32, nonlinear; None if runs are missing."""
-    runs = finished(lambda: first_order_runs(shown))
+    """Median magnitudes per horizon: columns step, epoch and those of `LOOKS`; None if runs are missing."""
+    runs = finished(lambda: first_order_runs(shown, fractions=[1.0]))
     return None if runs is None else rounding(runs).to_dataframe().reset_index()
 
 
-def draw_precision(ax: Axes, table: pd.DataFrame) -> None:
-    """The three magnitudes against the amount of further training."""
+def draw_precision(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
+    """The magnitudes against the amount of further training."""
+    x, amount = horizon_axis(dataset)
     for column, (colour, line, label) in LOOKS.items():
-        values = table[column].where(table[column] > 0)
-        ax.plot(table.epoch, values, color=colour, ls=line, marker="o", ms=3, label=label)
-    ax.set(xscale="log", yscale="log", xlabel="epochs of further training")
+        if column in table:
+            values = table[column].where(table[column] > 0)
+            ax.plot(table[x], values, color=colour, ls=line, marker="o", ms=3, label=label)
+    ax.set(xscale="log", yscale="log", xlabel=amount)
     ax.legend(fontsize=7.5, loc="best")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from ..experiments import counted_in_steps
 from ..reproduction import Reproduction
 
 ALL, TABULAR = {k: k for k in "abcdef"}, {k: k for k in "abcd"}
@@ -27,7 +28,7 @@ LETTERS: dict[str, dict[str, str]] = {  # figure -> letter of each of its panels
     "fig04plus": TABULAR,
     "fig_filter": {"a": "a", "b": "b"},
     "fig_limit": {"a": "a", "b": "b"},
-    "fig_precision": {"a": "a", "b": "b"},
+    "fig_precision": {"a": "a", "b": "b", "c": "e", "d": "f"},
     "fig_removal": {"a": "a", "b": "b"},
     "table_horizons": ALL,
 }
@@ -51,3 +52,9 @@ def shown_in(figure: str, panels: Mapping[str, Reproduction], **changes: str | b
             "add a data set that fills one of them."
         )
     return chosen
+
+
+def horizon_axis(dataset: str) -> tuple[str, str]:
+    """The column that counts a data set's further training, "step" or "epoch", and the label of that axis."""
+    steps = counted_in_steps(dataset)
+    return ("step", "optimiser steps of further training") if steps else ("epoch", "epochs of further training")

@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 
 from ..reproduction import Reproduction, finished
 from ..studies import removal_runs, removal_seeds
+from .panels import horizon_axis
 
 WHAT = (
     "How many seeds of further training must be averaged for a noise ceiling of 0.95, estimated from the mean "
@@ -27,10 +28,11 @@ def table(shown: Reproduction) -> pd.DataFrame | None:
     return pd.concat(found, ignore_index=True)
 
 
-def draw(ax: Axes, table: pd.DataFrame) -> None:
+def draw(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
     """Seeds needed against the amount of further training."""
+    x, amount = horizon_axis(dataset)
     for (removal, adjustment), rows in table.groupby(["removal", "adjustment"]):
         label = f"{removal}, {adjustment} adjustment"
-        ax.plot(rows.epoch, rows.seeds, color=COLOURS[removal], ls=LINES[adjustment], label=label)
-    ax.set(xscale="log", yscale="log", xlabel="epochs of further training")
+        ax.plot(rows[x], rows.seeds, color=COLOURS[removal], ls=LINES[adjustment], label=label)
+    ax.set(xscale="log", yscale="log", xlabel=amount)
     ax.legend(fontsize=7.5, loc="best")

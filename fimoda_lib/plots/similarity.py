@@ -10,8 +10,8 @@ from matplotlib.axes import Axes
 
 from ..comparison import noise_ceiling, sensitivity, similarity
 from ..drawing import LOOK
-from ..experiments import counted_in_steps
 from ..reproduction import Reproduction, finished
+from .panels import horizon_axis
 
 WHAT = (
     "{Measure} between each method's scores and the sensitivities measured by further training ({trained}), averaged "
@@ -63,9 +63,9 @@ def rows_of(method: str, values: xr.Dataset) -> pd.DataFrame:
 
 def draw(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
     """One panel: a line with a band of one standard error per method."""
-    x = "step" if counted_in_steps(dataset) else "epoch"
+    x, label = horizon_axis(dataset)
     draw_lines(ax, table, x)
-    ax.set_xlabel(f"{'optimiser steps' if x == 'step' else 'epochs'} of further training")
+    ax.set_xlabel(label)
     ax.set_ylim(min(ax.get_ylim()[0], -0.06), 1.02)
 
 

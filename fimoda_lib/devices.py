@@ -1,0 +1,95 @@
+"""Where tensors are computed: the device, its free memory and random state, and arithmetic to be trusted there."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import platform
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from .checks import shown
+
+
+def choose_device(value: str | torch.device | None) -> torch.device:
+    """The device of this name; a GPU if there is one for None.
+
+    Raises:
+        ValueError: there is none of that name, or it cannot compute here.
+    """
+    try:
+        found = torch.device("cuda" if torch.cuda.is_available() else "cpu") if value is None else torch.device(value)
+    except (RuntimeError, TypeError, ValueError):
+        raise ValueError(f"device: got {shown(value)}, expected 'cpu', 'cuda' or None.") from None
+    if found.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device: got '{value}', but PyTorch sees no GPU here; expected 'cpu' or None.")
+    if found.type == "cuda" and (found.index or 0) >= torch.cuda.device_count():
+        raise ValueError(
+            f"device: got '{value}', but there are only {torch.cuda.device_count()} GPUs here; number them from 0."
+        )
+    try:
+        torch.empty(1, device=found).tolist()
+    except (RuntimeError, NotImplementedError):
+        raise ValueError(f"device: got '{value}', which cannot compute here; expected 'cpu', 'cuda' or None.") from None
+    return found
+
+
+@contextlib.contextmanager
+def strict_arithmetic(device: torch.device) -> Iterator[None]:
+    """Inside, a GPU multiplies float32 matrices in float32, and adds up in an order that does not change.
+
+    By default convolutions run in TF32, which keeps 10 bits after the point: a run and its partner without one instance
+    differ by far less than that. A kernel that has no deterministic version is named in a warning of PyTorch's.
+    """
+    if device.type != "cuda":
+        yield
+        return
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
+    before = [backend.fp32_precision for backend in backends]
+    deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it matrix products are not deterministic
+    for backend in backends:
+        backend.fp32_precision = "ieee"
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
+        for backend, precision in zip(backends, before, strict=True):
+            backend.fp32_precision = precision
+
+
+def machine(device: torch.device) -> str:
+    """What a measured time holds for: the device, and on a CPU the number of threads."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()}, {torch.get_num_threads()} threads"
+
+
+def free_memory(device: torch.device) -> int | None:
+    """Bytes that are free on a device; None where the system does not say."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def random_devices(device: torch.device) -> list[torch.device]:
+    """What `torch.random.fork_rng` is to keep beside the CPU's state."""
+    return [device] if device.type == "cuda" else []
+
+
+def random_state(device: torch.device) -> tuple[Tensor, Tensor | None]:
+    """Where the random generators stand that dropout on a device draws from."""
+    return torch.get_rng_state(), torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+
+
+def set_random_state(state: tuple[Tensor, Tensor | None], device: torch.device) -> None:
+    """Back to what `random_state` returned."""
+    torch.set_rng_state(state[0])
+    if state[1] is not None:
+        torch.cuda.set_rng_state(state[1], device)

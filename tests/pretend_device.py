@@ -1,0 +1,88 @@
+"""A pretend accelerator: tensors on the device "pretend" cannot be mixed with the CPU's, as on a GPU, but it is the CPU
+that computes.
+
+PyTorch lets a backend be written in Python. Here a tensor on the device stands for a view, of the same shape and
+strides, of memory of the CPU: operations that only move shapes and strides then work by themselves, and all others
+are looked up, computed, and looked at for tensors of another device.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+
+_setup_privateuseone_for_python_backend("pretend")
+DEVICE = torch.device("pretend", 0)
+MEMORY: dict[int, Tensor] = {}  # address of a tensor's storage -> the memory of the CPU that it stands for
+COPIES = ("aten::_copy_from", "aten::copy_", "aten::_to_copy")
+INDEXING = ("aten::index", "aten::_index_put_impl_", "aten::_unsafe_index")  # indices may lie on the CPU, as with CUDA
+AS_META = torch._C.DispatchKeySet(torch._C.DispatchKey.Meta)
+
+
+def is_pretend(x: Any) -> bool:
+    return isinstance(x, Tensor) and x.device.type == DEVICE.type
+
+
+def memory_of(x: Tensor) -> Tensor:
+    """The view of the CPU's memory that a tensor on the device stands for."""
+    return MEMORY[x.untyped_storage()._cdata].as_strided(x.shape, x.stride(), x.storage_offset())
+
+
+def on_device(values: Tensor, sources: list[Tensor]) -> Tensor:
+    """Values on the CPU as a tensor on the device; a view of a source stays one."""
+    for source in filter(is_pretend, sources):
+        storage = MEMORY[source.untyped_storage()._cdata].untyped_storage()
+        if values.numel() and values.untyped_storage().data_ptr() == storage.data_ptr():
+            place = list(values.shape), list(values.stride()), values.storage_offset()
+            return torch.ops.aten.as_strided.default.redispatch(AS_META, source, *place)
+    made = torch._C._acc.create_empty_tensor(list(values.shape), values.dtype)
+    MEMORY[made.untyped_storage()._cdata] = values.detach().flatten().clone()
+    return made
+
+
+def compute(op: Any, *args: Any, **kwargs: Any) -> Any:
+    """Any operation with a tensor on the device among its arguments, or the device itself."""
+    name, schema = op._schema.name, op._schema.arguments
+    tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+    looked_at = [] if name in COPIES else tensors[:1] if name.startswith(INDEXING) else tensors
+    if len({x.device for x in looked_at if x.dim() or is_pretend(x)}) > 1:
+        raise RuntimeError(f"{name} mixes devices: {[(str(x.device), tuple(x.shape)) for x in tensors]}")
+
+    def here(x: Any) -> Any:
+        if is_pretend(x):
+            return memory_of(x)
+        return torch.device("cpu") if isinstance(x, torch.device) and x.type == DEVICE.type else x
+
+    # Numbers that stand where the operation takes tensors arrive as numbers.
+    args = [torch.tensor(x, dtype=torch.float64 if isinstance(x, float) else None) if isinstance(x, bool | int | float) and str(a.type) == "Tensor" else x
+            for x, a in zip(args, schema, strict=False)]  # fmt: skip
+    plain_args, plain_kwargs = tree_map(here, (args, kwargs))
+    if name == "aten::_copy_from":
+        plain_args[1].copy_(plain_args[0])
+        return args[1]
+    result = REPLACED.get(name, op)(*plain_args, **plain_kwargs)
+    written = [x for x, a in zip(args, schema, strict=False) if a.alias_info is not None and a.alias_info.is_write]
+    written += [kwargs[a.name] for a in schema if a.is_out and a.name in kwargs]
+    for x, values in zip(written, tree_leaves(result), strict=False):
+        if x.shape != values.shape:  # an output that had no shape yet
+            x.data = on_device(values.clone(), [])
+    if written:
+        return written[0] if len(written) == 1 else tuple(written)
+    leaves = isinstance(kwargs.get("device"), torch.device) and kwargs["device"].type == "cpu"
+    return tree_map(lambda x: on_device(x, tensors) if isinstance(x, Tensor) and not leaves else x, result)
+
+
+REPLACED = {  # what PyTorch asks of a backend that has convolutions of its own
+    "aten::convolution_overrideable": torch.ops.aten.convolution,
+    "aten::convolution_backward_overrideable": lambda grad, x, w, *rest: torch.ops.aten.convolution_backward(
+        grad, x, w, [w.shape[0]], *rest
+    ),
+}
+LIBRARY = torch.library.Library("_", "IMPL")
+LIBRARY.fallback(compute, "PrivateUse1")
+OVERRIDES = torch.library.Library("aten", "IMPL")
+for name in REPLACED:
+    op = getattr(torch.ops.aten, name.removeprefix("aten::")).default
+    OVERRIDES.impl(op, lambda *args, op=op, **kwargs: compute(op, *args, **kwargs), "PrivateUse1")

@@ -1,0 +1,202 @@
+"""An accelerator changes nothing: the same results as on the CPU, and no operation that mixes devices."""
+
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from pretend_device import DEVICE, compute, memory_of
+from torch import nn
+
+from fimoda_lib import METHODS, Task, attribute, cross_entropy, further_train, squared_error, train_final_model
+from fimoda_lib.adjoints import adjoint_train
+from fimoda_lib.devices import (
+    choose_device,
+    free_memory,
+    random_devices,
+    random_state,
+    set_random_state,
+    strict_arithmetic,
+)
+from fimoda_lib.gradients import Gradients
+from fimoda_lib.models import mlp
+from fimoda_lib.tangents import tangent_train
+from fimoda_lib.tasks import parameters_of
+
+TRAINING = dict(optimizer="sgd", learning_rate=0.05, batch_size=4)
+HYPER = {
+    "cg": dict(damping=0.1),
+    "lissa": dict(damping=0.1, depth=30, batch_size=4),
+    "lissa_h": dict(damping=0.5, depth=30, batch_size=4),
+    "trak": dict(dimension=3),
+    "exact": dict(damping=0.1),
+    "lft": dict(horizon=[2, 5], further_training=TRAINING),
+}
+
+
+def made(kind):
+    """A tiny task in float64 and its parameters."""
+    generator = torch.Generator().manual_seed(1)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    if kind == "regression":
+        task = Task(
+            "r", mlp(3, 1, width=4), squared_error, (normal(10, 3), normal(10, 1)), (normal(4, 3), normal(4, 1))
+        )
+    else:
+        model = nn.Sequential(
+            nn.Conv2d(1, 2, 3, padding=1), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Dropout(0.3), nn.Linear(8, 3)
+        )
+        images = [(normal(n, 1, 4, 4), torch.arange(n) % 3) for n in (10, 4)]
+        task = Task("c", model.eval() if kind == "images" else model, cross_entropy, *images)
+    task.model.double()
+    for p in task.model.parameters():
+        p.data = 0.5 * normal(*p.shape)
+    return task, parameters_of(task.model)
+
+
+def same(a, b):
+    np.testing.assert_allclose(a, b, rtol=1e-9, atol=1e-12)
+    assert np.abs(a).max() > 0
+
+
+def test_the_pretend_device_computes_keeps_views_and_refuses_to_mix():
+    x = torch.arange(6.0).reshape(2, 3)
+    on = x.to(DEVICE)
+    assert on.device == DEVICE and on.sum().item() == 15 and torch.equal((on.T @ on).cpu(), x.T @ x)
+    on.T[1:].mul_(2)
+    assert torch.equal(memory_of(on), torch.tensor([[0.0, 2, 4], [3, 8, 10]]))
+    assert torch.equal(on[:, torch.tensor([2])].cpu(), torch.tensor([[4.0], [10]]))
+    for mixed in (lambda: on + x, lambda: on @ x.T, lambda: torch.cat([on, x]), lambda: torch.where(on > 0, on, x)):
+        with pytest.raises(RuntimeError, match="device"):
+            mixed()
+    assert compute is not None
+
+
+@pytest.mark.parametrize("kind", ["regression", "images"])
+@pytest.mark.parametrize("name", METHODS)
+def test_methods(name, kind):
+    task, params = made(kind)
+    rows = dict(train=range(0, 10, 2), test=range(3), curvature=range(8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # tiny problems converge badly
+        found, expected = (
+            attribute(name, task, params, **rows, device=d, **HYPER.get(name, {})) for d in (DEVICE, "cpu")
+        )
+    same(found.values, expected.values)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        dict(backend="gram"),
+        dict(backend="krylov"),
+        dict(backend="ekfac"),
+        dict(mode="closed_form"),
+        dict(segments=2, order=1),
+        dict(further_training=TRAINING | {"optimizer": "adam"}),
+    ],
+    ids=str,
+)
+def test_lft(more):
+    task, params = made("regression")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found, expected = (attribute("lft", task, params, device=d, **(HYPER["lft"] | more)) for d in (DEVICE, "cpu"))
+    same(found.values, expected.values)
+
+
+def test_what_a_method_forgets_on_the_cpu_is_noticed():
+    def forgetful(task, params, *, train, test, curvature):
+        at = Gradients(task, params)
+        return at.of_losses(at.test(test)) @ (torch.eye(at.n_params, dtype=at.dtype) @ at.of_losses(at.train(train)).T)
+
+    task, params = made("regression")
+    attribute(forgetful, task, params, device="cpu")
+    with pytest.raises(RuntimeError, match="device"):
+        attribute(forgetful, task, params, device=DEVICE)
+
+
+@pytest.mark.parametrize("removal", ["drop", "mask", "subtract"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+@pytest.mark.parametrize("kind", ["regression", "images"])
+def test_further_training(kind, optimizer, removal):
+    task, params = made(kind)
+    settings = dict(optimizer=optimizer, learning_rate=0.05, batch_size=4, epochs=2, removal=removal, max_grad_norm=1.0)
+    settings |= dict(seeds=[3], left_out=[0, 7], weight_decay=0.01, progress=False, replicas=2)
+    found, expected = (further_train(task, params, device=d, **settings) for d in (DEVICE, "cpu"))
+    same(found.delta, expected.delta)
+    same(found.full_loss, expected.full_loss)
+
+
+def test_dropout_is_paired_there_too():
+    task, params = made("dropout")
+    settings = dict(optimizer="sgd", learning_rate=0.05, batch_size=4, epochs=1, seeds=[3], progress=False)
+    gold = further_train(task, params, device=DEVICE, left_out=[0, 7], removal="mask", fraction=0.0, **settings)
+    assert (gold.delta == 0).all() and gold.full_loss.notnull().all()
+
+
+def test_final_model():
+    task, _ = made("images")
+    settings = dict(optimizer="adamw", learning_rate=0.01, batch_size=4, epochs=2, seed=0, progress=False)
+    found, expected = (train_final_model(task, device=d, **settings) for d in (DEVICE, "cpu"))
+    for name, p in expected.items():
+        assert found[name].device.type == "cpu"
+        same(found[name], p)
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_derivatives_of_further_training(optimizer):
+    task, params = made("regression")
+    settings = dict(optimizer=optimizer, learning_rate=0.05, batch_size=4, progress=False)
+    for removal in ("mask", "subtract"):
+        found, expected = (
+            tangent_train(task, params, epochs=1, seeds=[0], left_out=[1, 2], removal=removal, device=d, **settings)
+            for d in (DEVICE, "cpu")
+        )
+        same(found.delta, expected.delta)
+    found, expected = (
+        adjoint_train(task, params, horizon=3, test=[0, 2], device=d, **settings) for d in (DEVICE, "cpu")
+    )
+    same(found, expected)
+
+
+def test_gradients_are_computed_where_the_parameters_are():
+    task, params = made("regression")
+    at = Gradients(task, {k: p.to(DEVICE) for k, p in params.items()})
+    assert at.device == DEVICE and at.of_losses(at.train(torch.arange(2))).device == DEVICE
+    assert Gradients(task, params).device.type == "cpu" == Gradients(task, at.params, device="cpu").device.type
+
+
+# Arithmetic on a GPU
+
+
+def flags():
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
+    return [b.fp32_precision for b in backends], torch.are_deterministic_algorithms_enabled()
+
+
+def test_arithmetic_is_strict_on_a_gpu_and_as_before_afterwards():
+    before = flags()
+    assert before != (["ieee"] * 3, True)
+    with pytest.raises(KeyError), strict_arithmetic(torch.device("cuda")):
+        assert flags() == (["ieee"] * 3, True) and torch.is_deterministic_algorithms_warn_only_enabled()
+        raise KeyError
+    assert flags() == before
+    with strict_arithmetic(torch.device("cpu")):
+        assert flags() == before
+
+
+@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
+def test_memory_and_random_state_of_a_device(device):
+    where = torch.device(device)
+    if device == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a GPU")
+    assert free_memory(where) > 0 and random_devices(where) == ([where] if device == "cuda" else [])
+    state = random_state(where)
+    first = torch.rand(3, device=where)
+    set_random_state(state, where)
+    assert torch.equal(torch.rand(3, device=where), first)
+    assert choose_device(device).type == device
