@@ -242,7 +242,6 @@ def provenance(
                 "optimizer": runs.attrs["optimizer"],
                 "removal": runs.attrs["removal"],
                 "learning_rate": runs.attrs["learning_rate"],
-                **({"precision": precision} if (precision := shown.settings.precision) != "float32" else {}),
                 **({"remark": remark} if (remark := experiment_of(shown.dataset, shown.profile).remark) else {}),
                 **({"without": without} if (without := shown.settings.without) else {}),
                 "specification": runs.attrs["specification"],
@@ -281,11 +280,9 @@ def caption(panels: Panels, note: dict, what: str, marks: str = "") -> str:
 
 
 def _aside(runs: dict) -> str:
-    """What else a caption says of a panel: how instances are left out if not dropped, the precision if not float32, the
-    model, methods not run."""
+    """What else a caption says of a panel: how instances are left out if not dropped, the model, methods not run."""
     removal = runs.get("removal", "drop")
-    words = [f"left out by `{removal}`" if removal != "drop" else ""]
-    words += [f"trained further in {runs['precision']}" if "precision" in runs else "", runs.get("remark", "")]
+    words = [f"left out by `{removal}`" if removal != "drop" else "", runs.get("remark", "")]
     if runs.get("without"):
         words.append(f"not run, for their cost: {', '.join(LOOK[m].label for m in runs['without'])}")
     said = "; ".join(filter(None, words))

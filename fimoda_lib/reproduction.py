@@ -79,19 +79,13 @@ class Reproduction:
             self.task, **self.settings.final.arguments(), seed=0, store=self.folder, compute_missing=self.compute
         )
 
-    @property
-    def start(self) -> Params:
-        """Where further training starts: the final model's parameters, in the precision of further training."""
-        dtype = getattr(torch, self.settings.precision)
-        return {name: p.to(dtype) for name, p in self.params.items()}
-
     @cached_property
     def gold(self) -> xr.Dataset:
         """Further training with every seed and left-out instance."""
         s = self.settings
         return further_train(
             self.task,
-            self.start,
+            self.params,
             **s.further.arguments(),
             removal=s.removal,
             seeds=s.seeds,
