@@ -42,6 +42,10 @@ def on_device(values: Tensor, sources: list[Tensor]) -> Tensor:
     return made
 
 
+def as_tensor(x: Any) -> Any:
+    return torch.tensor(x, dtype=torch.float64 if isinstance(x, float) else None) if isinstance(x, int | float) else x
+
+
 def compute(op: Any, *args: Any, **kwargs: Any) -> Any:
     """Any operation with a tensor on the device among its arguments, or the device itself."""
     name, schema = op._schema.name, op._schema.arguments
@@ -55,9 +59,8 @@ def compute(op: Any, *args: Any, **kwargs: Any) -> Any:
             return memory_of(x)
         return torch.device("cpu") if isinstance(x, torch.device) and x.type == DEVICE.type else x
 
-    # Numbers that stand where the operation takes tensors arrive as numbers.
-    args = [torch.tensor(x, dtype=torch.float64 if isinstance(x, float) else None) if isinstance(x, bool | int | float) and str(a.type) == "Tensor" else x
-            for x, a in zip(args, schema, strict=False)]  # fmt: skip
+    # A number that stands where the operation takes a tensor arrives as a number.
+    args = [as_tensor(x) if str(a.type) == "Tensor" else x for x, a in zip(args, schema, strict=False)]
     plain_args, plain_kwargs = tree_map(here, (args, kwargs))
     if name == "aten::_copy_from":
         plain_args[1].copy_(plain_args[0])
@@ -83,6 +86,6 @@ REPLACED = {  # what PyTorch asks of a backend that has convolutions of its own
 LIBRARY = torch.library.Library("_", "IMPL")
 LIBRARY.fallback(compute, "PrivateUse1")
 OVERRIDES = torch.library.Library("aten", "IMPL")
-for name in REPLACED:
+for name in (*REPLACED, "aten::_new_zeros_with_same_feature_meta"):  # the last asks for the size of the storage
     op = getattr(torch.ops.aten, name.removeprefix("aten::")).default
     OVERRIDES.impl(op, lambda *args, op=op, **kwargs: compute(op, *args, **kwargs), "PrivateUse1")
