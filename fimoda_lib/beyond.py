@@ -62,6 +62,15 @@ def figure_limit(panels: Panels, folder: Path | str) -> Figure:
     )  # fmt: skip
 
 
+def figure_units(panels: Panels, folder: Path | str) -> Figure:
+    """The first-order limit with rectified and with smooth units."""
+    return _study(
+        "fig_units", panels, folder, first_order.units_table, first_order.draw_units,
+        first_order.UNITS_SAY, first_order.UNITS_MARKS,
+        title="Rectified and smooth units", ylabel="similarity of derivative and difference",
+    )  # fmt: skip
+
+
 def figure_precision(panels: Panels, folder: Path | str) -> Figure:
     """Size of the sensitivity against the rounding of float32 training and of float32 test losses."""
     return _study(
@@ -189,6 +198,7 @@ FIGURES: dict[str, Callable] = {
     "fig04plus": figure4_plus,
     "fig_filter": figure_filter,
     "fig_limit": figure_limit,
+    "fig_units": figure_units,
     "fig_precision": figure_precision,
     "fig_removal": figure_removal,
     "table_horizons": table_horizons,

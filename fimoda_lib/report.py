@@ -44,6 +44,7 @@ TITLES = {  # in the order of the page; a figure's own title goes first
     "fig04plus": "Figure 4 with LFT",
     "table_horizons": "All methods, over all horizons",
     "fig_limit": "The first-order limit",
+    "fig_units": "Rectified and smooth units",
     "fig_precision": "Precision audit",
     "fig_removal": "mask against drop",
 }

@@ -32,6 +32,7 @@ BEYOND = (  # what notebook 06 draws; keys of `beyond.FIGURES`
     "fig04plus",
     "fig_filter",
     "fig_limit",
+    "fig_units",
     "fig_precision",
     "fig_removal",
     "table_horizons",

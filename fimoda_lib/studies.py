@@ -5,11 +5,13 @@ Each study is a handful of runs of one data set, computed once and kept, as the 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
 import xarray as xr
+from torch import nn
 
 from .comparison import instance_similarity, seed_agreement, seeds_needed, sensitivity
 from .ensembles import Optimizer
@@ -26,6 +28,8 @@ FRACTIONS = (0.1, 0.5, 1.0)  # of an instance's weight
 LIMIT_LEFT_OUT = 20  # instances: tangents cost several times a run
 SHORT = 0.2  # of the horizon, where a study needs no more
 LONG = 10_000  # steps: data sets with longer runs are studied over a `SHORT` horizon
+FEW_STEPS = 100  # ... and those that are counted in steps over so many of them: their tangents cost most
+UNITS = {"ReLU": nn.ReLU, "SiLU": nn.SiLU}  # rectified, and smooth
 
 
 def log_epochs(epochs: int) -> list[int]:
@@ -81,14 +85,18 @@ def first_order_runs(shown: Reproduction, fractions: Sequence[float] = FRACTIONS
 
 
 def paper_sized(shown: Reproduction) -> tuple[Training, float]:
-    """Further training with the paper's learning rate, evaluated at about a dozen steps, and the share of a training
-    instance's weight that the paper's has: n of this profile over n of the paper's."""
+    """What the studies run: further training with the paper's learning rate, evaluated at about a dozen steps.
+
+    Returns:
+        also the share of a training instance's weight that the paper's has: n of this profile over n of the paper's.
+    """
     s, here = shown.settings, experiment_of(shown.dataset, shown.profile)
     paper = EXPERIMENTS[shown.dataset].further[s.further.optimizer]
     per_epoch = steps_per_epoch(shown.task.n_train, s.further.batch_size)
     further = s.further if s.further.epochs * per_epoch <= LONG else s.further.scaled(SHORT)
     if further.evaluate:
-        evaluate = [further.evaluate[k - 1] for k in log_epochs(len(further.evaluate))]
+        early = [step for step in further.evaluate if step <= FEW_STEPS] or [further.evaluate[0]]
+        evaluate = [early[k - 1] for k in log_epochs(len(early))]
     else:
         evaluate = [per_epoch * e for e in log_epochs(further.epochs)]
     chosen = replace(further, learning_rate=paper.learning_rate, evaluate=tuple(evaluate))
@@ -117,6 +125,23 @@ def stored_tangents(shown: Reproduction, params: Params, further: Training, argu
     )
 
 
+def with_units(shown: Reproduction, unit: type[nn.Module]) -> Reproduction:
+    """The same data set with a model that has units of this kind in place of its own; trained from the same weights."""
+    other = replace(shown)
+    vars(other)["task"] = replace(shown.task, model=swap_units(shown.task.model, unit))
+    return other
+
+
+def swap_units(model: nn.Module, unit: type[nn.Module]) -> nn.Module:
+    """A copy of the model with each of its `UNITS` replaced by one of this kind."""
+    copied = copy.deepcopy(model)
+    for parent in [*copied.modules()]:
+        for name, child in parent.named_children():
+            if isinstance(child, tuple(UNITS.values())):
+                setattr(parent, name, unit())
+    return copied
+
+
 def first_order_limit(runs: xr.Dataset, adjustment: str = "mean") -> xr.Dataset:
     """Similarity of the tangent to the difference of runs, for each fraction of the weight removed.
 
@@ -125,11 +150,13 @@ def first_order_limit(runs: xr.Dataset, adjustment: str = "mean") -> xr.Dataset:
     """
     tangent = sensitivity(runs.sel(run=["tangent"]).rename(run="seed"), adjustment)
     scores = tangent.rename(left_out="train", step="horizon")
+    fractions = [name for name in runs.run.values if name not in ("float32", "tangent")]
     found = [
-        instance_similarity(scores, sensitivity(runs.sel(run=[str(f)]).rename(run="seed"), adjustment))
-        for f in FRACTIONS
+        instance_similarity(scores, sensitivity(runs.sel(run=[f]).rename(run="seed"), adjustment)) for f in fractions
     ]
-    return xr.Dataset({"similarity": xr.concat(found, dim="fraction").assign_coords(fraction=list(FRACTIONS))})
+    return xr.Dataset(
+        {"similarity": xr.concat(found, dim="fraction").assign_coords(fraction=list(map(float, fractions)))}
+    )
 
 
 def rounding(runs: xr.Dataset) -> xr.Dataset:

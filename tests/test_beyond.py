@@ -7,12 +7,23 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
+from torch import nn
 
 from fimoda_lib import beyond, experiments, figures
 from fimoda_lib.comparison import sensitivity, similarity
 from fimoda_lib.plots import filters, first_order, removal
 from fimoda_lib.reproduction import LFT_SEED, Reproduction
-from fimoda_lib.studies import FRACTIONS, first_order_limit, first_order_runs, log_epochs, removal_runs, removal_seeds
+from fimoda_lib.studies import (
+    FRACTIONS,
+    UNITS,
+    first_order_limit,
+    first_order_runs,
+    log_epochs,
+    removal_runs,
+    removal_seeds,
+    with_units,
+)
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +67,30 @@ def test_precision_of_steps_and_weights_of_the_papers_size(tmp_path):
     assert (sizes[["sensitivity", "float32", "losses"]] > 0).all(axis=None)
 
 
-@pytest.mark.parametrize("name", [name for name in beyond.FIGURES if name.startswith("fig")])
+def test_units_are_swapped_and_nothing_else(tmp_path):
+    shown = Reproduction("wine", "smoke", results=tmp_path)
+    table = first_order.units_table(shown)
+    assert set(zip(table.unit, table.fraction, strict=True)) == {(u, f) for u in UNITS for f in (0.1, 1.0)}
+    by_unit = table.groupby("unit")["mean"].min()
+    assert by_unit["SiLU"] > 0.995 > by_unit["ReLU"]  # units switch in a few steps
+    smooth, rectified = (with_units(shown, unit) for unit in (nn.SiLU, nn.ReLU))
+    assert "SiLU" in repr(smooth.task.model) and "ReLU" not in repr(smooth.task.model)
+    assert repr(rectified.task.model) == repr(shown.task.model) != repr(smooth.task.model)
+    for p, q in zip(smooth.task.model.parameters(), shown.task.model.parameters(), strict=True):
+        assert torch.equal(p, q)
+    assert rectified.params.keys() == shown.params.keys()
+    assert all(torch.equal(p, shown.params[k]) for k, p in rectified.params.items())
+    assert not torch.equal(smooth.params["0.weight"], shown.params["0.weight"])
+    figure = beyond.figure_units({"b": shown}, tmp_path / "figures")
+    assert len(figure.axes[0].get_lines()) == 4
+    kept = beyond.figure_units({"b": shown.other(results=tmp_path / "elsewhere", compute=False)}, tmp_path / "figures")
+    assert len(kept.axes[0].get_lines()) == 4  # drawn earlier
+
+
+SHOWN = [name for name in beyond.FIGURES if name.startswith("fig") and name != "fig_units"]
+
+
+@pytest.mark.parametrize("name", SHOWN)
 def test_every_figure_draws_what_is_there_and_says_what_is_not(panels, tmp_path, monkeypatch, name):
     monkeypatch.setitem(figures.STYLE, "savefig.dpi", 40)
     figure = beyond.FIGURES[name](panels, tmp_path)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
 from ..reproduction import Reproduction, finished
-from ..studies import first_order_limit, first_order_runs, rounding
+from ..studies import FRACTIONS, UNITS, first_order_limit, first_order_runs, rounding, with_units
 from .panels import horizon_axis
 
 SHADES = {0.1: "#9ecae1", 0.5: "#4292c6", 1.0: "#08306b"}  # fractions of the weight removed, light to dark
@@ -19,6 +21,16 @@ LIMIT = (
     "the difference is no smooth function of the weight: rectified units switch, and each switch is a jump of its own."
 )
 LIMIT_MARKS = "Bands are one standard error over test instances."
+UNITS_SAY = (
+    "The first-order limit once more, cosine similarity (mean adjustment) between the exact derivative of further "
+    "training and the difference of two runs, float64, one seed, 20 left-out instances: with rectified units, and with "
+    "smooth ones in the same model, trained from the same initial weights."
+)
+UNITS_MARKS = (
+    "Bands are one standard error over test instances. A rectified unit of another instance of the batch switches when "
+    "the perturbation pushes it over its edge, and weighs 1/batch where the instance that was left out weighs 1/n."
+)
+UNIT_COLOURS = {"ReLU": "#D55E00", "SiLU": "#0072B2"}
 PRECISION = (
     "Median magnitude over 20 left-out instances and all test instances of the sensitivity, as the difference of "
     "two float64 runs of one seed with the same batches; of what training in float32 instead changes about it (test "
@@ -36,9 +48,9 @@ LOOKS = {  # column -> colour, line, label
 }
 
 
-def limit_table(shown: Reproduction) -> pd.DataFrame | None:
+def limit_table(shown: Reproduction, fractions: Sequence[float] = FRACTIONS) -> pd.DataFrame | None:
     """Columns fraction, step, epoch, mean, sem, median (over test instances); None if the runs are missing."""
-    runs = finished(lambda: first_order_runs(shown))
+    runs = finished(lambda: first_order_runs(shown, fractions))
     if runs is None:
         return None
     values = first_order_limit(runs).similarity.fillna(0.0)
@@ -57,6 +69,25 @@ def draw_limit(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
         ax.plot(rows[x], rows["mean"], color=SHADES[fraction], marker="o", ms=3, label=label)
         low, high = rows["mean"] - rows["sem"], rows["mean"] + rows["sem"]
         ax.fill_between(rows[x], low, high, color=SHADES[fraction], alpha=0.15, lw=0)
+    ax.set(xscale="log", ylim=(-0.06, 1.02), xlabel=amount)
+    ax.legend(fontsize=7.5, loc="lower left")
+
+
+def units_table(shown: Reproduction) -> pd.DataFrame | None:
+    """`limit_table` for a tenth and all of an instance's weight with each kind of unit, column unit; None likewise."""
+    tables = {name: limit_table(with_units(shown, unit), fractions=(0.1, 1.0)) for name, unit in UNITS.items()}
+    known = [table.assign(unit=name) for name, table in tables.items() if table is not None]
+    return pd.concat(known, ignore_index=True) if len(known) == len(UNITS) else None
+
+
+def draw_units(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
+    """A line per kind of unit and fraction."""
+    x, amount = horizon_axis(dataset)
+    for (unit, fraction), rows in table.groupby(["unit", "fraction"], sort=False):
+        colour, line = UNIT_COLOURS[unit], "-" if fraction == 1 else "--"
+        label = f"{unit}, {'the whole instance' if fraction == 1 else f'{fraction:g} of the weight'}"
+        ax.plot(rows[x], rows["mean"], color=colour, ls=line, marker="o", ms=3, label=label)
+        ax.fill_between(rows[x], rows["mean"] - rows["sem"], rows["mean"] + rows["sem"], color=colour, alpha=0.12, lw=0)
     ax.set(xscale="log", ylim=(-0.06, 1.02), xlabel=amount)
     ax.legend(fontsize=7.5, loc="lower left")
 

@@ -28,6 +28,7 @@ LETTERS: dict[str, dict[str, str]] = {  # figure -> letter of each of its panels
     "fig04plus": TABULAR,
     "fig_filter": {"a": "a", "b": "b"},
     "fig_limit": {"a": "a", "b": "b"},
+    "fig_units": {"a": "b", "b": "e"},
     "fig_precision": {"a": "a", "b": "b", "c": "e", "d": "f"},
     "fig_removal": {"a": "a", "b": "b"},
     "table_horizons": ALL,
