@@ -92,7 +92,7 @@ def gallery(
                     start + step * j,
                     line * k,
                     candidates[i],
-                    f"“{labels[i]}” {_signed(value)}",
+                    f"“{labels[i]}”\n{_signed(value)}",
                     HELPFUL if value > 0 else HARMFUL,
                 )
     ax.text(0.25, -0.5, title, fontsize=10.5, fontweight="bold")

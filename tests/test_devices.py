@@ -8,7 +8,18 @@ import torch
 from pretend_device import DEVICE, memory_of
 from torch import nn
 
-from fimoda_lib import METHODS, Task, attribute, cross_entropy, further_train, squared_error, train_final_model
+from fimoda_lib import (
+    METHODS,
+    Task,
+    attribute,
+    cross_entropy,
+    further_train,
+    load_task,
+    sensitivity,
+    similarity,
+    squared_error,
+    train_final_model,
+)
 from fimoda_lib.adjoints import adjoint_train
 from fimoda_lib.devices import (
     choose_device,
@@ -24,6 +35,8 @@ from fimoda_lib.tangents import tangent_train
 from fimoda_lib.tasks import parameters_of
 
 TRAINING = dict(optimizer="sgd", learning_rate=0.05, batch_size=4)
+NEEDS_GPU = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")]
+GPU = pytest.param(torch.device("cuda"), marks=NEEDS_GPU)
 HYPER = {
     "cg": dict(damping=0.1),
     "lissa": dict(damping=0.1, depth=30, batch_size=4),
@@ -32,6 +45,11 @@ HYPER = {
     "exact": dict(damping=0.1),
     "lft": dict(horizon=[2, 5], further_training=TRAINING),
 }
+
+
+@pytest.fixture(params=[pytest.param(DEVICE, id="pretend"), GPU])
+def device(request):
+    return request.param
 
 
 def made(kind):
@@ -76,13 +94,13 @@ def test_the_pretend_device_computes_keeps_views_and_refuses_to_mix():
 
 @pytest.mark.parametrize("kind", ["regression", "images"])
 @pytest.mark.parametrize("name", METHODS)
-def test_methods(name, kind):
+def test_methods(name, kind, device):
     task, params = made(kind)
     rows = dict(train=range(0, 10, 2), test=range(3), curvature=range(8))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # tiny problems converge badly
         found, expected = (
-            attribute(name, task, params, **rows, device=d, **HYPER.get(name, {})) for d in (DEVICE, "cpu")
+            attribute(name, task, params, **rows, device=d, **HYPER.get(name, {})) for d in (device, "cpu")
         )
     same(found.values, expected.values)
 
@@ -99,15 +117,15 @@ def test_methods(name, kind):
     ],
     ids=str,
 )
-def test_lft(more):
+def test_lft(more, device):
     task, params = made("regression")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        found, expected = (attribute("lft", task, params, device=d, **(HYPER["lft"] | more)) for d in (DEVICE, "cpu"))
+        found, expected = (attribute("lft", task, params, device=d, **(HYPER["lft"] | more)) for d in (device, "cpu"))
     same(found.values, expected.values)
 
 
-def test_what_a_method_forgets_on_the_cpu_is_noticed():
+def test_what_a_method_forgets_on_the_cpu_is_noticed(device):
     def forgetful(task, params, *, train, test, curvature):
         at = Gradients(task, params)
         return at.of_losses(at.test(test)) @ (torch.eye(at.n_params, dtype=at.dtype) @ at.of_losses(at.train(train)).T)
@@ -115,58 +133,76 @@ def test_what_a_method_forgets_on_the_cpu_is_noticed():
     task, params = made("regression")
     attribute(forgetful, task, params, device="cpu")
     with pytest.raises(RuntimeError, match="device"):
-        attribute(forgetful, task, params, device=DEVICE)
+        attribute(forgetful, task, params, device=device)
 
 
 @pytest.mark.parametrize("removal", ["drop", "mask", "subtract"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 @pytest.mark.parametrize("kind", ["regression", "images"])
-def test_further_training(kind, optimizer, removal):
+def test_further_training(kind, optimizer, removal, device):
     task, params = made(kind)
     settings = dict(optimizer=optimizer, learning_rate=0.05, batch_size=4, epochs=2, removal=removal, max_grad_norm=1.0)
     settings |= dict(seeds=[3], left_out=[0, 7], weight_decay=0.01, progress=False, replicas=2)
-    found, expected = (further_train(task, params, device=d, **settings) for d in (DEVICE, "cpu"))
+    found, expected = (further_train(task, params, device=d, **settings) for d in (device, "cpu"))
     same(found.delta, expected.delta)
     same(found.full_loss, expected.full_loss)
 
 
-def test_dropout_is_paired_there_too():
+def test_dropout_is_paired_there_too(device):
     task, params = made("dropout")
     settings = dict(optimizer="sgd", learning_rate=0.05, batch_size=4, epochs=1, seeds=[3, 4], progress=False)
-    gold = further_train(task, params, device=DEVICE, left_out=[0, 7], removal="mask", fraction=0.0, **settings)
+    gold = further_train(task, params, device=device, left_out=[0, 7], removal="mask", fraction=0.0, **settings)
     assert np.abs(gold.delta).max() < 1e-12 and gold.full_loss.notnull().all()
     assert np.abs(gold.full_loss.diff("seed")).min() > 1e-6  # the masks of seeds differ
 
 
-def test_final_model():
+def test_final_model(device):
     task, _ = made("images")
     settings = dict(optimizer="adamw", learning_rate=0.01, batch_size=4, epochs=2, seed=0, progress=False)
-    found, expected = (train_final_model(task, device=d, **settings) for d in (DEVICE, "cpu"))
+    found, expected = (train_final_model(task, device=d, **settings) for d in (device, "cpu"))
     for name, p in expected.items():
         assert found[name].device.type == "cpu"
         same(found[name], p)
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-def test_derivatives_of_further_training(optimizer):
+def test_derivatives_of_further_training(optimizer, device):
     task, params = made("regression")
     settings = dict(optimizer=optimizer, learning_rate=0.05, batch_size=4, progress=False)
     for removal in ("mask", "subtract"):
         found, expected = (
             tangent_train(task, params, epochs=1, seeds=[0], left_out=[1, 2], removal=removal, device=d, **settings)
-            for d in (DEVICE, "cpu")
+            for d in (device, "cpu")
         )
         same(found.delta, expected.delta)
     found, expected = (
-        adjoint_train(task, params, horizon=3, test=[0, 2], device=d, **settings) for d in (DEVICE, "cpu")
+        adjoint_train(task, params, horizon=3, test=[0, 2], device=d, **settings) for d in (device, "cpu")
     )
     same(found, expected)
 
 
-def test_gradients_are_computed_where_the_parameters_are():
+@pytest.mark.parametrize("device", [GPU])
+@pytest.mark.parametrize("compile", [False, True])
+def test_float32_on_a_gpu_is_float32(compile, device):
+    """As it is run: losses agree with the CPU's up to float32's rounding, not TF32's, and a second run is the same."""
+    task = load_task("wine")
+    training = dict(optimizer="sgd", batch_size=32)
+    params = train_final_model(task, learning_rate=0.1, epochs=20, seed=0, device="cpu", **training)
+    settings = dict(learning_rate=0.01, epochs=5, seeds=[0], left_out=range(20), **training)
+    runs = [further_train(task, params, device=d, compile=compile, **settings) for d in (device, device, "cpu")]
+    np.testing.assert_array_equal(runs[0].delta, runs[1].delta)
+    np.testing.assert_allclose(runs[0].full_loss, runs[2].full_loss, rtol=1e-4, atol=1e-6)
+    assert (similarity(as_scores(runs[0]), sensitivity(runs[2], "full").isel(step=[-1]))["mean"] > 0.999).all()
+
+
+def as_scores(gold):
+    return sensitivity(gold, "full").isel(step=-1, drop=True).rename(left_out="train")
+
+
+def test_gradients_are_computed_where_the_parameters_are(device):
     task, params = made("regression")
-    at = Gradients(task, {k: p.to(DEVICE) for k, p in params.items()})
-    assert at.device == DEVICE and at.of_losses(at.train(torch.arange(2))).device == DEVICE
+    at = Gradients(task, {k: p.to(device) for k, p in params.items()})
+    assert at.device.type == device.type == at.of_losses(at.train(torch.arange(2))).device.type
     assert Gradients(task, params).device.type == "cpu" == Gradients(task, at.params, device="cpu").device.type
 
 
@@ -189,14 +225,11 @@ def test_arithmetic_is_strict_on_a_gpu_and_as_before_afterwards():
         assert flags() == before
 
 
-@pytest.mark.parametrize("device", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
-def test_memory_and_random_state_of_a_device(device):
-    where = torch.device(device)
-    if device == "cuda" and not torch.cuda.is_available():
-        pytest.skip("needs a GPU")
-    assert free_memory(where) > 0 and random_devices(where) == ([where] if device == "cuda" else [])
+@pytest.mark.parametrize("where", [torch.device("cpu"), GPU])
+def test_memory_and_random_state_of_a_device(where):
+    assert free_memory(where) > 0 and random_devices(where) == ([where] if where.type == "cuda" else [])
     state = random_state(where)
     first = torch.rand(3, device=where)
     set_random_state(state, where)
     assert torch.equal(torch.rand(3, device=where), first)
-    assert choose_device(device).type == device
+    assert choose_device(where) == where
