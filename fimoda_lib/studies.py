@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
+import torch
 import xarray as xr
 from torch import nn
 
@@ -22,7 +23,7 @@ from .plans import Plan, specification
 from .reproduction import Reproduction
 from .store import cached
 from .tangents import tangent_train
-from .tasks import Params
+from .tasks import Params, take
 
 FRACTIONS = (0.1, 0.5, 1.0)  # of an instance's weight
 LIMIT_LEFT_OUT = 20  # instances: tangents cost several times a run
@@ -123,6 +124,23 @@ def stored_tangents(shown: Reproduction, params: Params, further: Training, argu
         lambda: tangent_train(shown.task, params, **arguments, progress=shown.compute),
         compute_missing=shown.compute,
     )
+
+
+def output_runs(shown: Reproduction) -> xr.Dataset:
+    """`first_order_runs` with the model's one output in place of its squared error; all of the weight removed.
+
+    Of two test instances with targets y + 1 and y - 1, the losses differ by 4 times (output - y).
+    """
+    rows = torch.tensor(shown.settings.test)
+    inputs, targets = take(shown.task.test, rows)
+    twice = take((inputs, targets), torch.arange(len(rows)).repeat(2))[0], torch.cat([targets + 1, targets - 1])
+    other = replace(shown)
+    vars(other)["task"] = replace(shown.task, test=twice)
+    vars(other)["settings"] = replace(shown.settings, test=tuple(range(2 * len(rows))))
+    delta = first_order_runs(other, fractions=[1.0]).delta
+    above, below = delta.isel(test=slice(len(rows))), delta.isel(test=slice(len(rows), None))
+    change = (below.assign_coords(test=above.test) - above) / 4
+    return xr.Dataset({"delta": change.assign_coords(test=rows.numpy())})
 
 
 def with_units(shown: Reproduction, unit: type[nn.Module]) -> Reproduction:

@@ -20,6 +20,7 @@ from fimoda_lib.studies import (
     first_order_limit,
     first_order_runs,
     log_epochs,
+    output_runs,
     removal_runs,
     removal_seeds,
     with_units,
@@ -36,6 +37,7 @@ def panels(tmp_path_factory):
     a.other(optimizer="adam").scores("lft")
     assert a.gold.sizes["seed"] == a.other(optimizer="adam").gold.sizes["seed"] == 2
     first_order_runs(a)
+    output_runs(a)
     removal_runs(a)
     return {k: s.other(compute=False) for k, s in shown.items()}
 
@@ -164,6 +166,19 @@ def test_first_order_runs_are_per_whole_weight_whatever_the_fraction(panels):
     assert 0 < np.linalg.norm(delta.sel(run="float32") - delta.sel(run="1.0")) < 1e-2 * size
     limit = first_order_limit(first_order_runs(panels["a"])).similarity.mean(["step", "test"])
     assert limit.fraction.values.tolist() == list(FRACTIONS) and (limit > 0.95).all()
+
+
+def test_output_runs_are_the_outputs_behind_the_losses(panels):
+    """(r + change)² - r² is the change of the loss, where r² is the loss itself."""
+    losses, outputs = first_order_runs(panels["a"]), output_runs(panels["a"])
+    change, moved = outputs.delta.sel(run="1.0"), losses.delta.sel(run="1.0")
+    residual = (moved - change**2) / (2 * change)
+    sure = abs(change) > 1e-2 * abs(change).max()  # they are stored in float32
+    assert sure.sum() > 100
+    squared = (residual**2).where(sure, losses.full_loss)
+    np.testing.assert_allclose(squared, squared * 0 + losses.full_loss, rtol=1e-3, atol=1e-5)
+    limit = first_order_limit(outputs).similarity
+    assert limit.fraction.values.tolist() == [1.0] and (limit.mean(["step", "test"]) > 0.95).all()
 
 
 def test_the_limit_is_low_where_the_derivative_is_wrong(panels):

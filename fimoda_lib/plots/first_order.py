@@ -6,19 +6,24 @@ from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 from matplotlib.axes import Axes
 
 from ..reproduction import Reproduction, finished
-from ..studies import FRACTIONS, UNITS, first_order_limit, first_order_runs, rounding, with_units
+from ..studies import FRACTIONS, UNITS, first_order_limit, first_order_runs, output_runs, rounding, with_units
+from ..tasks import squared_error
 from .panels import horizon_axis
 
 SHADES = {0.1: "#9ecae1", 0.5: "#4292c6", 1.0: "#08306b"}  # fractions of the weight removed, light to dark
+OUTPUT = "#CC79A7"
 LIMIT = (
     "Cosine similarity (mean adjustment) between the exact derivative of further training with respect to an "
     "instance's weight and the difference of two runs from which 0.1, 0.5 or all of that weight is removed. One seed, "
     "float64, the same batches in both runs (mask), 20 of the left-out instances. For that seed, no method that is "
     "linear in the removed weight can be expected above the darkest line. Where smaller fractions do not come closer, "
-    "the difference is no smooth function of the weight: rectified units switch, and each switch is a jump of its own."
+    "the difference is no smooth function of the weight: rectified units switch, and each switch is a jump of its own. "
+    "Dashed: the change of the model's output in place of that of its squared error, whose derivative changes sign "
+    "where a residual crosses zero."
 )
 LIMIT_MARKS = "Bands are one standard error over test instances."
 UNITS_SAY = (
@@ -49,10 +54,22 @@ LOOKS = {  # column -> colour, line, label
 
 
 def limit_table(shown: Reproduction, fractions: Sequence[float] = FRACTIONS) -> pd.DataFrame | None:
-    """Columns fraction, step, epoch, mean, sem, median (over test instances); None if the runs are missing."""
+    """Columns fraction, step, epoch, mean, sem, median (over test instances), quantity; None if the runs are missing.
+
+    The quantity is the test "loss"; for squared error, all of the weight removed, also the model's "output".
+    """
     runs = finished(lambda: first_order_runs(shown, fractions))
     if runs is None:
         return None
+    tables = [_summary(runs).assign(quantity="loss")]
+    if fractions == FRACTIONS and shown.task.loss is squared_error:
+        outputs = finished(lambda: output_runs(shown))
+        tables += [] if outputs is None else [_summary(outputs).assign(quantity="output")]
+    return pd.concat(tables, ignore_index=True)
+
+
+def _summary(runs: xr.Dataset) -> pd.DataFrame:
+    """The first-order limit over test instances."""
     values = first_order_limit(runs).similarity.fillna(0.0)
     sem = values.std("test", ddof=1) / np.sqrt(values.sizes["test"])
     columns = {"mean": values.mean("test"), "sem": sem, "median": values.median("test")}
@@ -64,11 +81,12 @@ def limit_table(shown: Reproduction, fractions: Sequence[float] = FRACTIONS) -> 
 def draw_limit(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
     """A line per fraction, with a band of one standard error."""
     x, amount = horizon_axis(dataset)
-    for fraction, rows in table.groupby("fraction"):
+    for (quantity, fraction), rows in table.groupby(["quantity", "fraction"]):
         label = f"{fraction:g} of the weight removed" if fraction < 1 else "the whole instance removed"
-        ax.plot(rows[x], rows["mean"], color=SHADES[fraction], marker="o", ms=3, label=label)
-        low, high = rows["mean"] - rows["sem"], rows["mean"] + rows["sem"]
-        ax.fill_between(rows[x], low, high, color=SHADES[fraction], alpha=0.15, lw=0)
+        colour, line = (SHADES[fraction], "-") if quantity == "loss" else (OUTPUT, "--")
+        label = label if quantity == "loss" else "the same, output instead of loss"
+        ax.plot(rows[x], rows["mean"], color=colour, ls=line, marker="o", ms=3, label=label)
+        ax.fill_between(rows[x], rows["mean"] - rows["sem"], rows["mean"] + rows["sem"], color=colour, alpha=0.15, lw=0)
     ax.set(xscale="log", ylim=(-0.06, 1.02), xlabel=amount)
     ax.legend(fontsize=7.5, loc="lower left")
 
