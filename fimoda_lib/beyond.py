@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -22,7 +21,7 @@ from .plots import filters, first_order, removal
 from .plots.kept import panels_and_tables
 from .plots.similarity import diverged, stored_scores
 from .reproduction import PAPER_METHODS, Reproduction
-from .store import Missing, questions, read_sidecar
+from .store import asked, read_sidecar
 
 NOTEBOOK = "06_why_methods_decay"
 
@@ -188,9 +187,7 @@ def log_weights(epochs: np.ndarray) -> np.ndarray:
 
 def seconds_of(pieces: Callable) -> float:
     """How long a stored result took to compute, by its sidecar."""
-    with questions() as asked, contextlib.suppress(Missing):
-        pieces()
-    return float(sum(read_sidecar(path)["seconds"] for path in asked))
+    return float(read_sidecar(asked(pieces))["seconds"])
 
 
 FIGURES: dict[str, Callable] = {

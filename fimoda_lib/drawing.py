@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
@@ -20,7 +21,8 @@ from matplotlib.figure import Figure
 
 from .experiments import experiment_of
 from .provenance import code_version
-from .reproduction import Reproduction, finished
+from .reproduction import Reproduction, finished, one_seed
+from .store import asked, read_sidecar
 
 
 @dataclass(frozen=True)
@@ -247,6 +249,7 @@ def provenance(
                 "specification": runs.attrs["specification"],
                 "seconds": round(float(runs.seconds.sum()), 1),
                 "diverged_runs": int(runs.diverged.sum()),
+                **computed_on(shown, measured),
             }
     return {
         "figure": figure,
@@ -255,8 +258,21 @@ def provenance(
         "profile": next((shown.profile for shown in panels.values()), "any"),
         **settings,
         "datasets": datasets,
+        "device": ", ".join(sorted({d["device"] for d in datasets.values() if "device" in d})),
         "versions": {"torch": torch.__version__, "numpy": np.__version__, "matplotlib": mpl.__version__},
         "commit": code_version(),
+    }
+
+
+def computed_on(shown: Reproduction, measured: Callable[[Reproduction], xr.Dataset]) -> dict[str, Any]:
+    """The device and the peak memory of the stored runs behind a panel, from their sidecars."""
+    _ = shown.params  # read now: inside `asked` nothing is
+    seeds = [one_seed(shown, seed) for seed in measured(shown).seed.values.tolist()]
+    notes = [read_sidecar(asked(lambda one=one: measured(one))) for one in seeds]
+    devices = {note["device"] for note in notes}
+    return {
+        "device": ", ".join(sorted(devices)),
+        "peak_memory_MiB": max(note["peak_memory_MiB"] for note in notes),
     }
 
 

@@ -184,6 +184,13 @@ class Reproduction:
         return self if unchanged else replace(self, **changes)
 
 
+def one_seed(shown: Reproduction, seed: int) -> Reproduction:
+    """The same with a single seed of further training; data and final model are shared."""
+    one = replace(shown)
+    vars(one).update(task=shown.task, params=shown.params, settings=replace(shown.settings, seeds=(seed,)))
+    return one
+
+
 def upper_task(task: Task, trained_layers: int, rows: Sequence[int] | None, folder: Path) -> Task:
     """`encoders.cached_task`, with what the lower layers put out kept in the store, rounded to half precision.
 

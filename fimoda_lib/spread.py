@@ -25,9 +25,8 @@ from tqdm import tqdm
 from .ensembles import OPTIMIZERS
 from .folders import check_writable, part_of
 from .provenance import code_version
-from .reproduction import Reproduction
-from .status import asked, one_seed
-from .store import Missing
+from .reproduction import Reproduction, one_seed
+from .store import Missing, asked
 from .tasks import Task
 
 if TYPE_CHECKING:

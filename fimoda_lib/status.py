@@ -7,16 +7,15 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
 from .datasets import DataFileError
 from .ensembles import OPTIMIZERS
 from .folders import is_running
-from .reproduction import PAPER_METHODS, Reproduction
-from .store import Missing, StoreError, questions, read_sidecar
+from .reproduction import PAPER_METHODS, Reproduction, one_seed
+from .store import StoreError, asked, read_sidecar
 
 
 @dataclass
@@ -100,23 +99,6 @@ def files_of(shown: Reproduction, kind: str) -> list[Path]:
     if kind == "scores":
         return [asked(lambda m=method: shown.scores(m)) for method in shown.methods]
     return [asked(lambda s=seed: one_seed(shown, s).gold) for seed in shown.settings.seeds]
-
-
-def asked(piece: Callable[[], Any]) -> Path:
-    """The file of the first stored result that `piece` asks for."""
-    with questions() as paths:
-        try:
-            piece()
-        except Missing:
-            pass
-    return paths[0]
-
-
-def one_seed(shown: Reproduction, seed: int) -> Reproduction:
-    """The same with a single seed of further training; data and final model are shared."""
-    one = replace(shown)
-    vars(one).update(task=shown.task, params=shown.params, settings=replace(shown.settings, seeds=(seed,)))
-    return one
 
 
 def seconds_of(path: Path) -> float:

@@ -194,6 +194,7 @@ def test_figures_come_with_numbers_and_provenance(smoke, name):
     assert note["optimizer"] == ("adam" if name in ("fig04", "fig08") else "sgd")
     last = note["datasets"][panels[max(panels)]]
     assert last["seeds"] == ([0] if name == "fig11" else [0, 1]) and len(last["specification"]) == 16
+    assert last["device"] and last["peak_memory_MiB"] > 0 and last["device"] in note["device"]
     assert "Not run yet" not in note["caption"]
 
 

@@ -16,9 +16,8 @@ import xarray as xr
 
 from fimoda_lib import run, spread
 from fimoda_lib.folders import is_running
-from fimoda_lib.reproduction import PAPER_METHODS, Reproduction
+from fimoda_lib.reproduction import PAPER_METHODS, Reproduction, one_seed
 from fimoda_lib.spread import SpreadError, UnfitWorker, shards_of
-from fimoda_lib.status import one_seed
 
 ROOT = Path(run.__file__).parent.parent
 KINDS = ["final model", "sgd", "adam", "retraining", "scores", "lft, sgd", "lft, adam"]
