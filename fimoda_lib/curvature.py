@@ -12,10 +12,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from .devices import free_memory
 from .gradients import Gradients
 from .tasks import count
 
-HOLD_BYTES = 6 * 2**30  # A is kept in memory up to this size and computed anew for every product beyond it
+HOLD_BYTES = 6 * 2**30  # up to this size A is kept in the CPU's memory; beyond it, computed anew for every product
 
 
 class GaussNewton:
@@ -24,7 +25,7 @@ class GaussNewton:
     Args:
         at: the model at its parameters.
         rows: the training instances that define the curvature.
-        hold: whether to keep A; by default if it takes at most `HOLD_BYTES`.
+        hold: whether to keep A; by default if it takes at most half of the free memory, and `HOLD_BYTES` on the CPU.
         scale: what every column of A is multiplied by [P]; then G stands for diag(scale) G diag(scale).
     """
 
@@ -33,7 +34,7 @@ class GaussNewton:
         self.rank = max(output_factors(at, at.train(piece)).shape[1] for piece in rows.split(4096))  # rows of A each
         size = self.n * self.rank * at.n_params * torch.finfo(at.dtype).bits // 8
         self.held: Tensor | None = None
-        if size <= HOLD_BYTES if hold is None else hold:
+        if size <= largest_held(at.device) if hold is None else hold:
             self.held = torch.empty(self.n * self.rank, at.n_params, dtype=at.dtype, device=at.device)
             start = 0
             for block in self._computed():
@@ -97,6 +98,14 @@ class GaussNewton:
         for block in self.blocks():
             result += block.T @ block
         return result / self.n
+
+
+def largest_held(device: torch.device) -> int:
+    """How many bytes A may take to be kept in a device's memory."""
+    free = free_memory(device)
+    if device.type == "cuda":
+        return free // 2
+    return HOLD_BYTES if free is None else min(HOLD_BYTES, free // 2)
 
 
 class Reduction:
