@@ -8,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -22,6 +23,7 @@ from .plots.kept import panels_and_tables
 from .plots.similarity import diverged, stored_scores
 from .reproduction import PAPER_METHODS, Reproduction
 from .store import asked, read_sidecar
+from .studies import first_order_runs, removal_runs
 
 NOTEBOOK = "06_why_methods_decay"
 
@@ -56,7 +58,7 @@ def figure_limit(panels: Panels, folder: Path | str) -> Figure:
     """How close any method that is linear in the removed weight can come to one seed of further training."""
     return _study(
         "fig_limit", panels, folder, first_order.limit_table, first_order.draw_limit,
-        first_order.LIMIT, first_order.LIMIT_MARKS,
+        first_order.LIMIT, first_order.LIMIT_MARKS, measured=first_order_runs,
         title="The first-order limit", ylabel="similarity of derivative and difference",
     )  # fmt: skip
 
@@ -65,7 +67,7 @@ def figure_units(panels: Panels, folder: Path | str) -> Figure:
     """The first-order limit with rectified and with smooth units."""
     return _study(
         "fig_units", panels, folder, first_order.units_table, first_order.draw_units,
-        first_order.UNITS_SAY, first_order.UNITS_MARKS,
+        first_order.UNITS_SAY, first_order.UNITS_MARKS, measured=first_order.smooth_runs, remark_on=lambda shown: "",
         title="Rectified and smooth units", ylabel="similarity of derivative and difference",
     )  # fmt: skip
 
@@ -74,7 +76,7 @@ def figure_precision(panels: Panels, folder: Path | str) -> Figure:
     """Size of the sensitivity against the rounding of float32 training and of float32 test losses."""
     return _study(
         "fig_precision", panels, folder, first_order.precision_table, first_order.draw_precision,
-        first_order.PRECISION, first_order.PRECISION_MARKS,
+        first_order.PRECISION, first_order.PRECISION_MARKS, measured=first_order.whole_runs,
         title="Precision audit", ylabel="median magnitude (units of the loss)",
     )  # fmt: skip
 
@@ -83,6 +85,7 @@ def figure_removal(panels: Panels, folder: Path | str) -> Figure:
     """How many seeds `drop` and `mask` need for the same noise ceiling."""
     return _study(
         "fig_removal", panels, folder, removal.table, removal.draw, removal.WHAT, removal.MARKS,
+        measured=lambda shown: removal_runs(shown)["mask"],
         title="mask against drop", ylabel="seeds for a noise ceiling of 0.95",
     )  # fmt: skip
 
@@ -96,12 +99,20 @@ def _study(
     what: str,
     marks: str,
     *,
+    measured: Callable[[Reproduction], xr.Dataset],
     title: str,
     ylabel: str,
+    **more: Callable,
 ) -> Figure:
-    """A figure of a study, which is run if need be; panels drawn earlier are kept."""
+    """A figure of a study, which is run if need be; panels drawn earlier are kept.
+
+    Args:
+        measured, more: for `provenance`.
+    """
     shown, tables, kept = panels_and_tables(name, panels, folder, make)
-    note = provenance(shown, kept=kept, figure=name, title=title, notebook=NOTEBOOK, optimizer="sgd")
+    note = provenance(
+        shown, measured=measured, kept=kept, figure=name, title=title, notebook=NOTEBOOK, optimizer="sgd", **more
+    )
     return panel_figure(
         note, shown, folder, tables, lambda ax, letter: draw(ax, tables[letter], shown[letter].dataset),
         what=what, marks=marks, ylabel=ylabel,

@@ -25,7 +25,7 @@ class GaussNewton:
     Args:
         at: the model at its parameters.
         rows: the training instances that define the curvature.
-        hold: whether to keep A; by default if it takes at most half of the free memory, and `HOLD_BYTES` on the CPU.
+        hold: whether to keep A; by default up to `HOLD_BYTES` on the CPU, and half of the free memory on a GPU.
         scale: what every column of A is multiplied by [P]; then G stands for diag(scale) G diag(scale).
     """
 
@@ -102,10 +102,7 @@ class GaussNewton:
 
 def largest_held(device: torch.device) -> int:
     """How many bytes A may take to be kept in a device's memory."""
-    free = free_memory(device)
-    if device.type == "cuda":
-        return free // 2
-    return HOLD_BYTES if free is None else min(HOLD_BYTES, free // 2)
+    return free_memory(device) // 2 if device.type == "cuda" else HOLD_BYTES
 
 
 class Reduction:

@@ -12,6 +12,9 @@ from torch import Tensor
 
 from .checks import shown
 
+# Without it matrix products on a GPU are not deterministic; PyTorch reads it once, at the first of them.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+
 
 def choose_device(value: str | torch.device | None) -> torch.device:
     """The device of this name; a GPU if there is one for None.
@@ -47,18 +50,29 @@ def strict_arithmetic(device: torch.device) -> Iterator[None]:
         yield
         return
     backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
-    before = [backend.fp32_precision for backend in backends]
+    precisions = [backend.fp32_precision for backend in backends]
+    try:
+        before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+    except RuntimeError:  # they were set in PyTorch's newer way, in which the older one cannot be read
+        before = None
     deterministic = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # without it matrix products are not deterministic
-    for backend in backends:
-        backend.fp32_precision = "ieee"
+    set_precision("highest", False)
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         yield
     finally:
         torch.use_deterministic_algorithms(deterministic[0], warn_only=deterministic[1])
-        for backend, precision in zip(backends, before, strict=True):
-            backend.fp32_precision = precision
+        if before is not None:
+            set_precision(*before)
+        else:
+            for backend, precision in zip(backends, precisions, strict=True):
+                backend.fp32_precision = precision
+
+
+def set_precision(products: str, convolutions_in_tf32: bool) -> None:
+    """Of float32 on a GPU, in a way that PyTorch's older and newer settings both follow."""
+    torch.set_float32_matmul_precision(products)
+    torch.backends.cudnn.allow_tf32 = convolutions_in_tf32
 
 
 def machine(device: torch.device) -> str:

@@ -218,6 +218,7 @@ def provenance(
     figure: str,
     title: str,
     measured: Callable[[Reproduction], xr.Dataset] | None = lambda shown: shown.gold,
+    remark_on: Callable[[Reproduction], str] = lambda shown: experiment_of(shown.dataset, shown.profile).remark,
     notebook: str = "04_figures",
     kept: Mapping[str, dict] | None = None,
     **settings: str,
@@ -226,6 +227,7 @@ def provenance(
 
     Args:
         measured: the training runs that a panel shows; further training by default, None for a mere drawing.
+        remark_on: what captions say of a panel's model and data.
         notebook: the notebook that draws the figure.
         kept: letter -> this function's entry for the data set of a panel that was drawn earlier; "drawn" is the commit.
         settings: whatever else tells this figure from others.
@@ -244,12 +246,12 @@ def provenance(
                 "optimizer": runs.attrs["optimizer"],
                 "removal": runs.attrs["removal"],
                 "learning_rate": runs.attrs["learning_rate"],
-                **({"remark": remark} if (remark := experiment_of(shown.dataset, shown.profile).remark) else {}),
+                **({"remark": remark} if (remark := remark_on(shown)) else {}),
                 **({"without": without} if (without := shown.settings.without) else {}),
                 "specification": runs.attrs["specification"],
                 "seconds": round(float(runs.seconds.sum()), 1),
                 "diverged_runs": int(runs.diverged.sum()),
-                **computed_on(shown, measured),
+                **computed_on(shown, measured, int(runs.seed[0])),
             }
     return {
         "figure": figure,
@@ -264,16 +266,11 @@ def provenance(
     }
 
 
-def computed_on(shown: Reproduction, measured: Callable[[Reproduction], xr.Dataset]) -> dict[str, Any]:
-    """The device and the peak memory of the stored runs behind a panel, from their sidecars."""
-    _ = shown.params  # read now: inside `asked` nothing is
-    seeds = [one_seed(shown, seed) for seed in measured(shown).seed.values.tolist()]
-    notes = [read_sidecar(asked(lambda one=one: measured(one))) for one in seeds]
-    devices = {note["device"] for note in notes}
-    return {
-        "device": ", ".join(sorted(devices)),
-        "peak_memory_MiB": max(note["peak_memory_MiB"] for note in notes),
-    }
+def computed_on(shown: Reproduction, measured: Callable[[Reproduction], xr.Dataset], seed: int) -> dict[str, Any]:
+    """The device and the peak memory of the process that computed the first of the runs behind a panel."""
+    one = one_seed(shown, seed)  # has read its final model: inside `asked` nothing is
+    note = read_sidecar(asked(lambda: measured(one)))
+    return {key: note[key] for key in ("device", "peak_memory_MiB", "peak_gpu_memory_MiB") if key in note}
 
 
 def caption(panels: Panels, note: dict, what: str, marks: str = "") -> str:

@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 from torch import nn
 
-from .devices import machine, random_devices
+from .devices import machine, random_devices, strict_arithmetic
 from .ensembles import Ensemble, Optimizer
 from .minibatches import run_batches
 from .naming import model_name
@@ -78,7 +78,12 @@ def choose_engine(
     found = cached(
         store, f"engine-{task.name}", spec, lambda: measure(task, params, optimizer, batch_size, removal, device)
     ).seconds_per_step
-    batched, sequential = (found.sel(engine=name).item() for name in ("batched", "sequential"))
+    return faster(found)
+
+
+def faster(seconds_per_step: xr.DataArray) -> Engine:
+    """The engine to take, by what `measure` found."""
+    batched, sequential = (seconds_per_step.sel(engine=name).item() for name in ("batched", "sequential"))
     return Engine(True, batched) if batched <= MARGIN * sequential else Engine(False, sequential)
 
 
@@ -92,7 +97,7 @@ def measure(
     batch = to(take(task.train, rows.reshape(-1, rows.shape[-1])), device, dtype)
     weights = weights.to(device, dtype)
     seconds = {}
-    with torch.random.fork_rng(devices=random_devices(device)):
+    with torch.random.fork_rng(devices=random_devices(device)), strict_arithmetic(device):
         for engine in (Engine(True), Engine(False)):
             ensemble = Ensemble(task, params, REPLICAS, optimizer, device=device, batched=engine.batched)
             taken = []

@@ -119,18 +119,20 @@ def choose_learning_rate(
     for rate in rates:
         try:
             params = train_final_model(split, learning_rate=rate, seed=seed, progress=False, **training)
-            losses[rate] = mean_loss(split, params, split.test)
+            losses[rate] = mean_loss(split, params, split.test, device=training.get("device"))
         except TrainingDiverged:
             losses[rate] = float("nan")
     return losses
 
 
-def mean_loss(task: Task, params: Params, instances: tuple[Any, Tensor]) -> float:
+def mean_loss(
+    task: Task, params: Params, instances: tuple[Any, Tensor], *, device: str | torch.device | None = None
+) -> float:
     """Mean loss of the model with the given parameters on the given instances."""
     given = _tested_on(task, instances)
     check_params(task.model, params)
     check_loss(given, params)
-    ensemble = Ensemble(task, params, 1, Optimizer("sgd", 1.0), device=choose_device(None))
+    ensemble = Ensemble(task, params, 1, Optimizer("sgd", 1.0), device=choose_device(device))
     pieces = (slice(k, k + PIECE) for k in range(0, given.n_test, PIECE))
     return sum(ensemble.losses(to(take(instances, p), ensemble.device)).sum().item() for p in pieces) / given.n_test
 

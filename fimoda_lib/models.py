@@ -41,7 +41,7 @@ def resnet9(channels: int = 3, n_outputs: int = 10, *, width: int = 64) -> nn.Se
     """ResNet-9 for images of 32 x 32 pixels, with group normalisation: the paper's image model.
 
     Usually it has batch normalisation, whose running statistics mix instances while they change, so that none can be
-    left out honestly; groups of channels within one image need no statistics of others. For images of 32 x 32 pixels.
+    left out honestly; groups of channels within one image need no statistics of others.
     """
     w = width
     return nn.Sequential(

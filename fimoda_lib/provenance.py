@@ -21,6 +21,7 @@ def provenance(seconds: float) -> dict[str, Any]:
     return {
         "seconds": round(seconds, 3),
         "peak_memory_MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        **({"peak_gpu_memory_MiB": torch.cuda.max_memory_allocated() // 2**20} if torch.cuda.is_available() else {}),
         "device": device_description(),
         "torch_threads": torch.get_num_threads(),
         "versions": {"python": platform.python_version(), "torch": torch.__version__, "numpy": np.__version__},

@@ -44,6 +44,13 @@ FIGURES = (
     *BEYOND,
 )
 FOLLOWED_BY_LFT = {"sgd": {"fig02plus", "table_horizons"}, "adam": {"fig04plus"}}  # optimiser -> figures with LFT
+FINAL_MODEL_ONLY = {
+    "fig01",
+    "fig_filter",
+    "fig_limit",
+    "fig_units",
+    "fig_precision",
+}  # need no gold standard, no scores
 OPTIMIZERS_OF = {"fig01": (), "fig04": ("adam",), "fig08": ("adam",), "fig04plus": ("adam",)}  # all others: SGD
 
 
@@ -181,6 +188,7 @@ def plan(options: argparse.Namespace) -> list[list[NotebookRun]]:
     per_dataset = [{**common, "dataset": d} for d in datasets]
     retrained = LETTERS["fig11"].values() if "fig11" in figures else ()
     stages.append([NotebookRun("01_final_model", f"final model, {p['dataset']}", p) for p in per_dataset])
+    measured = [] if set(figures) <= FINAL_MODEL_ONLY else per_dataset
     stages.append(
         [
             NotebookRun(
@@ -189,11 +197,11 @@ def plan(options: argparse.Namespace) -> list[list[NotebookRun]]:
                 {**p, "optimizer": o, "retrain": o == "sgd" and panel_letter(p["dataset"]) in retrained},
             )
             for o in optimizers
-            for p in per_dataset
+            for p in measured
             if trained_with(o, [p["dataset"]])
         ]
     )
-    stages.append([NotebookRun("03_attribution", f"attribution, {p['dataset']}", p) for p in per_dataset])
+    stages.append([NotebookRun("03_attribution", f"attribution, {p['dataset']}", p) for p in measured])
     shown = {**common, "datasets": list(datasets), "figures": str(Path(options.figures).resolve())}
     if only := [f for f in figures if f not in ("fig_damping", *BEYOND)]:
         stages.append([NotebookRun("04_figures", "figures", {**shown, "only": only})])

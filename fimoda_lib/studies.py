@@ -45,9 +45,9 @@ def first_order_runs(shown: Reproduction, fractions: Sequence[float] = FRACTIONS
     size: its learning rate, and an instance is one of all that the paper trains on.
 
     Returns:
-        `delta[run, left_out, step, test]` per whole weight removed, with runs "tangent" (the exact derivative,
+        `delta[run, seed, left_out, step, test]` per whole weight removed, with runs "tangent" (the exact derivative,
         float64), "0.1", "0.5", "1.0" (differences of float64 runs with that fraction of the weight removed, over the
-        fraction) and "float32" (the whole weight, in float32); `full_loss[step, test]` of the float64 run.
+        fraction) and "float32" (the whole weight, in float32); all else, attributes too, is of the run "1.0".
     """
     s = shown.settings
     further, whole = paper_sized(shown)
@@ -71,18 +71,15 @@ def first_order_runs(shown: Reproduction, fractions: Sequence[float] = FRACTIONS
             store=shown.folder,
             compute_missing=shown.compute,
             progress=shown.compute,
-        ).isel(seed=0, drop=True)
+        )
         return gold.assign(delta=gold.delta.astype("float64") / fraction)
 
     runs = {str(f): run(double, f) for f in fractions}
-    full_loss = runs["1.0"].full_loss
     runs["float32"] = run(single, 1.0)
-    tangents = stored_tangents(shown, double, further, common).isel(seed=0, drop=True)
+    tangents = stored_tangents(shown, double, further, common)
     deltas = [gold.delta for gold in runs.values()] + [tangents.delta * whole]
-    names = [*runs, "tangent"]
-    return xr.Dataset(
-        {"delta": xr.concat(deltas, dim="run", join="exact").assign_coords(run=names), "full_loss": full_loss}
-    )
+    found = runs["1.0"].drop_vars("delta")
+    return found.assign(delta=xr.concat(deltas, dim="run", join="exact").assign_coords(run=[*runs, "tangent"]))
 
 
 def paper_sized(shown: Reproduction) -> tuple[Training, float]:
@@ -166,12 +163,10 @@ def first_order_limit(runs: xr.Dataset, adjustment: str = "mean") -> xr.Dataset:
     Returns:
         `similarity[fraction, step, test]`.
     """
-    tangent = sensitivity(runs.sel(run=["tangent"]).rename(run="seed"), adjustment)
+    tangent = sensitivity(runs.sel(run="tangent", drop=True), adjustment)
     scores = tangent.rename(left_out="train", step="horizon")
     fractions = [name for name in runs.run.values if name not in ("float32", "tangent")]
-    found = [
-        instance_similarity(scores, sensitivity(runs.sel(run=[f]).rename(run="seed"), adjustment)) for f in fractions
-    ]
+    found = [instance_similarity(scores, sensitivity(runs.sel(run=f, drop=True), adjustment)) for f in fractions]
     return xr.Dataset(
         {"similarity": xr.concat(found, dim="fraction").assign_coords(fraction=list(map(float, fractions)))}
     )
@@ -190,7 +185,7 @@ def rounding(runs: xr.Dataset) -> xr.Dataset:
     rounded = (full + whole).astype("float32").astype("float64") - full.astype("float32").astype("float64")
 
     def size(values: xr.DataArray) -> xr.DataArray:
-        return abs(values).median(["left_out", "test"])
+        return abs(values).median(["seed", "left_out", "test"])
 
     return xr.Dataset(
         {

@@ -84,7 +84,10 @@ def tangent_train(
     where = choose_device(device)
     pieces = torch.tensor(plan.left_out).split(1 if alone else TANGENTS)
     with tqdm(total=len(seeds) * len(pieces) * plan.steps[-1], desc="tangents", disable=not progress) as bar:
-        found = [[one_chunk(task, params, plan, seed, piece, where, bar) for piece in pieces] for seed in seeds]
+        found = [
+            [chunk for piece in pieces for chunk in chunks_that_fit(task, params, plan, seed, piece, where, bar)]
+            for seed in seeds
+        ]
     return xr.Dataset(
         {
             "full_loss": (("seed", "step", "test"), np.stack([chunks[0][0] for chunks in found])),
@@ -101,6 +104,19 @@ def tangent_train(
             "epoch": ("step", np.array(plan.steps) / per_epoch),
         },
     )
+
+
+def chunks_that_fit(
+    task: Task, params: Params, plan: Plan, seed: int, removed: Tensor, device: torch.device, bar: tqdm
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """`one_chunk` for all the removed instances together, or for halves of them where memory is short."""
+    try:
+        return [one_chunk(task, params, plan, seed, removed, device, bar)]
+    except torch.OutOfMemoryError:
+        if len(removed) == 1:
+            raise
+    halves = removed.tensor_split(2)
+    return [chunk for half in halves for chunk in chunks_that_fit(task, params, plan, seed, half, device, bar)]
 
 
 def one_chunk(

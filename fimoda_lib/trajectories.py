@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves, tree_map
 from tqdm import tqdm
 
 from . import checks
@@ -15,7 +17,7 @@ from .devices import choose_device, random_devices, strict_arithmetic
 from .ensembles import Ensemble, Optimizer
 from .minibatches import FULL_RUN, run_batches, steps_per_epoch
 from .plans import MOST_STEPS, check_loss, check_seeds, has_dropout
-from .tasks import Params, Task, check_params, check_task, take, to
+from .tasks import Params, Task, check_params, check_task, resolve_rows, take, to
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,7 +42,8 @@ class Trajectory:
 
     Args:
         steps: optimiser steps at which outputs were recorded, ascending, beginning with 0.
-        train_outputs, test_outputs: [records, instances, C], float64, of all training and test instances.
+        train_outputs, test_outputs: [records, instances, C], float64, of all training and test instances; NaN for those
+            that were not recorded.
         segments: in order, covering all records.
         settings: how it was trained.
     """
@@ -65,14 +68,17 @@ def record_full_run(
     segments: int = 1,
     weight_decay: float = 0.0,
     max_grad_norm: float | None = None,
+    train: Iterable[int] | None = None,
+    test: Iterable[int] | None = None,
     progress: bool = True,
     device: str | torch.device | None = None,
 ) -> Trajectory:
-    """Trains once on all data, as the full run of `further_train` with this seed does, and records all outputs.
+    """Trains once on all data, as the full run of `further_train` with this seed does, and records outputs.
 
     Args:
         steps: the optimiser steps at which outputs are recorded; a number stands for the end of every epoch up to it.
         segments: how many segments of nearly equal numbers of records to cut the run into.
+        train, test: the instances whose outputs are recorded (all by default).
         device: where to train; a GPU if there is one.
 
     Raises:
@@ -87,14 +93,20 @@ def record_full_run(
     check_loss(task, params)
     ensemble = Ensemble(task, params, 1, rule, device=choose_device(device))
     train_set, noisy = to(task.train, ensemble.device, ensemble.dtype), has_dropout(task.model)
-    outputs, starts, multipliers = [], [], []
+    chosen = [resolve_rows(train, task.n_train, "train"), resolve_rows(test, task.n_test, "test")]
+    outputs, starts, multipliers = [], [], [None] * (len(cuts) - 1)
 
     def record() -> None:
-        if len(outputs) in cuts[:-1]:
-            starts.append({k: p[0].clone() for k, p in ensemble.params.items()})
-        outputs.append(tuple(ensemble.outputs(part[0])[0].cpu() for part in (task.train, task.test)))
-        if rule.name != "sgd" and ensemble.steps:
-            multipliers.append(adam_multiplier(rule, ensemble))
+        number = len(outputs)
+        if number in cuts[:-1]:
+            starts.append({k: p[0].cpu().clone() for k, p in ensemble.params.items()})
+        outputs.append(
+            [recorded(ensemble, part[0], rows) for part, rows in zip((task.train, task.test), chosen, strict=True)]
+        )
+        if rule.name != "sgd" and number:
+            k = bisect_left(cuts, number) - 1  # the segment that ends here, or goes on
+            share = {name: m / (cuts[k + 1] - cuts[k]) for name, m in adam_multiplier(rule, ensemble).items()}
+            multipliers[k] = share if multipliers[k] is None else tree_map(torch.add, multipliers[k], share)
 
     with strict_arithmetic(ensemble.device):
         record()
@@ -107,15 +119,23 @@ def record_full_run(
             ensemble.step(take(train_set, rows.to(ensemble.device)), weights.to(ensemble.device, ensemble.dtype))
             if step == due[len(outputs)]:
                 record()
-    train, test = (torch.stack(piece) for piece in zip(*outputs, strict=True))
-    if not (train.isfinite().all() and test.isfinite().all()):
+    found = [torch.stack(piece) for piece in zip(*outputs, strict=True)]
+    if not all(values[:, rows].isfinite().all() for values, rows in zip(found, chosen, strict=True)):
         raise ValueError(f"The full run diverged: with learning rate {learning_rate} its outputs are not finite.")
     pieces = tuple(
-        Segment(first, last, start, mean_of(multipliers[first:last]))
-        for first, last, start in zip(cuts[:-1], cuts[1:], starts, strict=True)
+        Segment(first, last, start, multiplier)
+        for first, last, start, multiplier in zip(cuts[:-1], cuts[1:], starts, multipliers, strict=True)
     )
     settings = {"optimizer": optimizer, "learning_rate": rule.learning_rate, "batch_size": batch_size, "seed": seed}
-    return Trajectory(rule.learning_rate, due, train, test, pieces, settings)
+    return Trajectory(rule.learning_rate, due, *found, pieces, settings)
+
+
+def recorded(ensemble: Ensemble, inputs: Any, rows: Tensor) -> Tensor:
+    """Outputs of the one replica on the given instances, on the CPU, NaN for the others, [n, C]."""
+    some = ensemble.outputs(take(inputs, rows))[0].cpu()
+    outputs = some.new_full((len(tree_leaves(inputs)[0]), some.shape[1]), torch.nan)
+    outputs[rows] = some
+    return outputs
 
 
 def check_settings(batch_size: int, seed: int) -> tuple[int, int]:
@@ -150,8 +170,4 @@ def adam_multiplier(rule: Optimizer, ensemble: Ensemble) -> Params:
     """What Adam multiplies its mean gradient by, besides the learning rate, after the last step."""
     correction = 1 - rule.betas[1] ** ensemble.steps
     squares = ensemble.state["square"]
-    return {k: 1 / ((square[0] / correction).sqrt() + rule.epsilon) for k, square in squares.items()}
-
-
-def mean_of(trees: Sequence[Params]) -> Params | None:
-    return {k: torch.stack([tree[k] for tree in trees]).mean(0) for k in trees[0]} if trees else None
+    return {k: 1 / ((square[0].cpu() / correction).sqrt() + rule.epsilon) for k, square in squares.items()}

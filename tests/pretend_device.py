@@ -11,13 +11,24 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
-from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
+from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
-_setup_privateuseone_for_python_backend("pretend")
+
+class Backend(_DummyBackendModule):
+    """What PyTorch asks of a device's module; its random numbers are the CPU's."""
+
+    def get_rng_state(self, device: Any = None) -> Tensor:
+        return torch.get_rng_state()
+
+    def set_rng_state(self, state: Tensor, device: Any = None) -> None:
+        torch.set_rng_state(state)
+
+
+_setup_privateuseone_for_python_backend("pretend", Backend())
 DEVICE = torch.device("pretend", 0)
 MEMORY: dict[int, Tensor] = {}  # address of a tensor's storage -> the memory of the CPU that it stands for
 COPIES = ("aten::_copy_from", "aten::copy_", "aten::_to_copy")
-INDEXING = ("aten::index", "aten::_index_put_impl_", "aten::_unsafe_index")  # indices may lie on the CPU, as with CUDA
+INDEXING = ("aten::index", "aten::_index_put_impl_", "aten::_unsafe_index")
 AS_META = torch._C.DispatchKeySet(torch._C.DispatchKey.Meta)
 
 
@@ -50,8 +61,10 @@ def compute(op: Any, *args: Any, **kwargs: Any) -> Any:
     """Any operation with a tensor on the device among its arguments, or the device itself."""
     name, schema = op._schema.name, op._schema.arguments
     tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
-    looked_at = [] if name in COPIES else tensors[:1] if name.startswith(INDEXING) else tensors
-    if len({x.device for x in looked_at if x.dim() or is_pretend(x)}) > 1:
+    looked_at = [] if name in COPIES else tensors
+    if name.startswith(INDEXING) and is_pretend(tensors[0]):  # indices may lie on the CPU, but not the other way round
+        looked_at = [x for x in args if isinstance(x, Tensor)]
+    if len({x.device for x in looked_at if x.dim() or is_pretend(x)}) > 1 or kwargs.get("generator") is not None:
         raise RuntimeError(f"{name} mixes devices: {[(str(x.device), tuple(x.shape)) for x in tensors]}")
 
     def here(x: Any) -> Any:

@@ -26,6 +26,7 @@ from fimoda_lib.devices import (
     free_memory,
     random_devices,
     random_state,
+    set_precision,
     set_random_state,
     strict_arithmetic,
 )
@@ -87,7 +88,15 @@ def test_the_pretend_device_computes_keeps_views_and_refuses_to_mix():
     on.T[1:].mul_(2)
     assert torch.equal(memory_of(on), torch.tensor([[0.0, 2, 4], [3, 8, 10]]))
     assert torch.equal(on[:, torch.tensor([2])].cpu(), torch.tensor([[4.0], [10]]))
-    for mixed in (lambda: on + x, lambda: on @ x.T, lambda: torch.cat([on, x]), lambda: torch.where(on > 0, on, x)):
+    first, values = torch.tensor([0]), torch.zeros(1, 3)
+    for mixed in (
+        lambda: on + x,
+        lambda: on @ x.T,
+        lambda: torch.cat([on, x]),
+        lambda: torch.where(on > 0, on, x),
+        lambda: x[first.to(DEVICE)],
+        lambda: on.__setitem__(first, values),
+    ):
         with pytest.raises(RuntimeError, match="device"):
             mixed()
 
@@ -210,19 +219,34 @@ def test_gradients_are_computed_where_the_parameters_are(device):
 
 
 def flags():
-    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
-    return [b.fp32_precision for b in backends], torch.are_deterministic_algorithms_enabled()
+    tf32 = torch.get_float32_matmul_precision() != "highest" or torch.backends.cudnn.allow_tf32
+    return tf32, torch.are_deterministic_algorithms_enabled()
 
 
 def test_arithmetic_is_strict_on_a_gpu_and_as_before_afterwards():
-    before = flags()
-    assert before != (["ieee"] * 3, True)
+    assert flags() == (True, False)  # PyTorch's defaults
     with pytest.raises(KeyError), strict_arithmetic(torch.device("cuda")):
-        assert flags() == (["ieee"] * 3, True) and torch.is_deterministic_algorithms_warn_only_enabled()
+        assert flags() == (False, True) and torch.is_deterministic_algorithms_warn_only_enabled()
         raise KeyError
-    assert flags() == before
+    assert flags() == (True, False)
     with strict_arithmetic(torch.device("cpu")):
-        assert flags() == before
+        assert flags() == (True, False)
+
+
+def test_arithmetic_is_strict_whichever_way_it_was_loose():
+    backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv)
+    try:
+        torch.set_float32_matmul_precision("medium")
+        with strict_arithmetic(torch.device("cuda")):
+            assert flags() == (False, True)
+        assert torch.get_float32_matmul_precision() == "medium"
+        for backend in backends:
+            backend.fp32_precision = "tf32"  # the newer way, in which the older settings cannot be read
+        with strict_arithmetic(torch.device("cuda")):
+            assert flags() == (False, True)
+        assert [backend.fp32_precision for backend in backends] == ["tf32", "tf32"]
+    finally:
+        set_precision("highest", True)
 
 
 @pytest.mark.parametrize("where", [torch.device("cpu"), GPU])

@@ -87,6 +87,12 @@ def test_the_plan_takes_only_the_data_sets_that_a_figure_shows(monkeypatch):
     assert some == [name for name in FIGURES if name not in ("fig11", "fig_damping", "table2_text", "fig_images")]
 
 
+def test_studies_of_final_models_need_no_gold_standard():
+    labels = list(planned("--only", "fig_units", "fig_precision", "fig_limit", "--datasets", "wine", "digit_images"))
+    assert labels == ["final model, wine", "final model, digit_images", "why methods decay"]
+    assert "attribution, wine" in planned("--only", "fig_units", "fig_removal", "--datasets", "wine")
+
+
 def test_images_and_text_are_trained_further_with_their_one_optimiser():
     labels = list(planned("--only", "fig02", "fig04", "--datasets", "wine", "digit_images", "sentences"))
     assert [label for label in labels if label.startswith("further training")] == [

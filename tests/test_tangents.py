@@ -228,3 +228,21 @@ def test_tasks_and_parameters_that_cannot_be_right_are_refused():
     assert "one value per instance" in refusal(tangent, reduced, params, "sgd", error=ValueError)
     task.train[0][3, 1] = float("nan")
     assert "train inputs hold NaN or infinite" in refusal(tangent, task, params, "sgd", error=ValueError)
+
+
+def test_out_of_memory_halves_what_is_carried_at_once(monkeypatch):
+    task, params = tiny()
+    settings = dict(optimizer="sgd", learning_rate=0.1, batch_size=8, epochs=1, seeds=[0], left_out=[3, 1, 4, 0, 9])
+    expected = tangent_train(task, params, **settings, progress=False)
+    one_chunk, tried = tangents.one_chunk, []
+
+    def small_machine(task, params, plan, seed, removed, device, bar):
+        tried.append(removed.tolist())
+        if len(removed) > 2:
+            raise torch.OutOfMemoryError
+        return one_chunk(task, params, plan, seed, removed, device, bar)
+
+    monkeypatch.setattr(tangents, "one_chunk", small_machine)
+    found = tangent_train(task, params, **settings, progress=False)
+    assert tried == [[3, 1, 4, 0, 9], [3, 1, 4], [3, 1], [4], [0, 9]]
+    np.testing.assert_allclose(found.delta, expected.delta, rtol=1e-12)

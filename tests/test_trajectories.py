@@ -12,6 +12,7 @@ from small_files import refusal
 from torch import nn
 from torch.utils.data import RandomSampler
 
+from fimoda_lib import attribute
 from fimoda_lib.further_training import further_train
 from fimoda_lib.trajectories import record_full_run, recorded_steps, segment_cuts
 
@@ -128,6 +129,23 @@ def test_segments_are_of_nearly_equal_length():
     assert (
         segment_cuts(10, 3) == [0, 3, 6, 10] and segment_cuts(4, 4) == [0, 1, 2, 3, 4] and segment_cuts(5, 1) == [0, 5]
     )
+
+
+def test_only_the_instances_asked_for_are_recorded():
+    task, params = tiny("classification")
+    whole = record(task, params, optimizer="adam", segments=2)
+    some = record(task, params, optimizer="adam", segments=2, train=[2, 7], test=[1])
+    assert some.train_outputs.shape == whole.train_outputs.shape
+    torch.testing.assert_close(some.train_outputs[:, [2, 7]], whole.train_outputs[:, [2, 7]])
+    torch.testing.assert_close(some.test_outputs[:, [1]], whole.test_outputs[:, [1]])
+    assert some.train_outputs[:, [0, 3]].isnan().all() and some.test_outputs[:, [0, 2]].isnan().all()
+    settings = dict(test=[1], horizon=[3], further_training=some)
+    scores = [
+        attribute("lft", task, params, train=[7, 2], **settings | {"further_training": run}) for run in (some, whole)
+    ]
+    np.testing.assert_allclose(*scores, rtol=1e-9)
+    with pytest.raises(ValueError, match="train: the run holds no outputs of instance 3; record it anew"):
+        attribute("lft", task, params, train=[2, 3], **settings)
 
 
 def test_nothing_else_changes():

@@ -61,7 +61,8 @@ def attribute(
     """Scores of training instances for test instances by one method.
 
     Args:
-        method: a name in `METHODS`, or a function of your own with the signature of those in this folder.
+        method: a name in `METHODS`, or a function of your own with the signature of those in this folder; its `params`
+            come on the device.
         train: the training instances that are scored (all by default).
         test: the test instances that are explained (all by default).
         curvature: the training instances that define the curvature (all by default, whatever `train` is).

@@ -82,6 +82,10 @@ def lft(
         missing = sorted(set(wanted) - set(run.steps))
         if missing:
             raise ValueError(f"horizon: step {missing[0]} was not recorded; the run holds {list(run.steps)[:8]}, ...")
+        for part, rows in (("train", train), ("test", test)):
+            unknown = rows[getattr(run, f"{part}_outputs")[0, rows].isnan().any(1)]
+            if len(unknown):
+                raise ValueError(f"{part}: the run holds no outputs of instance {int(unknown[0])}; record it anew.")
     else:
         given = {name: checks.plain(value) for name, value in further_training.items()}
         settings = {"optimizer": "sgd", "seed": 0, **given}
@@ -98,9 +102,8 @@ def lft(
                 raise ValueError("mode: 'closed_form' follows plain SGD; got weight_decay or max_grad_norm.")
             run = Trajectory(settings["learning_rate"], steps, *[torch.empty(0)] * 2, (), settings)
         else:
-            run = record_full_run(
-                task, params, steps=steps, segments=segments, progress=False, device=at.device, **settings
-            )
+            some = {"train": train, "test": test, "device": at.device, "progress": False}
+            run = record_full_run(task, params, steps=steps, segments=segments, **some, **settings)
     scores, found = follow_run(task, params, at, run, train, test, wanted, curvature, mode, backend, order == 2)
     return scores, {"horizon": wanted, "further_training": dict(run.settings), **found}
 
@@ -189,9 +192,9 @@ def check_stored(run: Trajectory, task: Task, params: Params, segments: int) -> 
             f"further_training: the run was recorded with {instances[0]} training and {instances[1]} test instances; "
             f"the task has {task.n_train} and {task.n_test}."
         )
-    start = run.segments[0].params
+    start, here = run.segments[0].params, {k: p.cpu().double() for k, p in params.items()}
     same = all(k in start and start[k].shape == p.shape for k, p in params.items())
-    if not (same and all(torch.allclose(start[k].double(), p.double(), rtol=1e-5) for k, p in params.items())):
+    if not (same and all(torch.allclose(start[k].cpu().double(), p, rtol=1e-5) for k, p in here.items())):
         raise ValueError("further_training: the run was recorded from other parameters than these; record it anew.")
 
 

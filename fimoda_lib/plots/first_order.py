@@ -79,16 +79,37 @@ def _summary(runs: xr.Dataset) -> pd.DataFrame:
 
 
 def draw_limit(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
-    """A line per fraction, with a band of one standard error."""
-    x, amount = horizon_axis(dataset)
+    """A line per fraction, and one for the output."""
+    table = table if "quantity" in table else table.assign(quantity="loss")  # drawn by an earlier version
     for (quantity, fraction), rows in table.groupby(["quantity", "fraction"]):
-        label = f"{fraction:g} of the weight removed" if fraction < 1 else "the whole instance removed"
-        colour, line = (SHADES[fraction], "-") if quantity == "loss" else (OUTPUT, "--")
-        label = label if quantity == "loss" else "the same, output instead of loss"
-        ax.plot(rows[x], rows["mean"], color=colour, ls=line, marker="o", ms=3, label=label)
-        ax.fill_between(rows[x], rows["mean"] - rows["sem"], rows["mean"] + rows["sem"], color=colour, alpha=0.15, lw=0)
-    ax.set(xscale="log", ylim=(-0.06, 1.02), xlabel=amount)
+        if quantity == "loss":
+            label = f"{fraction:g} of the weight removed" if fraction < 1 else "the whole instance removed"
+            _line(ax, rows, dataset, SHADES[fraction], "-", label)
+        else:
+            _line(ax, rows, dataset, OUTPUT, "--", "the same, output instead of loss")
+    _finish(ax, dataset)
+
+
+def _line(ax: Axes, rows: pd.DataFrame, dataset: str, colour: str, line: str, label: str) -> None:
+    """Means over test instances, with a band of one standard error."""
+    at, mean, sem = rows[horizon_axis(dataset)[0]], rows["mean"], rows["sem"]
+    ax.plot(at, mean, color=colour, ls=line, marker="o", ms=3, label=label)
+    ax.fill_between(at, mean - sem, mean + sem, color=colour, alpha=0.15, lw=0)
+
+
+def _finish(ax: Axes, dataset: str) -> None:
+    ax.set(xscale="log", ylim=(-0.06, 1.02), xlabel=horizon_axis(dataset)[1])
     ax.legend(fontsize=7.5, loc="lower left")
+
+
+def whole_runs(shown: Reproduction) -> xr.Dataset:
+    """What the precision audit needs of `first_order_runs`."""
+    return first_order_runs(shown, fractions=[1.0])
+
+
+def smooth_runs(shown: Reproduction) -> xr.Dataset:
+    """The runs of `units_table` with smooth units."""
+    return first_order_runs(with_units(shown, UNITS["SiLU"]), fractions=(0.1, 1.0))
 
 
 def units_table(shown: Reproduction) -> pd.DataFrame | None:
@@ -100,19 +121,15 @@ def units_table(shown: Reproduction) -> pd.DataFrame | None:
 
 def draw_units(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
     """A line per kind of unit and fraction."""
-    x, amount = horizon_axis(dataset)
     for (unit, fraction), rows in table.groupby(["unit", "fraction"], sort=False):
-        colour, line = UNIT_COLOURS[unit], "-" if fraction == 1 else "--"
-        label = f"{unit}, {'the whole instance' if fraction == 1 else f'{fraction:g} of the weight'}"
-        ax.plot(rows[x], rows["mean"], color=colour, ls=line, marker="o", ms=3, label=label)
-        ax.fill_between(rows[x], rows["mean"] - rows["sem"], rows["mean"] + rows["sem"], color=colour, alpha=0.12, lw=0)
-    ax.set(xscale="log", ylim=(-0.06, 1.02), xlabel=amount)
-    ax.legend(fontsize=7.5, loc="lower left")
+        what = "the whole instance" if fraction == 1 else f"{fraction:g} of the weight"
+        _line(ax, rows, dataset, UNIT_COLOURS[unit], "-" if fraction == 1 else "--", f"{unit}, {what}")
+    _finish(ax, dataset)
 
 
 def precision_table(shown: Reproduction) -> pd.DataFrame | None:
     """Median magnitudes per horizon: columns step, epoch and those of `LOOKS`; None if runs are missing."""
-    runs = finished(lambda: first_order_runs(shown, fractions=[1.0]))
+    runs = finished(lambda: whole_runs(shown))
     return None if runs is None else rounding(runs).to_dataframe().reset_index()
 
 

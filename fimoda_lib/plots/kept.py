@@ -58,5 +58,7 @@ def kept(figure: str, letter: str, folder: Path | str, profile: str) -> tuple[st
         runs = note["datasets"].get(dataset)
         if note["profile"] == profile and runs is not None and path.with_suffix(".csv").exists():
             table = pd.read_csv(path.with_suffix(".csv")).drop(columns=["panel", "dataset"])
+            if table.empty:  # it said that nothing was run
+                continue
             return dataset, table, {**runs, "drawn": runs.get("drawn", note["commit"])}
     return None
