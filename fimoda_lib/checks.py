@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -74,3 +74,10 @@ def elements(name: str, values: Any, expected: str) -> list[Any]:
     if not isinstance(found, list):
         raise ValueError(f"{name}: got {shown(values)}, expected {expected}.")
     return found
+
+
+def known(name: str, table: Mapping, what: str) -> str:
+    """The name; raises ValueError, with the names that there are, unless the table has it."""
+    if name not in table:
+        raise ValueError(f"There is no {what} {name!r}; choose one of {', '.join(table)}.")
+    return name

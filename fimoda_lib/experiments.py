@@ -1,4 +1,4 @@
-"""The paper as data: each data set's settings, the profiles that scale them, and which panel shows what."""
+"""The paper as data: each data set's settings, scaled by a profile, and which panel shows what."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 
+from .checks import known
 from .datasets import DATASETS, DataFileNotFound, available, require
+from .profiles import get_profile
 from .tasks import Task
 
 
@@ -225,90 +227,6 @@ HEAVY = ("cifar10", "cifar10_jpeg", "sst2")  # not for profiles that may take em
 
 
 @dataclass(frozen=True)
-class Profile:
-    """How much of the paper's settings to run.
-
-    Args:
-        seeds: optimiser -> data set -> number of seeds; "*" for the data sets not named.
-        left_out: at most so many left-out instances.
-        final, further: factors on the numbers of epochs.
-        embedded: whether data that ships with scikit-learn may stand in; then nothing is downloaded.
-        lissa_depth: recursion depth of LiSSA (the paper's is 5000).
-        n_test: at most so many test instances.
-        cg_tolerance: relative residual at which CG stops; None takes the method's own.
-        lissa_h_depth: the same for LiSSA-H, whose steps cost a hundred times more.
-        full_size: whether images and text take the paper's models, or those of `SMALL`.
-    """
-
-    name: str
-    description: str
-    seeds: dict[str, dict[str, int]]
-    left_out: int = 100
-    final: float = 1.0
-    further: float = 1.0
-    embedded: bool = False
-    lissa_depth: int = 5000
-    lissa_h_depth: int = 5000
-    n_test: int | None = None
-    cg_tolerance: float | None = None
-    full_size: bool = False
-
-    def n_seeds(self, optimizer: str, dataset: str) -> int:
-        counts = self.seeds.get(optimizer, self.seeds["sgd"])
-        return counts.get(dataset, counts["*"])
-
-
-_LAPTOP_SEEDS = {
-    "sgd": {"concrete": 10, "energy": 10, "*": 3},
-    "adam": {"concrete": 3, "energy": 3, "*": 2},
-}
-PROFILES: dict[str, Profile] = {
-    p.name: p
-    for p in (
-        Profile(
-            "smoke",
-            "the smallest sizes that pass through every line: for tests",
-            {"sgd": {"*": 2}, "adam": {"concrete": 3, "energy": 3, "*": 2}},
-            left_out=4,
-            final=0.02,
-            further=0.01,
-            embedded=True,
-            lissa_depth=50,
-            n_test=8,
-            cg_tolerance=0.1,
-            lissa_h_depth=20,
-        ),
-        Profile(
-            "quick",
-            "20 left-out instances, 5 seeds (images and text 3), a fifth of the epochs, data that ships with "
-            "scikit-learn in place of what is not on this machine: a few minutes on 2 cores",
-            {"sgd": {"digit_images": 3, "sentences": 3, "*": 5}, "adam": {"*": 5}},
-            left_out=20,
-            further=0.2,
-            final=0.5,
-            embedded=True,
-            lissa_depth=300,
-            lissa_h_depth=100,
-            n_test=40,
-            cg_tolerance=1e-3,
-        ),
-        Profile(
-            "laptop",
-            "the paper's data sets, left-out instances and epochs with fewer seeds (2 to 10)",
-            _LAPTOP_SEEDS,
-            lissa_h_depth=1000,
-        ),
-        Profile(
-            "paper",
-            "everything as in the paper, 100 seeds: for a GPU box",
-            {"sgd": {"*": 100}, "adam": {"*": 100}},
-            full_size=True,
-        ),
-    )
-}
-
-
-@dataclass(frozen=True)
 class Settings:
     """What one data set runs with under one profile: everything a notebook needs, by value."""
 
@@ -342,7 +260,7 @@ def experiment_of(dataset: str, profile: str) -> Experiment:
     Raises:
         ValueError: unknown profile or data set.
     """
-    experiment = EXPERIMENTS[_known(dataset, EXPERIMENTS, "data set")]
+    experiment = EXPERIMENTS[known(dataset, EXPERIMENTS, "data set")]
     return experiment if get_profile(profile).full_size else SMALL.get(dataset, experiment)
 
 
@@ -364,7 +282,7 @@ def settings(task: Task, profile: str, optimizer: str = "sgd") -> Settings:
     """
     chosen, experiment = get_profile(profile), experiment_of(task.name, profile)
     only = next(iter(experiment.further)) if len(experiment.further) == 1 and optimizer == "sgd" else optimizer
-    further = experiment.further[_known(only, experiment.further, "optimizer")].scaled(chosen.further)
+    further = experiment.further[known(only, experiment.further, "optimizer")].scaled(chosen.further)
     found = candidates(experiment, task.n_train)
     spread = max(len(found) // chosen.left_out, 1)
     left_out = tuple(found[::spread][: chosen.left_out])
@@ -417,7 +335,7 @@ def choose_dataset(panel: str, profile: str, data_dir: Path | str | None = None)
     Raises:
         DataFileNotFound: none can be had; the message is that of the paper's own data set.
     """
-    names = PANELS[_known(panel, PANELS, "panel")]
+    names = PANELS[known(panel, PANELS, "panel")]
     if get_profile(profile).embedded:
         return next(name for name in names if available(name, data_dir) and name not in HEAVY)
     real = [name for name in names if not DATASETS[name].embedded]
@@ -442,17 +360,7 @@ def panel_letter(dataset: str) -> str:
     return next(letter for letter, names in zip("abcdef", PANELS.values(), strict=True) if dataset in names)
 
 
-def get_profile(name: str) -> Profile:
-    return PROFILES[_known(name, PROFILES, "profile")]
-
-
 @cache
 def reference_left_out() -> dict[str, list[int]]:
     """The paper's left-out training instances per data set (read off the authors' public notebooks)."""
     return json.loads((resources.files("fimoda_lib") / "reference" / "left_out.json").read_text())
-
-
-def _known(name: str, table: dict, what: str) -> str:
-    if name not in table:
-        raise ValueError(f"There is no {what} {name!r}; choose one of {', '.join(table)}.")
-    return name

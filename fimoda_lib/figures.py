@@ -32,13 +32,14 @@ from .drawing import (
     save_numbers,
     say,
 )
-from .experiments import SMALL, get_profile
+from .experiments import SMALL
 from .pictures import gallery
 from .plots import access, damping, extremes, retraining, seeds, similarity, sorted_scores, thumbnails
 from .plots.damping import table as damping_sweep
 from .plots.kept import panels_and_tables
 from .plots.panels import LETTERS, shown_in
 from .plots.published import draw_published, published_curves, published_points
+from .profiles import get_profile
 from .reproduction import PAPER_METHODS, Reproduction
 
 __all__ = ["FIGURES", "LETTERS", "LOOK", "STYLE", "Look", "damping_sweep", "published_curves", "shown_in"]

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-PROFILES = {  # what `experiments.PROFILES` holds; a test compares them
+PROFILES = {  # what `profiles.PROFILES` holds; a test compares them
     "smoke": "the smallest sizes that pass through every line, for tests: about a minute",
     "quick": "20 left-out instances, 5 seeds, a fifth of the epochs, and data that ships with scikit-learn in place of "
     "what is not on this machine: about five minutes on 2 cores, no network",

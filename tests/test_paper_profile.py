@@ -10,7 +10,7 @@ import torch
 from small_files import put
 from test_images import archive
 
-from fimoda_lib import engines, experiments, figures, further_training, models
+from fimoda_lib import engines, experiments, figures, further_training, models, profiles
 from fimoda_lib.beyond import figure2_plus
 from fimoda_lib.datasets import images, text
 from fimoda_lib.encoders import small_bert
@@ -40,8 +40,8 @@ def paper(tmp_path, monkeypatch):
         monkeypatch.setattr(module, "find", lambda file, data_dir: folder / file.path)
     monkeypatch.setitem(images.MODELS, "resnet9", lambda: models.resnet9(width=4))
     monkeypatch.setattr(experiments, "reference_left_out", lambda: {"sst2": list(range(0, 80, 8))})
-    two = replace(experiments.PROFILES["paper"], seeds={"sgd": {"*": 2}}, final=0.05, left_out=5, lissa_depth=20)
-    monkeypatch.setitem(experiments.PROFILES, "paper", two)
+    two = replace(profiles.PROFILES["paper"], seeds={"sgd": {"*": 2}}, final=0.05, left_out=5, lissa_depth=20)
+    monkeypatch.setitem(profiles.PROFILES, "paper", two)
     for name, curvature in {"cifar10": 20, "sst2": 30}.items():
         few = replace(experiments.EXPERIMENTS[name], curvature=curvature, n_test=6)
         monkeypatch.setitem(experiments.EXPERIMENTS, name, few)

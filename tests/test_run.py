@@ -10,7 +10,7 @@ import nbformat
 import pandas as pd
 import pytest
 
-from fimoda_lib import beyond, experiments, run
+from fimoda_lib import beyond, experiments, profiles, run
 from fimoda_lib.datasets import DATASETS
 from fimoda_lib.figures import FIGURES, LETTERS, LOOK
 from fimoda_lib.methods import METHODS
@@ -20,7 +20,7 @@ ROOT = Path(run.__file__).parent.parent
 
 
 def test_the_command_line_names_what_the_library_has():
-    assert set(run.PROFILES) == set(experiments.PROFILES)
+    assert set(run.PROFILES) == set(profiles.PROFILES)
     assert set(run.PANELS) == set(experiments.PANELS)
     assert set(run.PANELS + run.STAND_INS) == set(DATASETS)
     assert list(run.FIGURES) == [*FIGURES, *beyond.FIGURES] and set(run.BEYOND) == set(beyond.FIGURES)

@@ -14,8 +14,8 @@ PACKAGE = "fimoda_lib"
 ORDER = """
 run spread status report notebook_pages claims rules beyond figures plots studies pictures drawing reproduction
 comparison methods linearised spectra trajectories adjoints tangents final_model further_training plans
-engines ensembles minibatches curvature gradients naming store folders experiments datasets encoders models tasks
-devices checks provenance environment
+engines ensembles minibatches curvature gradients naming store folders experiments profiles datasets encoders models
+tasks devices checks provenance environment
 """.split()
 # ... but not these, although they are below.
 APART = {"comparison": ["methods"]}
