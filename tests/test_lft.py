@@ -449,6 +449,11 @@ def test_the_back_end_is_chosen_by_size(monkeypatch):
     monkeypatch.setattr(spectra, "KRYLOV_PARAMETERS", 20)
     assert lft(task, params).attrs["backend"] == "ekfac"
     assert lft(task, params, backend="gram").attrs["backend"] == "gram"
+    module = importlib.import_module("fimoda_lib.methods.lft")
+    monkeypatch.setattr(module, "record_full_run", lambda *_, **__: pytest.fail("it is refused before anything runs"))
+    adam = dict(horizon=[3], further_training={**RUN, "optimizer": "adam"})
+    with pytest.raises(ValueError, match="up to 3,000 rows .* 'auto' takes 'gram'"):
+        attribute("lft", task, params, **adam)
 
 
 # What must not change the scores
@@ -542,7 +547,7 @@ def test_the_model_and_the_random_state_are_left_as_found():
         (dict(mode="closed_form", segments=2), "segments: got 2 with mode 'closed_form'"),
         (dict(mode="closed_form", further_training={**RUN, "optimizer": "adam"}), "follows SGD; got optimizer 'adam'"),
         (dict(mode="closed_form", further_training={**RUN, "learning_rate": 0}), "learning_rate: got 0"),
-        (dict(backend="ekfac", further_training={**RUN, "optimizer": "adam"}), "no room for Adam's preconditioner"),
+        (dict(backend="ekfac", further_training={**RUN, "optimizer": "adam"}), "no room for the preconditioner of 'adam'"),
         (dict(further_training={**RUN, "learning_rate": 1e60}), "The full run diverged: with learning rate 1e+60"),
     ],
     ids=str,

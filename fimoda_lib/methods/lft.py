@@ -21,7 +21,7 @@ from ..gradients import Gradients
 from ..linearised import Effect, evolved, follow, jacobians, loss_changes, output_directions
 from ..minibatches import steps_per_epoch
 from ..plans import MOST_STEPS
-from ..spectra import Spectrum, choose_backend, spectrum_of
+from ..spectra import GRAM_ROWS, Spectrum, choose_backend, spectrum_of
 from ..tasks import Params, Task
 from ..trajectories import Trajectory, check_settings, record_full_run, recorded_steps
 from .base import Report, method
@@ -75,9 +75,13 @@ def lft(
     wanted = None if horizon is None else horizons(horizon)
     check(wanted, further_training, mode, segments, backend, order)
     at = Gradients(task, params, dtype=dtype)
+    D = output_directions(at)
+    if backend == "auto":
+        backend = choose_backend(len(curvature) * len(D), at.n_params)
     if isinstance(further_training, Trajectory):
         run = further_training
         check_stored(run, task, params, segments)
+        check_backend(backend, run.settings["optimizer"], at)
         wanted = wanted or [run.steps[-1]]
         missing = sorted(set(wanted) - set(run.steps))
         if missing:
@@ -95,6 +99,7 @@ def lft(
         per_epoch = steps_per_epoch(task.n_train, settings["batch_size"])
         ends = range(per_epoch, wanted[-1], per_epoch)  # residuals are needed in between, too
         steps = recorded_steps(sorted({*wanted, *ends}), per_epoch)
+        check_backend(backend, settings["optimizer"], at)
         if mode == "closed_form":
             if settings["optimizer"] != "sgd":
                 raise ValueError(f"mode: 'closed_form' follows SGD; got optimizer {settings['optimizer']!r}.")
@@ -104,14 +109,14 @@ def lft(
         else:
             some = {"train": train, "test": test, "device": at.device, "progress": False}
             run = record_full_run(task, params, steps=steps, segments=segments, **some, **settings)
-    scores, found = follow_run(task, params, at, run, train, test, wanted, curvature, mode, backend, order == 2)
+    scores, found = follow_run(task, at, D, run, train, test, wanted, curvature, mode, backend, order == 2)
     return scores, {"horizon": wanted, "further_training": dict(run.settings), **found}
 
 
 def follow_run(
     task: Task,
-    params: Params,
     at: Gradients,
+    D: Tensor,
     run: Trajectory,
     train: Tensor,
     test: Tensor,
@@ -121,17 +126,12 @@ def follow_run(
     backend: str,
     whole: bool,
 ) -> tuple[Tensor, Report]:
-    """Scores [horizons, n_test, n_train] along a run, segment after segment."""
-    D = output_directions(at)
-    if backend == "auto":
-        backend = choose_backend(len(curvature) * len(D), at.n_params)
+    """Scores [horizons, n_test, n_train] along a run, segment after segment; D are the `output_directions`."""
     floor = NEGLIGIBLE / (run.learning_rate * run.steps[-1])
 
     def spectrum_at(at: Gradients, scale: Tensor | None) -> Spectrum:
         if backend != "ekfac":
             return spectrum_of(GaussNewton(at, curvature, scale=scale), backend, floor)
-        if scale is not None:
-            raise ValueError("backend: 'ekfac' has no room for Adam's preconditioner; take 'gram' or 'krylov'.")
         return EkfacSpectrum(at, curvature)
 
     spectrum = None
@@ -166,6 +166,16 @@ def follow_run(
                 ends.append(effect.total() * (1 if scale is None else scale))
         effects = torch.cat(ends) if ends else None
     return scores, {"backend": backend, "eigenvalues": sizes, "segments": len(run.segments)}
+
+
+def check_backend(backend: str, optimizer: str, at: Gradients) -> None:
+    """Raises ValueError, before anything is trained, if the back-end cannot follow the optimiser."""
+    if backend == "ekfac" and optimizer != "sgd":
+        raise ValueError(
+            f"backend: 'ekfac' has no room for the preconditioner of {optimizer!r}; take 'gram' or 'krylov', which for "
+            f"{at.n_params:,} parameters means fewer curvature instances: up to {GRAM_ROWS:,} rows (instances times "
+            "output directions), 'auto' takes 'gram'."
+        )
 
 
 class EkfacSpectrum:
