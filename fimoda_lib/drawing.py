@@ -309,7 +309,6 @@ def counted(n: int, thing: str) -> str:
 
 def line_of(note: dict) -> str:
     """Provenance in one line, for the foot of a figure."""
-    pieces = [
-        f"{name} {counted(len(d['seeds']), 'seed')}, {d['left_out']} left out" for name, d in note["datasets"].items()
-    ]
-    return f"{note['figure']} · profile {note['profile']} · {'; '.join(pieces) or 'no results'} · {note['commit']}"
+    pieces = [f"{name} {len(d['seeds'])} × {d['left_out']}" for name, d in note["datasets"].items()]
+    runs = f"seeds × left out: {', '.join(pieces)}" if pieces else "no results"
+    return f"{note['figure']} · profile {note['profile']} · {runs} · {note['commit']}"
