@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,15 +11,13 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .comparison import sensitivity, similarity
 from .drawing import Panels, panel_figure, provenance, save_numbers
-from .experiments import panel_letter, panel_title
 from .figures import shown_in, similarity_figure
 from .methods import METHODS
 from .minibatches import steps_per_epoch
 from .plots import filters, first_order, removal
+from .plots import similarity as curves
 from .plots.kept import panels_and_tables
-from .plots.similarity import diverged, stored_scores
 from .reproduction import PAPER_METHODS, Reproduction
 from .store import asked, read_sidecar
 from .studies import first_order_runs, removal_runs
@@ -124,69 +121,65 @@ def table_horizons(
 ) -> pd.DataFrame:
     """One row per data set and method: similarity averaged over horizons, and the seconds that the scores took.
 
-    Horizons count evenly on a log axis of epochs, so that the first epochs weigh as much as the last. Data sets that
-    are in the table as last saved and whose results are not here stay in it. Writes `table_horizons.csv`, `.html` and
-    `.json`.
+    Horizons count evenly on a log axis of epochs: the first epochs weigh as much as the last. The curves are those
+    of `figure2_plus`, with the panels that were drawn earlier. Writes `table_horizons.csv`, `.html` and `.json`.
 
     Returns:
         columns data set, method, mean over horizons, first, lowest, last, seconds.
     """
-    shown = shown_in("table_horizons", panels, compute=False)
-    title = "All methods, over all horizons"
-    note = provenance(shown, figure="table_horizons", title=title, notebook=NOTEBOOK, optimizer="sgd")
-    here = {s.dataset: rows_over_horizons(s, methods) for s in shown.values() if s.dataset in note["datasets"]}
-    earlier, notes = kept_rows(Path(folder), note["profile"], here)
-    note["datasets"] |= notes
-    both = sorted((here | earlier).items(), key=lambda item: panel_letter(item[0]))
-    table = pd.concat([rows for _, rows in both], ignore_index=True) if both else pd.DataFrame()
+    shown, tables, kept = panels_and_tables(
+        "fig02plus", panels, folder, lambda s: curves.table(s, methods), compute=False
+    )
+    drawn = {letter: table for letter, table in tables.items() if table is not None}
+    before = seconds_before(Path(folder))
+    rows = []
+    for letter, table in drawn.items():
+        s = shown[letter]
+        for name, curve in table[table["method"].isin(methods)].groupby("method", sort=False):
+            mean, weight = curve["mean"].to_numpy(), log_weights(curve["epoch"].to_numpy())
+            if np.isnan(mean).all():  # it diverged
+                continue
+            label = METHODS[name].label
+            earlier = before.get((s.title, label), np.nan)
+            rows.append(
+                {
+                    "data set": s.title,
+                    "method": label,
+                    "mean over horizons": float((mean * weight).sum() / weight.sum()),
+                    "first": float(mean[0]),
+                    "lowest": float(mean.min()),
+                    "last": float(mean[-1]),
+                    "seconds": earlier if letter in kept else seconds_of(lambda s=s, name=name: s.scores(name)),
+                }
+            )
+    table, title = pd.DataFrame(rows), "All methods, over all horizons"
+    note = provenance(
+        {letter: shown[letter] for letter in drawn},
+        kept=kept,
+        figure="table_horizons",
+        title=title,
+        notebook=NOTEBOOK,
+        optimizer="sgd",
+    )
+    note["profile"] = next(iter(panels.values())).profile
     note["caption"] = (
         "Mean cosine similarity to further training (SGD, for text AdamW; mean adjustment): averaged over horizons "
         "(evenly on a log axis of epochs), when first evaluated, at its lowest and when last evaluated; and the "
         "seconds that the scores of the left-out instances took."
     )
     save_numbers(table, folder, "table_horizons", note)
-    page = table.to_html(index=False, float_format="{:.2f}".format, border=0)
+    page = table.to_html(index=False, float_format="{:.2f}".format, na_rep="", border=0)
     (Path(folder) / "table_horizons.html").write_text(page, encoding="utf-8")
     return table
 
 
-def rows_over_horizons(shown: Reproduction, methods: Sequence[str]) -> pd.DataFrame:
-    """The rows of `table_horizons` for one data set."""
-    rows = []
-    measured, weight = sensitivity(shown.gold), log_weights(shown.gold.epoch.values)
-    for name, scores in stored_scores(shown, methods).items():
-        if diverged(scores):
-            continue
-        mean = similarity(scores, measured)["mean"].values
-        rows.append(
-            {
-                "data set": shown.title,
-                "method": METHODS[name].label,
-                "mean over horizons": float((mean * weight).sum() / weight.sum()),
-                "first": float(mean[0]),
-                "lowest": float(mean.min()),
-                "last": float(mean[-1]),
-                "seconds": seconds_of(lambda name=name: shown.scores(name)),
-            }
-        )
-    return pd.DataFrame(rows)
-
-
-def kept_rows(folder: Path, profile: str, known: Mapping[str, object]) -> tuple[dict[str, pd.DataFrame], dict]:
-    """The rows of other data sets in the table as last saved under this profile, and their provenance."""
+def seconds_before(folder: Path) -> dict[tuple[str, str], float]:
+    """(data set, method) -> seconds, of the table as last saved."""
     try:
-        note = json.loads((folder / "table_horizons.json").read_text())
         table = pd.read_csv(folder / "table_horizons.csv")
     except (FileNotFoundError, pd.errors.EmptyDataError):
-        return {}, {}
-    if note["profile"] != profile:
-        return {}, {}
-    notes = {
-        name: {**runs, "drawn": runs.get("drawn", note["commit"])}
-        for name, runs in note["datasets"].items()
-        if name not in known
-    }
-    return {name: table[table["data set"] == panel_title(name)] for name in notes}, notes
+        return {}
+    return {(row["data set"], row["method"]): row["seconds"] for _, row in table.iterrows()}
 
 
 def log_weights(epochs: np.ndarray) -> np.ndarray:

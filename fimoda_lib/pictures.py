@@ -81,7 +81,8 @@ def gallery(
     labels, test_labels = task.train_table.iloc[:, -1], task.test_table.iloc[:, -1]
     step, line = 1.15, 1.5  # from image to image and from row to row, in images
     helpful, harmful = 1.9, 1.9 + n * step + 0.4  # where the groups begin
-    figure, ax = _canvas(columns=harmful + n * step, rows=line * scores.sizes["test"], size=size, above=0.75)
+    rows = line * scores.sizes["test"] + 0.2  # room for a line at the foot
+    figure, ax = _canvas(columns=harmful + n * step, rows=rows, size=size, above=0.75)
     for k, z in enumerate(scores.test.values):
         thumbnail(ax, 0.25, line * k, shown[z], captions[z] if captions else f"“{test_labels[z]}”")
         ranked = scores.sel(test=z).sortby(scores.sel(test=z), ascending=False)

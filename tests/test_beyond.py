@@ -130,19 +130,17 @@ def test_the_table_has_similarities_and_seconds(panels, tmp_path):
     assert "Grad-Dot" in (tmp_path / "table_horizons.html").read_text()
 
 
-def test_the_table_keeps_data_sets_whose_results_are_not_here(panels, tmp_path):
+def test_the_table_keeps_panels_drawn_earlier(panels, tmp_path):
+    beyond.figure2_plus({"a": panels["a"]}, tmp_path)
     first = beyond.table_horizons({"a": panels["a"]}, tmp_path)
     again = beyond.table_horizons({"b": panels["b"]}, tmp_path)  # of which nothing is run
     pd.testing.assert_frame_equal(again, first, rtol=1e-4)
     note = json.loads((tmp_path / "table_horizons.json").read_text())
-    assert note["datasets"]["diabetes"]["drawn"] == note["commit"]
-    both = beyond.table_horizons(panels, tmp_path)  # results that are here count, not what was saved
-    assert (
-        len(both) == 2
-        and "drawn" not in json.loads((tmp_path / "table_horizons.json").read_text())["datasets"]["diabetes"]
-    )
-    (tmp_path / "table_horizons.json").write_text(json.dumps(note | {"profile": "another"}))
-    assert beyond.table_horizons({"b": panels["b"]}, tmp_path).empty
+    assert note["datasets"]["diabetes"]["drawn"] == note["commit"] and note["profile"] == "smoke"
+    (tmp_path / "table_horizons.csv").unlink()
+    without = beyond.table_horizons({"b": panels["b"]}, tmp_path)
+    assert without["seconds"].isna().all() and len(without) == 2
+    assert beyond.table_horizons({"b": panels["b"]}, tmp_path / "elsewhere").empty
 
 
 def test_horizons_weigh_evenly_on_a_log_axis():
