@@ -108,8 +108,9 @@ def _study(
     """
     shown, tables, kept = panels_and_tables(name, panels, folder, make)
     note = provenance(
-        shown, measured=measured, kept=kept, figure=name, title=title, notebook=NOTEBOOK, optimizer="sgd", **more
-    )
+        shown, measured=measured, kept=kept, figure=name, title=title, notebook=NOTEBOOK, optimizer="sgd",
+        methods=False, **more,
+    )  # fmt: skip
     return panel_figure(
         note, shown, folder, tables, lambda ax, letter: draw(ax, tables[letter], shown[letter].dataset),
         what=what, marks=marks, ylabel=ylabel,

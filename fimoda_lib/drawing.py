@@ -218,6 +218,7 @@ def provenance(
     figure: str,
     title: str,
     measured: Callable[[Reproduction], xr.Dataset] | None = lambda shown: shown.gold,
+    methods: bool = True,
     remark_on: Callable[[Reproduction], str] = lambda shown: experiment_of(shown.dataset, shown.profile).remark,
     notebook: str = "04_figures",
     kept: Mapping[str, dict] | None = None,
@@ -227,6 +228,7 @@ def provenance(
 
     Args:
         measured: the training runs that a panel shows; further training by default, None for a mere drawing.
+        methods: whether methods are shown, so that their curvature and those that are not run matter.
         remark_on: what captions say of a panel's model and data.
         notebook: the notebook that draws the figure.
         kept: letter -> this function's entry for the data set of a panel that was drawn earlier; "drawn" is the commit.
@@ -247,7 +249,8 @@ def provenance(
                 "removal": runs.attrs["removal"],
                 "learning_rate": runs.attrs["learning_rate"],
                 **({"remark": remark} if (remark := remark_on(shown)) else {}),
-                **({"without": without} if (without := shown.settings.without) else {}),
+                **({"curvature": len(some)} if methods and (some := shown.settings.curvature) else {}),
+                **({"without": without} if methods and (without := shown.settings.without) else {}),
                 "specification": runs.attrs["specification"],
                 "seconds": round(float(runs.seconds.sum()), 1),
                 "diverged_runs": int(runs.diverged.sum()),
@@ -296,6 +299,7 @@ def _aside(runs: dict) -> str:
     """What else a caption says of a panel: how instances are left out if not dropped, the model, methods not run."""
     removal = runs.get("removal", "drop")
     words = [f"left out by `{removal}`" if removal != "drop" else "", runs.get("remark", "")]
+    words += [f"curvature from {runs['curvature']:,} training instances" if "curvature" in runs else ""]
     if runs.get("without"):
         words.append(f"not run, for their cost: {', '.join(LOOK[m].label for m in runs['without'])}")
     said = "; ".join(filter(None, words))

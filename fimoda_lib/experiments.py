@@ -113,7 +113,7 @@ _CIFAR10 = Experiment(
     curvature=5000,
     without=("lissa_h",),
     model="resnet9",
-    remark="ResNet-9 with group normalisation and smooth units, curvature from 5,000 training images",
+    remark="ResNet-9 with group normalisation and smooth units",
 )
 _SST2 = Experiment(
     "sst2",
@@ -127,7 +127,7 @@ _SST2 = Experiment(
     curvature=1000,
     without=("cg", "lissa_h"),  # as in the paper
     model="bert",
-    remark="BERT-base, all layers trained, curvature from 1,000 training sentences",
+    remark="BERT-base, all layers trained",
 )
 
 EXPERIMENTS: dict[str, Experiment] = {
@@ -169,7 +169,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             removal="subtract",
             curvature=400,
             without=("lissa_h",),
-            remark="a convolutional net of 6,346 parameters with smooth units, curvature from 400 training images",
+            remark="a convolutional net of 6,346 parameters with smooth units",
         ),
         Experiment(
             "sentences",
@@ -181,7 +181,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             removal="subtract",
             curvature=400,
             without=("lissa_h",),
-            remark="a transformer of two layers, trained from scratch, curvature from 400 training sentences",
+            remark="a transformer of two layers, trained from scratch",
         ),
     )
 }
@@ -194,7 +194,7 @@ _SMALL_CIFAR10 = replace(
     final=Training("sgd", 0.05, 15, 64),
     further={"sgd": Training("sgd", 1e-2, 1, 64, evaluate=(1, 2, 5, 10, 20, 50, 100, 200, 300, 500, 700))},
     curvature=1000,
-    remark="a convolutional net of 34,602 parameters with smooth units, curvature from 1,000 training images",
+    remark="a convolutional net of 34,602 parameters with smooth units",
 )
 SMALL: dict[str, Experiment] = {
     "cifar10": _SMALL_CIFAR10,
@@ -209,7 +209,7 @@ SMALL: dict[str, Experiment] = {
         further={"adamw": Training("adamw", 1e-5, 1, 64, max_grad_norm=1.0, evaluate=(1, 2, *range(6, 400, 5)))},
         curvature=500,
         remark="5,000 of 67,349 training sentences; MiniLM, of which the last layer and the head are trained and the "
-        "lower layers stay as they are; curvature from 500 training sentences",
+        "lower layers stay as they are",
         without=("lissa_h",),
     ),
 }

@@ -99,7 +99,7 @@ def _line(ax: Axes, rows: pd.DataFrame, dataset: str, colour: str, line: str, la
 
 def _finish(ax: Axes, dataset: str) -> None:
     ax.set(xscale="log", ylim=(-0.06, 1.02), xlabel=horizon_axis(dataset)[1])
-    ax.legend(fontsize=7.5, loc="lower left")
+    ax.legend(fontsize=7.5, loc="best")
 
 
 def whole_runs(shown: Reproduction) -> xr.Dataset:
@@ -141,4 +141,5 @@ def draw_precision(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
             values = table[column].where(table[column] > 0)
             ax.plot(table[x], values, color=colour, ls=line, marker="o", ms=3, label=label)
     ax.set(xscale="log", yscale="log", xlabel=amount)
-    ax.legend(fontsize=7.5, loc="best")
+    ax.set_ylim(bottom=ax.get_ylim()[0] / 300)  # room for the legend
+    ax.legend(fontsize=7.5, loc="lower right")
