@@ -44,13 +44,7 @@ FIGURES = (
     *BEYOND,
 )
 FOLLOWED_BY_LFT = {"sgd": {"fig02plus", "table_horizons"}, "adam": {"fig04plus"}}  # optimiser -> figures with LFT
-FINAL_MODEL_ONLY = {
-    "fig01",
-    "fig_filter",
-    "fig_limit",
-    "fig_units",
-    "fig_precision",
-}  # need no gold standard, no scores
+FINAL_MODEL_ONLY = {"fig01", "fig_limit", "fig_units", "fig_precision"}  # need no gold standard, no scores
 OPTIMIZERS_OF = {"fig01": (), "fig04": ("adam",), "fig08": ("adam",), "fig04plus": ("adam",)}  # all others: SGD
 
 
