@@ -51,6 +51,7 @@ TITLES = {  # in the order of the page; a figure's own title goes first
 OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
 UNITS = {"epochs": "epoch", "steps": "step", "seeds_averaged": "seeds averaged:"}  # before a number
 RETRAINED = "fig11"  # its runs start from scratch; all others are further training
+STUDIES = ("fig_limit", "fig_units", "fig_precision")  # single runs, described in their captions
 ENDINGS = ("pdf", "png", "csv", "html")
 # Keys of a figure's JSON that have a place of their own on the page; the others are its settings.
 PLACED = {"title", "caption", "notebook", "figure", "profile", "datasets", "versions", "commit", "device", "written"}
@@ -263,8 +264,8 @@ def facts(notes: dict[str, dict], notebooks: list[dict], results: Path | None) -
     """What ran where and when, as (name, value); only what the files say."""
     ran: dict[str, list[str]] = {}
     for name, note in notes.items():
-        optimizer = note.get("optimizer", "?")
-        for dataset, d in note.get("datasets", {}).items() if name != RETRAINED else ():
+        for dataset, d in note.get("datasets", {}).items() if name not in (RETRAINED, *STUDIES) else ():
+            optimizer = d.get("optimizer") or note.get("optimizer", "?")
             entry = f"{counted(len(d.get('seeds', [])), 'seed')} with {OPTIMIZERS.get(optimizer, optimizer)}"
             if entry not in ran.setdefault(dataset, []):
                 ran[dataset].append(entry)
