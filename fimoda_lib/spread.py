@@ -153,7 +153,6 @@ def compute_shard(shard: Shard, sign: str, code: tuple[str, str]) -> Answer:
         sign: a file that the starting machine has put into the results folder.
         code: the starting machine's `this_code()`.
     """
-    import dask
     from distributed import get_worker
 
     try:
@@ -163,8 +162,7 @@ def compute_shard(shard: Shard, sign: str, code: tuple[str, str]) -> Answer:
         shown = shard.shown(compute=True)
         path = shard.path(shown)
         forget_compiled(shard.dataset, shard.kind, shard.optimizer)
-        with dask.config.set(scheduler="synchronous"):  # else xarray writes under a lock that the scheduler keeps
-            shard.piece(shown)()
+        shard.piece(shown)()
         return Answer(file=path.name)
     except UnfitWorker as reason:
         return Answer(unfit=str(reason))
@@ -248,11 +246,11 @@ def connected(jobs: int, scheduler: str | None) -> Iterator[Client]:
     from distributed import Client
 
     if scheduler is None:
-        with _own_cluster(jobs) as cluster, Client(cluster) as client:
+        with _own_cluster(jobs) as cluster, Client(cluster, set_as_default=False) as client:
             yield client
         return
     try:
-        client = Client(scheduler, timeout=CONNECT_SECONDS)
+        client = Client(scheduler, timeout=CONNECT_SECONDS, set_as_default=False)
     except (OSError, ValueError, TypeError) as error:
         raise SpreadError(
             f"--scheduler: no scheduler answers at {scheduler!r} ({type(error).__name__}); start one with 'dask "
@@ -315,7 +313,7 @@ def _run(client: Client, missing: list[Shard], sign: str, total: int) -> dict[st
         return futures
 
     with tqdm(total=total, initial=total - len(missing), unit="shard", desc="shards", smoothing=0) as bar:
-        done = as_completed(submit([s for s in missing if s not in later]), raise_errors=False)
+        done = as_completed(submit([s for s in missing if s not in later]), loop=client.loop, raise_errors=False)
         for future in done:
             shard = waiting.pop(future)
             follow = [s for s in later if shard.kind == "final model" and s.dataset == shard.dataset]

@@ -120,11 +120,14 @@ def cached(
 
 def save(path: Path, spec: Mapping[str, Any], dataset: xr.Dataset, *, seconds: float = float("nan")) -> None:
     """Writes a shard and its sidecar; the shard's final name appears last, so a shard without sidecar never exists."""
+    import dask  # as xarray does, when it writes
+
     temporary = part_of(path)
     note = temporary.with_suffix(".json.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        dataset.to_netcdf(temporary, engine="h5netcdf")
+        with dask.config.set(scheduler="synchronous"):  # else xarray writes under a lock of the scheduler that is set
+            dataset.to_netcdf(temporary, engine="h5netcdf")
         sidecar = {"specification": {**spec, "format": FORMAT}, "sha256": _sha256(temporary), **provenance(seconds)}
         note.write_text(_json(sidecar, indent=1))
         for part in (note, temporary):

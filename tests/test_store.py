@@ -309,3 +309,12 @@ def test_the_hash_of_a_specification_does_not_change_between_versions():
     assert store.FORMAT == 1
     assert store.specification_hash({"b": [1, 0.1], "a": "x"}) == store.specification_hash({"a": "x", "b": (1, 0.1)})
     assert store.specification_hash({"b": [1, 0.1], "a": "x"}) == "90efc3e472c56a18"
+
+
+def test_a_scheduler_that_is_set_but_not_there_does_not_matter(tmp_path):
+    """As dask.distributed leaves it behind when clients end in an unlucky order, or a user's dask.yaml may say."""
+    import dask
+
+    with dask.config.set(scheduler="dask.distributed"):
+        stored = cached(tmp_path, "name", {"a": 1}, lambda: xr.Dataset({"x": ("k", [1.0, 2.0])}))
+        xr.testing.assert_identical(cached(tmp_path, "name", {"a": 1}, lambda: pytest.fail("it is stored")), stored)
