@@ -7,6 +7,7 @@ gold has `delta[seed, left_out, step, test]`, scores are `[test, train]`.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import reduce
 from typing import Any, Literal
 
 import numpy as np
@@ -17,6 +18,7 @@ from . import checks
 
 Adjustment = Literal["mean", "full"]
 Metric = Literal["cosine", "spearman"]
+Estimate = Literal["cosines", "variances"]
 METRICS = ("cosine", "spearman")
 
 
@@ -83,34 +85,55 @@ def instance_similarity(scores: xr.DataArray, sensitivity: xr.DataArray, metric:
     return xr.DataArray(values, dims=("step", "test"), coords={**steps, "test": sensitivity["test"].values})
 
 
-def noise_ceiling(gold: xr.Dataset, adjustment: Adjustment = "mean") -> xr.DataArray:
+def noise_ceiling(gold: xr.Dataset, adjustment: Adjustment = "mean", estimate: Estimate = "cosines") -> xr.DataArray:
     """The similarity that a perfect method could reach against this many seeds, [step].
 
     With r the agreement of the S seeds (`seed_agreement`): √(S r / (1 + (S-1) r)); with a single seed the ceiling is
-    unknown (NaN).
+    unknown (NaN). The estimate by "variances", which all figures show, is lower where some seeds are noisier than
+    others, and right: a plain mean over seeds weighs the noisy ones most.
     """
-    r = seed_agreement(gold, adjustment)
+    r = seed_agreement(gold, adjustment, estimate)
     S = _delta(gold, adjustment).sizes["seed"]
     return np.sqrt(S * r / (1 + (S - 1) * r))
 
 
-def seed_agreement(gold: xr.Dataset | xr.DataArray, adjustment: Adjustment = "mean") -> xr.DataArray:
-    """Mean cosine between the sensitivities of two seeds, averaged over pairs and test instances, [step].
+def seed_agreement(
+    gold: xr.Dataset | xr.DataArray, adjustment: Adjustment = "mean", estimate: Estimate = "cosines"
+) -> xr.DataArray:
+    """How far two seeds agree, averaged over test instances, [step].
 
-    A negative mean counts as 0; with a single seed it is unknown (NaN).
+    Args:
+        estimate: "cosines", the mean cosine between the sensitivities of two seeds, or "variances", the share of a
+            seed's squared sensitivities that all seeds have in common (the intraclass correlation). They differ where
+            seeds have noise of different sizes, which cosines cannot tell.
+
+    Returns:
+        r; a negative mean counts as 0; with a single seed it is unknown (NaN).
     """
+    checks.choice("estimate", estimate, ("cosines", "variances"), "'cosines' or 'variances'")
     delta = _delta(gold, adjustment)
     S = delta.sizes["seed"]
     steps = delta.coords["step"].coords
     if S < 2:
         return xr.DataArray(np.full(delta.sizes["step"], np.nan), dims="step", coords=steps)
-    total = 0.0
+
+    def one(k: int) -> np.ndarray:  # at a time, so that a hundred of them are never held in float64
+        adjusted = _adjust(delta.isel(seed=k).astype("float64"), adjustment)
+        return adjusted.transpose("step", "test", "left_out").values
+
+    # A scale of its own for every test instance, down to where squares underflow; by "variances" all seeds share it.
+    shared = None
+    if estimate == "variances":
+        shared = reduce(np.maximum, (np.abs(one(k)).max(-1, keepdims=True) for k in range(S)))
+    total = squares = 0.0
     for k in range(S):
-        one = _adjust(delta.isel(seed=k).astype("float64"), adjustment).transpose("step", "test", "left_out").values
-        one = _scaled(one)
-        norm = np.linalg.norm(one, axis=-1, keepdims=True)
-        total = total + np.divide(one, norm, out=np.full_like(one, np.nan), where=norm > 0)
-    pairwise = (np.square(total).sum(-1) - S) / (S * (S - 1))  # of unit vectors: |sum|² = S + S(S-1) r
+        vectors = _scaled(one(k)) if shared is None else one(k)
+        scale = np.linalg.norm(vectors, axis=-1, keepdims=True) if shared is None else shared
+        vectors = np.divide(vectors, scale, out=np.full_like(vectors, np.nan), where=scale > 0)
+        total, squares = total + vectors, squares + np.square(vectors).sum(-1)
+    common = (np.square(total).sum(-1) - squares) / (S * (S - 1))  # mean product of two seeds: |sum|² less the squares
+    each = squares / S
+    pairwise = np.divide(common, each, out=np.full_like(common, np.nan), where=each > 0)
     known = np.isfinite(pairwise)
     r = np.where(known, pairwise, 0).sum(-1) / np.maximum(known.sum(-1), 1)
     r = np.where(known.any(-1), np.clip(r, 0, 1), np.nan)

@@ -20,6 +20,8 @@ class Profile:
         n_test: at most so many test instances.
         cg_tolerance: relative residual at which CG stops; None takes the method's own.
         lissa_h_depth: the same for LiSSA-H, whose steps cost a hundred times more.
+        study_left_out: at most so many left-out instances in the studies beyond the paper, whose derivatives cost
+            several times a run.
         full_size: whether images and text take the paper's models, or those of `SMALL`.
     """
 
@@ -34,6 +36,7 @@ class Profile:
     lissa_h_depth: int = 5000
     n_test: int | None = None
     cg_tolerance: float | None = None
+    study_left_out: int = 20
     full_size: bool = False
 
     def n_seeds(self, optimizer: str, dataset: str) -> int:
@@ -74,6 +77,7 @@ PROFILES: dict[str, Profile] = {
             lissa_h_depth=100,
             n_test=40,
             cg_tolerance=1e-3,
+            study_left_out=10,
         ),
         Profile(
             "laptop",

@@ -20,13 +20,13 @@ from .experiments import EXPERIMENTS, Training, experiment_of
 from .further_training import further_train
 from .minibatches import steps_per_epoch
 from .plans import Plan, specification
+from .profiles import get_profile
 from .reproduction import Reproduction
 from .store import cached
 from .tangents import tangent_train
 from .tasks import Params, take
 
 FRACTIONS = (0.1, 0.5, 1.0)  # of an instance's weight
-LIMIT_LEFT_OUT = 20  # instances: tangents cost several times a run
 SHORT = 0.2  # of the horizon, where a study needs no more
 LONG = 10_000  # steps: data sets with longer runs are studied over a `SHORT` horizon
 FEW_STEPS = 100  # ... and those that are counted in steps over so many of them: their tangents cost most
@@ -51,7 +51,8 @@ def first_order_runs(shown: Reproduction, fractions: Sequence[float] = FRACTIONS
     """
     s = shown.settings
     further, whole = paper_sized(shown)
-    left_out = s.left_out[:: max(len(s.left_out) // LIMIT_LEFT_OUT, 1)][:LIMIT_LEFT_OUT]
+    some = get_profile(shown.profile).study_left_out
+    left_out = s.left_out[:: max(len(s.left_out) // some, 1)][:some]
     double = {k: v.double() for k, v in shown.params.items()}
     single = {k: v.float() for k, v in shown.params.items()}
     common = {
@@ -120,6 +121,19 @@ def stored_tangents(shown: Reproduction, params: Params, further: Training, argu
         spec,
         lambda: tangent_train(shown.task, params, **arguments, progress=shown.compute),
         compute_missing=shown.compute,
+    )
+
+
+def linearised_run(shown: Reproduction) -> xr.DataArray:
+    """LFT along the very run that `first_order_runs` differentiates, scores [horizon, test, train]; SGD only."""
+    further, _ = paper_sized(shown)
+    training = {k: v for k, v in further.arguments().items() if k not in ("epochs", "evaluate")}
+    return shown.scores(
+        "lft",
+        horizon=list(further.evaluate),
+        further_training={**training, "seed": 0},
+        runs=1,
+        segments=min(shown.settings.lft_segments, len(further.evaluate)),
     )
 
 
@@ -218,6 +232,6 @@ def removal_runs(shown: Reproduction) -> dict[str, xr.Dataset]:
 
 def removal_seeds(runs: dict[str, xr.Dataset], adjustment: str = "mean", ceiling: float = 0.95) -> xr.Dataset:
     """Per way of removing [removal, step]: agreement of two seeds, and how many seeds reach a noise ceiling."""
-    agreement = xr.concat([seed_agreement(gold, adjustment) for gold in runs.values()], dim="removal")
+    agreement = xr.concat([seed_agreement(gold, adjustment, "variances") for gold in runs.values()], dim="removal")
     agreement = agreement.assign_coords(removal=list(runs))
     return xr.Dataset({"agreement": agreement, "seeds": seeds_needed(agreement, ceiling)})

@@ -26,6 +26,7 @@ from .plans import Plan, check_loss, check_seeds, evaluation_steps, has_dropout
 from .tasks import Instances, Params, Task, check_params, check_task, resolve_rows, take, to
 
 TANGENTS = 64  # carried at once; more leave the cache
+OWN_BATCHES = 8  # likewise, where each has a batch of its own
 
 
 def tangent_train(
@@ -79,10 +80,9 @@ def tangent_train(
             raise ValueError(f"{name}: no instances given; expected at least one.")
     check_loss(task, params)
     seeds = check_seeds(seeds)
-    # Under "subtract" the removed instances are further rows of the batch; dropout must draw the same mask for each.
-    alone = removal == "subtract" and has_dropout(task.model)
     where = choose_device(device)
-    pieces = torch.tensor(plan.left_out).split(1 if alone else TANGENTS)
+    own_batches = removal == "subtract" and has_dropout(task.model)
+    pieces = torch.tensor(plan.left_out).split(OWN_BATCHES if own_batches else TANGENTS)
     with tqdm(total=len(seeds) * len(pieces) * plan.steps[-1], desc="tangents", disable=not progress) as bar:
         found = [
             [chunk for piece in pieces for chunk in chunks_that_fit(task, params, plan, seed, piece, where, bar)]
@@ -139,14 +139,16 @@ def one_chunk(
     batches = run_batches(task.n_train, plan.batch_size, everyone, seed, removal=plan.removal)
     with torch.random.fork_rng(devices=random_devices(device)), strict_arithmetic(device):
         for number, (rows, weights) in zip(range(1, plan.steps[-1] + 1), batches, strict=False):
-            # Rows differ between replicas only under "subtract", in the last place: give every one of those its own.
-            if rows.dim() == 2:
+            if rows.dim() == 1:
+                weights_full, change = weights[0], weights[1:] - weights[0]
+            elif run.noisy:  # every removed instance must draw the same masks: in the same place of a batch of its own
+                weights_full = torch.cat([weights[0, :-1], weights.new_zeros(1)])
+                rows, change = rows[1:], torch.cat([torch.zeros_like(weights[1:, :-1]), weights[1:, -1:]], 1)
+            else:  # rows differ between replicas only under "subtract", in the last place: one batch holds them all
                 own = torch.zeros(len(removed), len(removed), dtype=weights.dtype).fill_diagonal_(1) * weights[1:, -1:]
                 weights_full = torch.cat([weights[0, :-1], own.new_zeros(len(removed))])
                 change = torch.cat([torch.zeros(len(removed), rows.shape[1] - 1, dtype=own.dtype), own], 1)
                 rows = torch.cat([rows[0, :-1], rows[1:, -1]])
-            else:
-                weights_full, change = weights[0], weights[1:] - weights[0]
             tangents = run.step(number, seed, rows, weights_full, change, tangents)
             bar.update()
             if number in plan.steps:
@@ -183,35 +185,48 @@ class DifferentiableRun:
 
     def update(self, number: int, batch: Instances) -> Any:
         """The optimiser step of this number as a function of parameters, state and weights."""
+        rule = self.rule(number)
+
+        def step(params: Params, state: dict, weights: Tensor) -> tuple[Params, dict]:
+            return rule(params, state, self.ensemble.gradients(params, batch, weights[None], True))
+
+        return step
+
+    def rule(self, number: int) -> Any:
+        """What the optimiser does in the step of this number, as a function of parameters, state and gradients."""
         dtype, betas = self.ensemble.dtype, self.ensemble.optimizer.betas
         correction = torch.tensor([1 - beta**number for beta in betas], dtype=dtype, device=self.device)
 
-        def step(params: Params, state: dict, weights: Tensor) -> tuple[Params, dict]:
-            gradients = self.ensemble.gradients(params, batch, weights[None], True)
+        def update(params: Params, state: dict, gradients: Params) -> tuple[Params, dict]:
             params, state = tree_map(torch.clone, (params, state))  # the update works in place
             self.ensemble.optimizer.update(params, gradients, state, correction)
             return params, state
 
-        return step
+        return update
 
     def step(self, number: int, seed: int, rows: Tensor, weights: Tensor, change: Tensor, tangents: Any) -> Any:
         """One step of the run; returns the tangents after it.
 
         Args:
+            rows: of the batch [B]; or of one for every tangent [k, B], whose rows differ where `weights` are 0.
             change: derivative of the weights for every tangent, [k, B].
             tangents: of (parameters, state), with a leading dimension k.
         """
-        step = self.update(number, self.batch(rows))
-        primal = (self.params, self.state, self.weights(weights))
+        batch, weights, own = self.batch(rows), self.weights(weights), rows.dim() == 2
 
-        def push(dp: Params, ds: dict, dw: Tensor) -> Any:
-            return jvp(step, primal, (dp, ds, dw))
+        def gradients(dp: Params, dw: Tensor, batch: Instances) -> Any:
+            return jvp(lambda p, w: self.ensemble.gradients(p, batch, w[None], True), (self.params, weights), (dp, dw))
+
+        def pushed(dp: Params, ds: dict, dg: Params) -> Any:
+            return jvp(self.rule(number), (self.params, self.state, here), (dp, ds, dg))
 
         self.seed_dropout(number, seed)
         with torch.no_grad():
-            (params, state), moved = vmap(push, out_dims=(None, 0), randomness="same")(*tangents, self.weights(change))
-        self.params, self.state = params, state
-        return moved
+            over = {"in_dims": (0, 0, 0 if own else None), "out_dims": (0 if own else None, 0)}
+            here, moved = vmap(gradients, **over, randomness="same")(tangents[0], self.weights(change), batch)
+            here = tree_map(lambda g: g[0], here) if own else here
+            (self.params, self.state), tangents = vmap(pushed, out_dims=(None, 0))(*tangents, moved)
+        return tangents
 
     def losses(self, test: Instances, tangents: Params) -> tuple[Tensor, Tensor]:
         """Test losses [n] and their derivatives [k, n], in float64."""

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -77,7 +78,8 @@ def record_full_run(
 
     Args:
         steps: the optimiser steps at which outputs are recorded; a number stands for the end of every epoch up to it.
-        segments: how many segments of nearly equal numbers of records to cut the run into.
+        segments: how many segments to cut the run into, evenly on a log axis of steps as far as records allow: a run
+            moves the model most at its beginning.
         train, test: the instances whose outputs are recorded (all by default).
         device: where to train; a GPU if there is one.
 
@@ -88,7 +90,7 @@ def record_full_run(
     check_params(task.model, params)
     batch_size, seed = check_settings(batch_size, seed)
     due = recorded_steps(steps, steps_per_epoch(task.n_train, batch_size))
-    cuts = segment_cuts(len(due) - 1, segments)
+    cuts = segment_cuts(due, segments)
     rule = Optimizer(optimizer, learning_rate, weight_decay, max_grad_norm)
     check_loss(task, params)
     ensemble = Ensemble(task, params, 1, rule, device=choose_device(device))
@@ -157,13 +159,44 @@ def recorded_steps(steps: int | Sequence[int], per_epoch: int) -> tuple[int, ...
     return (0, *(int(s) for s in asked if s > 0))
 
 
-def segment_cuts(intervals: int, segments: int) -> list[int]:
-    """The records at which segments begin, and the last one."""
+def segment_cuts(steps: Sequence[int], segments: int) -> list[int]:
+    """The records at which segments begin, and the last one, evenly on a log axis of the steps of records."""
+    intervals = len(steps) - 1
     if isinstance(segments, bool) or not isinstance(segments, int) or not 1 <= segments <= intervals:
         raise ValueError(
             f"segments: got {checks.shown(segments)}, expected 1 to {intervals}, the number of intervals recorded."
         )
-    return [k * intervals // segments for k in range(segments)] + [intervals]
+    cuts = [0]
+    for k in range(1, segments):
+        ideal = steps[1] * (steps[-1] / steps[1]) ** (k / segments)
+        nearest = min(range(1, intervals), key=lambda r: abs(math.log(steps[r] / ideal)))
+        cuts.append(min(max(nearest, cuts[-1] + 1), intervals - segments + k))
+    return [*cuts, intervals]
+
+
+def mean_run(runs: Sequence[Trajectory]) -> Trajectory:
+    """Several recorded runs that differ in their seeds as one: the means of outputs, checkpoints, preconditioners.
+
+    What the batches of a single run happen to be averages out: a method for the mean over many seeds should not follow
+    the noise of one. The settings are those of the first.
+    """
+    first = runs[0]
+    if any(r.steps != first.steps or len(r.segments) != len(first.segments) for r in runs):
+        raise ValueError("mean_run: the runs were not recorded at the same steps, in the same segments.")
+
+    def mean(*values: Tensor) -> Tensor:
+        return torch.stack(values).mean(0)
+
+    segments = tuple(
+        replace(
+            same[0],
+            params=tree_map(mean, *(s.params for s in same)),
+            preconditioner=same[0].preconditioner and tree_map(mean, *(s.preconditioner for s in same)),
+        )
+        for same in zip(*(r.segments for r in runs), strict=True)
+    )
+    outputs = {part: mean(*(getattr(r, part) for r in runs)) for part in ("train_outputs", "test_outputs")}
+    return replace(first, segments=segments, **outputs)
 
 
 def adam_multiplier(rule: Optimizer, ensemble: Ensemble) -> Params:

@@ -8,6 +8,7 @@ from scipy.stats import spearmanr
 from fimoda_lib.comparison import (
     instance_similarity,
     noise_ceiling,
+    seed_agreement,
     seed_averaging,
     seed_blocks,
     sensitivity,
@@ -206,15 +207,55 @@ def test_noise_ceiling_of_extreme_cases():
     assert np.allclose(noise_ceiling(opposite), 0)
 
 
-def test_the_noise_ceiling_predicts_what_the_truth_itself_reaches():
-    # Scores equal to the noise-free signal: their similarity to the noisy average is the ceiling, up to sampling.
+@pytest.mark.parametrize("adjustment", ["mean", "full"])
+def test_agreement_by_variances_is_the_mean_product_of_two_seeds_over_that_of_one_with_itself(adjustment):
+    g = gold()
+    delta = g.delta.values.astype(float) * np.array([1.0, 3.0, 0.2, 1.0, 5.0, 1.0])[:, None, None, None]
+    delta[..., 1] *= 1e-200  # of any magnitude
+    loud = g.assign(delta=(g.delta.dims, delta))
+    found = seed_agreement(loud, adjustment, "variances")
+    if adjustment == "mean":
+        delta = delta - delta.mean(1, keepdims=True)
+    for k in range(len(STEPS)):
+        shares = []
+        for z in range(len(TESTS)):
+            vectors = delta[:, :, k, z] / np.abs(delta[..., z]).max()
+            products = vectors @ vectors.T
+            shares.append(products[~np.eye(SEEDS, dtype=bool)].mean() / np.diag(products).mean())
+        assert np.isclose(found[k], max(np.mean(shares), 0), rtol=1e-10)
+    assert not np.allclose(found, seed_agreement(loud, adjustment), rtol=0.05)
+    expected = np.sqrt(SEEDS * found / (1 + (SEEDS - 1) * found))
+    xr.testing.assert_allclose(noise_ceiling(loud, adjustment, "variances"), expected)
+
+
+def test_agreement_by_variances_of_extreme_cases():
+    assert np.allclose(noise_ceiling(gold(noise=0), estimate="variances"), 1)
+    assert np.isnan(noise_ceiling(gold().isel(seed=[0]), estimate="variances")).all()
+    silent = gold()
+    silent.delta[..., 0] = 0.0
+    assert np.isfinite(noise_ceiling(silent, estimate="variances")).all()
+    silent.delta[2, :, 1, :] = np.nan  # diverged
+    assert np.isnan(noise_ceiling(silent, estimate="variances")).values.tolist() == [False, True, False]
+    with pytest.raises(ValueError, match="estimate: got 'variance', expected 'cosines' or 'variances'"):
+        noise_ceiling(gold(), estimate="variance")
+
+
+@pytest.mark.parametrize("loudness", [[1, 1, 1, 1, 1], [1, 1, 1, 1, 6], [0.2, 1, 3, 0.2, 1]])
+def test_the_noise_ceiling_predicts_what_the_truth_itself_reaches(loudness):
+    """Scores equal to the noise-free signal: their similarity to the noisy average is the ceiling, up to sampling."""
     rng = np.random.default_rng(0)
     signal = rng.standard_normal((60, 1, 40))
-    delta = signal + 2 * rng.standard_normal((5, *signal.shape))
+    delta = signal + 2 * rng.standard_normal((5, *signal.shape)) * np.array(loudness)[:, None, None, None]
     coords = {"seed": range(5), "left_out": range(60), "step": [1], "test": range(40)}
     g = xr.Dataset({"delta": (("seed", "left_out", "step", "test"), delta)}, coords=coords)
     truth = xr.DataArray(signal[:, 0].T, dims=("test", "train"), coords={"test": range(40), "train": range(60)})
-    assert abs(float(similarity(truth, sensitivity(g))["mean"][0]) - float(noise_ceiling(g)[0])) < 0.02
+    reached = float(similarity(truth, sensitivity(g))["mean"][0])
+    assert abs(reached - float(noise_ceiling(g, estimate="variances")[0])) < 0.02
+    by_cosines = float(noise_ceiling(g)[0])
+    if len({*loudness}) == 1:
+        assert abs(reached - by_cosines) < 0.02
+    else:
+        assert by_cosines > reached + 0.1  # the noisiest seed dominates the mean
 
 
 def test_seed_blocks_are_disjoint_and_whole():

@@ -22,7 +22,7 @@ from fimoda_lib.further_training import further_train
 from fimoda_lib.linearised import decay
 from fimoda_lib.methods import attribute
 from fimoda_lib.tasks import Task, parameters_of, squared_error
-from fimoda_lib.trajectories import record_full_run
+from fimoda_lib.trajectories import mean_run, record_full_run
 
 METHOD = importlib.import_module("fimoda_lib.methods.lft")  # the function of this name hides the module
 TRAIN, TEST, N = [2, 11, 5, 20], [3, 0, 4], 23
@@ -187,8 +187,8 @@ def test_one_run_equals_the_recursion_and_nothing_else_does(kind, outputs):
     ("kind", "outputs", "starts"),
     [
         ("regression", 1, range(STEPS)),
-        ("classification", 2, (0, 2, 5)),
-        ("regression", 2, (0, 2, 5)),
+        ("classification", 2, (0, 2, 4)),
+        ("regression", 2, (0, 2, 4)),
         ("classification", 3, range(STEPS)),
     ],
 )
@@ -199,6 +199,39 @@ def test_segments_take_gradients_and_curvature_anew(kind, outputs, starts):
     check(found, Dense(task, params, path, starts=starts)())
     differs(found, lft(task, params, order=1))
     assert found.attrs["segments"] == len(starts) == len(json.loads(found.attrs["eigenvalues"]))
+
+
+@pytest.mark.parametrize(("kind", "outputs"), [("regression", 1), ("classification", 3)])
+def test_several_runs_are_followed_at_their_mean(kind, outputs):
+    task, params = tiny(kind, outputs=outputs)
+    paths = [path_by_hand(task, params, **{**RUN, "seed": RUN["seed"] + k})[0] for k in range(3)]
+    mean = [
+        [np.mean([outputs_at(task, path[t], part) for path in paths], 0) for part in (task.train, task.test)]
+        for t in [0, *EVERY]
+    ]
+    middle = [{k: torch.stack([path[t][k] for path in paths]).mean(0) for k in params} for t in range(STEPS + 1)]
+    found = lft(task, params, order=1, runs=3)
+    check(found, Dense(task, params, middle, outputs=mean)())
+    assert found.attrs["runs"] == 3 and json.loads(found.attrs["further_training"])["seed"] == RUN["seed"]
+    for k in range(3):  # not one of them
+        differs(found, lft(task, params, {**RUN, "seed": RUN["seed"] + k}, order=1))
+    in_segments = lft(task, params, order=1, runs=3, segments=3)
+    check(in_segments, Dense(task, params, middle, outputs=mean, starts=(0, 2, 4))())
+    differs(in_segments, found)
+    differs(in_segments, Dense(task, params, paths[0], outputs=mean, starts=(0, 2, 4))(), 1e-4)
+
+
+def test_with_adam_the_preconditioners_are_averaged_too():
+    task, params = tiny("classification")
+    run = {**RUN, "optimizer": "adam", "learning_rate": 0.02}
+    records = [record_full_run(task, params, steps=EVERY, progress=False, **{**run, "seed": s}) for s in (4, 5)]
+    both = mean_run(records)
+    for name, values in both.segments[0].preconditioner.items():
+        first, second = (r.segments[0].preconditioner[name] for r in records)
+        assert torch.equal(values, (first + second) / 2) and not torch.equal(first, second)
+    check(lft(task, params, both), lft(task, params, run, runs=2), 1e-12)
+    with pytest.raises(ValueError, match="not recorded at the same steps, in the same segments"):
+        mean_run([records[0], record_full_run(task, params, steps=[2, 8], progress=False, **run)])
 
 
 def test_between_records_the_residual_is_the_mean_over_the_steps():
@@ -246,7 +279,7 @@ def test_what_steps_leave_of_a_direction_and_what_they_gain():
         torch.testing.assert_close(found[1], gain, rtol=1e-9, atol=1e-15)
 
 
-@pytest.mark.parametrize("starts", [(0,), (0, 2, 5)])
+@pytest.mark.parametrize("starts", [(0,), (0, 2, 4)])
 @pytest.mark.parametrize(("kind", "outputs"), [("regression", 2), ("classification", 2)])
 def test_adam_follows_its_recorded_preconditioner(kind, outputs, starts):
     task, params = tiny(kind, outputs=outputs)
@@ -545,6 +578,9 @@ def test_the_model_and_the_random_state_are_left_as_found():
         (dict(segments=0), "segments: got 0, expected 1 to 3"),
         (dict(segments=4), "segments: got 4, expected 1 to 3, the number of intervals recorded"),
         (dict(mode="closed_form", segments=2), "segments: got 2 with mode 'closed_form'"),
+        (dict(mode="closed_form", runs=2), "runs: got 2 with mode 'closed_form'"),
+        (dict(runs=0), "runs: got 0, expected a whole number"),
+        (dict(runs=1.5), "runs: got 1.5, expected a whole number"),
         (dict(mode="closed_form", further_training={**RUN, "optimizer": "adam"}), "follows SGD; got optimizer 'adam'"),
         (dict(mode="closed_form", further_training={**RUN, "learning_rate": 0}), "learning_rate: got 0"),
         (
@@ -578,5 +614,6 @@ def test_a_stored_run_that_does_not_fit_is_refused():
     assert "step 3 was not recorded; the run holds [0, 2, 4]" in refused(horizon=[2, 3])
     assert "mode: 'closed_form' takes no recorded run" in refused(mode="closed_form")
     assert "segments: got 2, and the recorded run has 1" in refused(segments=2)
+    assert "runs: got 2 with a recorded run; average several by trajectories.mean_run" in refused(runs=2)
     assert "recorded from other parameters" in refused(params={k: 1.1 * p for k, p in params.items()})
     assert "recorded with 23 training and 5 test instances" in refused(task=tiny(n=22)[0])

@@ -23,11 +23,12 @@ from ..minibatches import steps_per_epoch
 from ..plans import MOST_STEPS
 from ..spectra import GRAM_ROWS, Spectrum, choose_backend, spectrum_of
 from ..tasks import Params, Task
-from ..trajectories import Trajectory, check_settings, record_full_run, recorded_steps
+from ..trajectories import Trajectory, check_settings, mean_run, record_full_run, recorded_steps
 from .base import Report, method
 from .ekfac import EkfacFactors
 
 NEGLIGIBLE = 0.01  # an eigenvalue σ counts as zero where σηT is smaller: the filter is then within 1 % of ηT
+MOST_RUNS = 1_000
 MODES = ("one_run", "closed_form")
 BACKENDS = ("auto", "gram", "krylov", "ekfac")
 OF_OPTIMIZER = ("learning_rate", "weight_decay", "max_grad_norm")
@@ -45,6 +46,7 @@ def lft(
     horizon: int | Sequence[int] | None = None,
     further_training: Mapping[str, Any] | Trajectory | None = None,
     mode: str = "one_run",
+    runs: int = 1,
     segments: int = 1,
     backend: str = "auto",
     order: int = 2,
@@ -59,6 +61,8 @@ def lft(
             shape the run but not δ) of the full run; or the run itself, recorded by `trajectories.record_full_run`.
         mode: "one_run" takes residuals from that full run; "closed_form" trains nothing and lets them evolve by full
             batches in the model linearised at the final parameters (SGD only).
+        runs: so many full runs, with seeds from `seed` on, whose outputs are averaged: what the batches of a single run
+            happen to be matters after few steps ("one_run" only).
         segments: so many times along the run, gradients and curvature are taken anew ("one_run" only).
         backend: eigenbasis of G: "gram" (exact), "krylov" (its upper part), "ekfac", or "auto", by size.
         order: 1 is the derivative with respect to the instance's weight, as in the recursion above; 2 removes all of
@@ -73,7 +77,7 @@ def lft(
         ValueError: no horizon or no further training given, or a choice that cannot be combined.
     """
     wanted = None if horizon is None else horizons(horizon)
-    check(wanted, further_training, mode, segments, backend, order)
+    check(wanted, further_training, mode, runs, segments, backend, order)
     at = Gradients(task, params, dtype=dtype)
     D = output_directions(at)
     if backend == "auto":
@@ -108,9 +112,15 @@ def lft(
             run = Trajectory(settings["learning_rate"], steps, *[torch.empty(0)] * 2, (), settings)
         else:
             some = {"train": train, "test": test, "device": at.device, "progress": False}
-            run = record_full_run(task, params, steps=steps, segments=segments, **some, **settings)
+            first = settings.pop("seed")
+            run = mean_run(
+                [
+                    record_full_run(task, params, steps=steps, segments=segments, seed=first + k, **some, **settings)
+                    for k in range(runs)
+                ]
+            )
     scores, found = follow_run(task, at, D, run, train, test, wanted, curvature, mode, backend, order == 2)
-    return scores, {"horizon": wanted, "further_training": dict(run.settings), **found}
+    return scores, {"horizon": wanted, "further_training": dict(run.settings), "runs": runs, **found}
 
 
 def follow_run(
@@ -219,10 +229,13 @@ def horizons(horizon: int | Sequence[int]) -> list[int]:
     return steps
 
 
-def check(horizon: list | None, further_training: Any, mode: str, segments: int, backend: str, order: int) -> None:
+def check(
+    horizon: list | None, further_training: Any, mode: str, runs: int, segments: int, backend: str, order: int
+) -> None:
     """Raises ValueError for settings that cannot be right."""
     for name, value, choices in (("mode", mode, MODES), ("backend", backend, BACKENDS), ("order", order, (1, 2))):
         checks.choice(name, value, choices)
+    checks.whole("runs", runs, at_most=MOST_RUNS)
     if not checks.is_whole(checks.plain(segments)):
         raise ValueError(f"segments: got {checks.shown(segments)}, expected a whole number of at least 1.")
     if further_training is None:
@@ -233,6 +246,8 @@ def check(horizon: list | None, further_training: Any, mode: str, segments: int,
     if isinstance(further_training, Trajectory):
         if mode == "closed_form":
             raise ValueError("mode: 'closed_form' takes no recorded run; give its settings as a dict.")
+        if runs != 1:
+            raise ValueError(f"runs: got {runs} with a recorded run; average several by trajectories.mean_run.")
     elif horizon is None:
         raise ValueError("horizon: got None, expected optimiser steps of further training, such as [100, 1000].")
     elif not isinstance(further_training, Mapping):
@@ -244,5 +259,6 @@ def check(horizon: list | None, further_training: Any, mode: str, segments: int,
         raise ValueError(f"further_training: {sorted(lacking)[0]} is missing; give learning_rate and batch_size.")
     elif odd := sorted(set(further_training) - set(SETTINGS), key=str):
         raise ValueError(f"further_training: got {odd[0]!r}, expected some of {', '.join(SETTINGS)}.")
-    if mode == "closed_form" and segments != 1:
-        raise ValueError(f"segments: got {segments} with mode 'closed_form', which has 1.")
+    for name, value in (("segments", segments), ("runs", runs)):
+        if mode == "closed_form" and value != 1:
+            raise ValueError(f"{name}: got {value} with mode 'closed_form', which has 1.")

@@ -9,8 +9,19 @@ import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
 
+from ..comparison import instance_similarity, noise_ceiling, sensitivity
+from ..drawing import LOOK
 from ..reproduction import Reproduction, finished
-from ..studies import FRACTIONS, UNITS, first_order_limit, first_order_runs, output_runs, rounding, with_units
+from ..studies import (
+    FRACTIONS,
+    UNITS,
+    first_order_limit,
+    first_order_runs,
+    linearised_run,
+    output_runs,
+    rounding,
+    with_units,
+)
 from ..tasks import squared_error
 from .panels import horizon_axis
 
@@ -19,17 +30,18 @@ OUTPUT = "#CC79A7"
 LIMIT = (
     "Cosine similarity (mean adjustment) between the exact derivative of further training with respect to an "
     "instance's weight and the difference of two runs from which 0.1, 0.5 or all of that weight is removed. One seed, "
-    "float64, the same batches in both runs (mask), 20 of the left-out instances. For that seed, no method that is "
-    "linear in the removed weight can be expected above the darkest line. Where smaller fractions do not come closer, "
-    "the difference is no smooth function of the weight: rectified units switch, and each switch is a jump of its own. "
-    "Dashed: the change of the model's output in place of that of its squared error, whose derivative changes sign "
-    "where a residual crosses zero."
+    "float64, the same batches in both runs (mask). For that seed, no method that is linear in the removed weight can "
+    "be expected above the darkest line. Where smaller fractions do not come closer, the difference is no smooth "
+    "function of the weight: rectified units switch, and each switch is a jump of its own. Dashed: the change of the "
+    "model's output in place of that of its squared error, whose derivative changes sign where a residual crosses "
+    "zero. Black: LFT along the same run, whole instances removed. Dotted: the noise ceiling of Figure 2, of many "
+    "seeds and `drop`."
 )
 LIMIT_MARKS = "Bands are one standard error over test instances."
 UNITS_SAY = (
     "The first-order limit once more, cosine similarity (mean adjustment) between the exact derivative of further "
-    "training and the difference of two runs, float64, one seed, 20 left-out instances: with rectified units, and with "
-    "smooth ones in the same model, trained from the same initial weights."
+    "training and the difference of two runs, float64, one seed: with rectified units, and with smooth ones in the "
+    "same model, trained from the same initial weights. Dotted: LFT along the same run, whole instances removed."
 )
 UNITS_MARKS = (
     "Bands are one standard error over test instances. A rectified unit of another instance of the batch switches when "
@@ -37,10 +49,10 @@ UNITS_MARKS = (
 )
 UNIT_COLOURS = {"ReLU": "#D55E00", "SiLU": "#0072B2"}
 PRECISION = (
-    "Median magnitude over 20 left-out instances and all test instances of the sensitivity, as the difference of "
-    "two float64 runs of one seed with the same batches; of what training in float32 instead changes about it (test "
-    "losses are float64 in both); of what rounding the test losses alone to float32 changes; and of the part of it "
-    "that its exact derivative misses. Learning rate and weight of an instance are the paper's, whatever the model."
+    "Median magnitude over left-out and test instances of the sensitivity, as the difference of two float64 runs of "
+    "one seed with the same batches; of what training in float32 instead changes about it (test losses are float64 in "
+    "both); of what rounding the test losses alone to float32 changes; and of the part of it that its exact derivative "
+    "misses. Learning rate and weight of an instance are the paper's, whatever the model."
 )
 PRECISION_MARKS = (
     "Where a dotted or a dash-dotted line meets the solid one, a sensitivity measured that way is rounding noise."
@@ -56,45 +68,71 @@ LOOKS = {  # column -> colour, line, label
 def limit_table(shown: Reproduction, fractions: Sequence[float] = FRACTIONS) -> pd.DataFrame | None:
     """Columns fraction, step, epoch, mean, sem, median (over test instances), quantity; None if the runs are missing.
 
-    The quantity is the test "loss"; for squared error, all of the weight removed, also the model's "output".
+    The quantity is the test "loss"; for squared error, all of the weight removed, also the model's "output"; "lft" has
+    LFT's scores in place of the derivative, and "ceiling" is the noise ceiling of the gold standard.
     """
     runs = finished(lambda: first_order_runs(shown, fractions))
     if runs is None:
         return None
-    tables = [_summary(runs).assign(quantity="loss")]
+    whole = runs.sel(run="1.0", drop=True)
+    tables = [_summary(first_order_limit(runs).similarity, runs).assign(quantity="loss")]
     if fractions == FRACTIONS and shown.task.loss is squared_error:
         outputs = finished(lambda: output_runs(shown))
-        tables += [] if outputs is None else [_summary(outputs).assign(quantity="output")]
+        if outputs is not None:
+            tables.append(_summary(first_order_limit(outputs).similarity, outputs).assign(quantity="output"))
+    scores = finished(lambda: linearised_run(shown))
+    if scores is not None:
+        close = instance_similarity(scores, sensitivity(whole)).expand_dims(fraction=[1.0])
+        tables.append(_summary(close, runs).assign(quantity="lft"))
+    gold = finished(lambda: shown.other(compute=False).gold) if fractions == FRACTIONS else None
+    if gold is not None and gold.sizes["seed"] > 1:
+        ceiling = noise_ceiling(gold, estimate="variances").sel(step=np.intersect1d(gold.step, runs.step))
+        tables.append(ceiling.to_dataframe("mean").reset_index().assign(fraction=1.0, quantity="ceiling"))
     return pd.concat(tables, ignore_index=True)
 
 
-def _summary(runs: xr.Dataset) -> pd.DataFrame:
-    """The first-order limit over test instances."""
-    values = first_order_limit(runs).similarity.fillna(0.0)
+def _summary(values: xr.DataArray, runs: xr.Dataset) -> pd.DataFrame:
+    """Over test instances, of similarities [fraction, step, test] along these runs."""
+    values = values.fillna(0.0).drop_vars("epoch", errors="ignore")
     sem = values.std("test", ddof=1) / np.sqrt(values.sizes["test"])
     columns = {"mean": values.mean("test"), "sem": sem, "median": values.median("test")}
     frames = [v.to_dataframe(name)[[name]] for name, v in columns.items()]
-    epochs = pd.DataFrame({"step": values.step.values, "epoch": values.epoch.values})
+    epochs = pd.DataFrame({"step": runs.step.values, "epoch": runs.epoch.values})
     return pd.concat(frames, axis=1).reset_index().merge(epochs, on="step")
 
 
 def draw_limit(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
-    """A line per fraction, and one for the output."""
+    """A line per fraction, one for the output, one for LFT, and the noise ceiling."""
     table = table if "quantity" in table else table.assign(quantity="loss")  # drawn by an earlier version
-    for (quantity, fraction), rows in table.groupby(["quantity", "fraction"]):
+    for (quantity, fraction), rows in table.groupby(["quantity", "fraction"], sort=False):
         if quantity == "loss":
             label = f"{fraction:g} of the weight removed" if fraction < 1 else "the whole instance removed"
             _line(ax, rows, dataset, SHADES[fraction], "-", label)
-        else:
+        elif quantity == "output":
             _line(ax, rows, dataset, OUTPUT, "--", "the same, output instead of loss")
+        else:
+            look = LOOK[quantity]
+            label = "LFT, the whole instance removed" if quantity == "lft" else "noise ceiling of many seeds"
+            _line(ax, rows, dataset, look.colour, look.line, label, width=look.width, marker=look.marker)
     _finish(ax, dataset)
 
 
-def _line(ax: Axes, rows: pd.DataFrame, dataset: str, colour: str, line: str, label: str) -> None:
+def _line(
+    ax: Axes,
+    rows: pd.DataFrame,
+    dataset: str,
+    colour: str,
+    line: str | tuple,
+    label: str,
+    *,
+    width: float = 1.4,
+    marker: str = "o",
+) -> None:
     """Means over test instances, with a band of one standard error."""
-    at, mean, sem = rows[horizon_axis(dataset)[0]], rows["mean"], rows["sem"]
-    ax.plot(at, mean, color=colour, ls=line, marker="o", ms=3, label=label)
-    ax.fill_between(at, mean - sem, mean + sem, color=colour, alpha=0.15, lw=0)
+    at, mean = rows[horizon_axis(dataset)[0]], rows["mean"]
+    ax.plot(at, mean, color=colour, ls=line, lw=width, marker=marker, ms=3, label=label, zorder=1.5 if width > 2 else 2)
+    if rows["sem"].notna().any():
+        ax.fill_between(at, mean - rows["sem"], mean + rows["sem"], color=colour, alpha=0.15, lw=0)
 
 
 def _finish(ax: Axes, dataset: str) -> None:
@@ -120,10 +158,11 @@ def units_table(shown: Reproduction) -> pd.DataFrame | None:
 
 
 def draw_units(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
-    """A line per kind of unit and fraction."""
-    for (unit, fraction), rows in table.groupby(["unit", "fraction"], sort=False):
+    """A line per kind of unit and fraction, and one for LFT with each kind of unit."""
+    for (unit, quantity, fraction), rows in table.groupby(["unit", "quantity", "fraction"], sort=False):
         what = "the whole instance" if fraction == 1 else f"{fraction:g} of the weight"
-        _line(ax, rows, dataset, UNIT_COLOURS[unit], "-" if fraction == 1 else "--", f"{unit}, {what}")
+        what, line = ("LFT", ":") if quantity == "lft" else (what, "-" if fraction == 1 else "--")
+        _line(ax, rows, dataset, UNIT_COLOURS[unit], line, f"{unit}, {what}")
     _finish(ax, dataset)
 
 

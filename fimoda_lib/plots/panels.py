@@ -29,7 +29,7 @@ LETTERS: dict[str, dict[str, str]] = {  # figure -> letter of each of its panels
     "fig_filter": {"a": "a", "b": "b"},
     "fig_limit": {"a": "a", "b": "b"},
     "fig_units": {"a": "b", "b": "e"},
-    "fig_precision": {"a": "a", "b": "b", "c": "e", "d": "f"},
+    "fig_precision": ALL,
     "fig_removal": {"a": "a", "b": "b"},
     "table_horizons": ALL,
 }

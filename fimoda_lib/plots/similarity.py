@@ -33,7 +33,7 @@ def table(
         return None
     tables = curves(sensitivity(gold, adjustment), stored_scores(shown, methods), metric)
     if metric == "cosine":
-        tables.append(rows_of("ceiling", xr.Dataset({"mean": noise_ceiling(gold, adjustment)})))
+        tables.append(rows_of("ceiling", xr.Dataset({"mean": noise_ceiling(gold, adjustment, "variances")})))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"method": []})
 
 
