@@ -134,14 +134,14 @@ EXPERIMENTS: dict[str, Experiment] = {
     e.dataset: e
     for e in (
         Experiment(
-            "concrete", Training("sgd", 0.3, 1000), _further(500, 3e-2, 1e-4), left_out="concrete", lft_segments=5
+            "concrete", Training("sgd", 0.3, 1000), _further(500, 3e-2, 1e-4), left_out="concrete", lft_segments=10
         ),
         Experiment(
             "energy",
             Training("sgd", 0.3, 1000),
             _further(500, 3e-2, 1e-4),
             left_out="energy",
-            lft_segments=5,
+            lft_segments=10,
             damping_multiples=(1, 10, 100, 1000),
         ),
         Experiment("fico", Training("sgd", 1e-3, 1000), _further(200, 1e-4, 1e-6), n_test=100, left_out="fico"),
@@ -159,7 +159,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         Experiment("diabetes", Training("sgd", 1e-3, 1000), _further(500, 1e-4, 1e-5)),
         Experiment("wine", Training("sgd", 0.3, 1000), _further(500, 3e-2, 1e-4)),
         Experiment("breast_cancer", Training("sgd", 0.03, 1000), _further(200, 3e-3, 1e-5), n_test=100),
-        Experiment("digits", Training("sgd", 0.3, 100), _further(50, 3e-2, 1e-4), n_test=100),
+        Experiment("digits", Training("sgd", 0.3, 100), _further(50, 3e-2, 1e-4), n_test=100, curvature=400),
         Experiment(
             "digit_images",
             Training("sgd", 0.1, 60, 64),

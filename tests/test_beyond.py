@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fimoda_lib import beyond, experiments, figures
-from fimoda_lib.comparison import sensitivity, similarity
+from fimoda_lib.comparison import noise_ceiling, sensitivity, similarity
 from fimoda_lib.plots import filters, first_order, removal
 from fimoda_lib.reproduction import LFT_SEED, Reproduction
 from fimoda_lib.studies import (
@@ -19,6 +19,7 @@ from fimoda_lib.studies import (
     UNITS,
     first_order_limit,
     first_order_runs,
+    linearised_run,
     log_epochs,
     output_runs,
     removal_runs,
@@ -38,6 +39,7 @@ def panels(tmp_path_factory):
     assert a.gold.sizes["seed"] == a.other(optimizer="adam").gold.sizes["seed"] == 2
     first_order_runs(a)
     output_runs(a)
+    linearised_run(a)
     removal_runs(a)
     return {k: s.other(compute=False) for k, s in shown.items()}
 
@@ -72,8 +74,9 @@ def test_precision_of_steps_and_weights_of_the_papers_size(tmp_path):
 def test_units_are_swapped_and_nothing_else(tmp_path):
     shown = Reproduction("wine", "smoke", results=tmp_path)
     table = first_order.units_table(shown)
-    assert set(zip(table.unit, table.fraction, strict=True)) == {(u, f) for u in UNITS for f in (0.1, 1.0)}
-    by_unit = table.groupby("unit")["mean"].min()
+    known = {("loss", 0.1), ("loss", 1.0), ("lft", 1.0)}
+    assert set(zip(table.unit, table.quantity, table.fraction, strict=True)) == {(u, *k) for u in UNITS for k in known}
+    by_unit = table.query("quantity == 'loss'").groupby("unit")["mean"].min()
     assert by_unit["SiLU"] > 0.995 > by_unit["ReLU"]  # units switch in a few steps
     smooth, rectified = (with_units(shown, unit) for unit in (nn.SiLU, nn.ReLU))
     assert "SiLU" in repr(smooth.task.model) and "ReLU" not in repr(smooth.task.model)
@@ -84,9 +87,9 @@ def test_units_are_swapped_and_nothing_else(tmp_path):
     assert all(torch.equal(p, shown.params[k]) for k, p in rectified.params.items())
     assert not torch.equal(smooth.params["0.weight"], shown.params["0.weight"])
     figure = beyond.figure_units({"b": shown}, tmp_path / "figures")
-    assert len(figure.axes[0].get_lines()) == 4
+    assert len(figure.axes[0].get_lines()) == 6
     kept = beyond.figure_units({"b": shown.other(results=tmp_path / "elsewhere", compute=False)}, tmp_path / "figures")
-    assert len(kept.axes[0].get_lines()) == 4  # drawn earlier
+    assert len(kept.axes[0].get_lines()) == 6  # drawn earlier
 
 
 SHOWN = [name for name in beyond.FIGURES if name.startswith("fig") and name != "fig_units"]
@@ -177,6 +180,22 @@ def test_output_runs_are_the_outputs_behind_the_losses(panels):
     np.testing.assert_allclose(squared, squared * 0 + losses.full_loss, rtol=1e-3, atol=1e-5)
     limit = first_order_limit(outputs).similarity
     assert limit.fraction.values.tolist() == [1.0] and (limit.mean(["step", "test"]) > 0.95).all()
+
+
+def test_beside_the_limit_stand_lft_along_the_same_run_and_the_noise_ceiling(panels):
+    shown, runs = panels["a"], first_order_runs(panels["a"])
+    rows = first_order.limit_table(shown).set_index(["quantity", "fraction"]).sort_index()
+    assert set(rows.index) == {*(("loss", f) for f in FRACTIONS), ("output", 1.0), ("lft", 1.0), ("ceiling", 1.0)}
+    scores = linearised_run(shown).sel(train=runs.left_out.values, horizon=runs.step.values)
+    assert json.loads(scores.attrs["further_training"])["seed"] == runs.seed.item() == 0 and scores.attrs["runs"] == 1
+    a = scores.transpose("horizon", "test", "train").values
+    b = runs.delta.sel(run="1.0").isel(seed=0).transpose("step", "test", "left_out").values
+    b = b - b.mean(-1, keepdims=True)
+    cosines = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
+    np.testing.assert_allclose(rows.loc[("lft", 1.0)]["mean"], cosines.mean(-1), rtol=1e-9)
+    np.testing.assert_allclose(rows.loc[("lft", 1.0)]["median"], np.median(cosines, -1), rtol=1e-9)
+    ceiling = noise_ceiling(shown.gold, estimate="variances").sel(step=runs.step.values)
+    np.testing.assert_allclose(rows.loc[("ceiling", 1.0)]["mean"], ceiling)
 
 
 def test_the_limit_is_low_where_the_derivative_is_wrong(panels):
