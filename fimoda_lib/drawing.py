@@ -220,6 +220,7 @@ def provenance(
     measured: Callable[[Reproduction], xr.Dataset] | None = lambda shown: shown.gold,
     methods: bool = True,
     remark_on: Callable[[Reproduction], str] = lambda shown: experiment_of(shown.dataset, shown.profile).remark,
+    how: Callable[[Reproduction], dict] = lambda shown: {},
     notebook: str = "04_figures",
     kept: Mapping[str, dict] | None = None,
     **settings: str,
@@ -230,6 +231,7 @@ def provenance(
         measured: the training runs that a panel shows; further training by default, None for a mere drawing.
         methods: whether methods are shown, so that their curvature and those that are not run matter.
         remark_on: what captions say of a panel's model and data.
+        how: further entries of a panel that captions speak of, see `_aside`.
         notebook: the notebook that draws the figure.
         kept: letter -> this function's entry for the data set of a panel that was drawn earlier; "drawn" is the commit.
         settings: whatever else tells this figure from others.
@@ -250,7 +252,8 @@ def provenance(
                 "learning_rate": runs.attrs["learning_rate"],
                 **({"remark": remark} if (remark := remark_on(shown)) else {}),
                 **({"curvature": len(some)} if methods and (some := shown.settings.curvature) else {}),
-                **({"without": without} if methods and (without := shown.settings.without) else {}),
+                **({"without": without} if methods and (without := shown.left_aside) else {}),
+                **how(shown),
                 "specification": runs.attrs["specification"],
                 "seconds": round(float(runs.seconds.sum()), 1),
                 "diverged_runs": int(runs.diverged.sum()),
@@ -279,6 +282,7 @@ def computed_on(shown: Reproduction, measured: Callable[[Reproduction], xr.Datas
 def caption(panels: Panels, note: dict, what: str, marks: str = "") -> str:
     """A figure's caption: what is drawn, what the marks mean, the settings of each panel, and what is missing."""
     settings, missing = [], []
+    told = {entry for runs in note["datasets"].values() for entry in ("ceiling", "lft") if entry in runs}
     for letter, shown in panels.items():
         panel = f"({letter}) {shown.title}" if len(panels) > 1 else shown.title
         runs = note["datasets"].get(shown.dataset)
@@ -288,20 +292,34 @@ def caption(panels: Panels, note: dict, what: str, marks: str = "") -> str:
             settings.append(
                 f"{panel}: {counted(len(runs['seeds']), 'seed')}, {runs['left_out']} left-out and {runs['test']} test "
                 f"instances, {RULES[runs['optimizer']] + ' with ' if 'optimizer' in runs else ''}learning rate "
-                f"{runs['learning_rate']:g}{_aside(runs)}"
+                f"{runs['learning_rate']:g}{_aside(runs, told)}"
             )
     sentences = [what, marks, "; ".join(settings) + "." if settings else ""]
     sentences.append(f"Not run yet: {', '.join(missing)}." if missing else "")
     return " ".join(filter(None, sentences))
 
 
-def _aside(runs: dict) -> str:
-    """What else a caption says of a panel: how instances are left out if not dropped, the model, methods not run."""
+def _aside(runs: dict, told: set[str]) -> str:
+    """What else a caption says of a panel: how instances are left out if not dropped, the model, methods not run.
+
+    Args:
+        runs: the panel's entry in the provenance; "lft" holds what LFT follows, None if it is not run, and "ceiling"
+            how the noise ceiling was estimated.
+        told: which of these two other panels have: those drawn by earlier versions have neither.
+    """
     removal = runs.get("removal", "drop")
     words = [f"left out by `{removal}`" if removal != "drop" else "", runs.get("remark", "")]
     words += [f"curvature from {runs['curvature']:,} training instances" if "curvature" in runs else ""]
     if runs.get("without"):
         words.append(f"not run, for their cost: {', '.join(LOOK[m].label for m in runs['without'])}")
+    if "lft" in runs:
+        lft = runs["lft"]
+        words.append("LFT not run, for its cost" if lft is None else f"LFT follows {counted(lft['runs'], 'run')}")
+        words[-1] += f" in {lft['segments']} segments" if lft and lft["segments"] > 1 else ""
+    elif "lft" in told:
+        words.append("LFT of an earlier version, which followed one run")
+    if "ceiling" in told and "ceiling" not in runs:
+        words.append("noise ceiling by the cosines of seeds, as if all were equally noisy")
     said = "; ".join(filter(None, words))
     return f" ({said})" if said else ""
 

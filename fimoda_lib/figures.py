@@ -129,6 +129,7 @@ def similarity_figure(
             optimizer=optimizer,
             adjustment=adjustment,
             metric=metric,
+            how=lambda s: {**_ceiling(metric), **_followed(s, methods)},
         ),
         shown,
         folder,
@@ -139,6 +140,19 @@ def similarity_figure(
         ylabel=f"{words} {preposition} further training",
         legend=legend,
     )
+
+
+def _ceiling(metric: str) -> dict:
+    """For provenance: how the noise ceiling is estimated."""
+    return {"ceiling": "variances"} if metric == "cosine" else {}
+
+
+def _followed(shown: Reproduction, methods: Sequence[str]) -> dict:
+    """For provenance: what LFT follows on a data set, if it is drawn."""
+    if "lft" not in methods:
+        return {}
+    hyper = shown.hyper("lft")
+    return {"lft": {name: hyper[name] for name in ("runs", "segments")} if shown.lft else None}
 
 
 # --- Similarity against the number of seeds averaged ----------------------------------------------------------------
@@ -198,6 +212,7 @@ def _seeds(
             optimizer=optimizer,
             adjustment=adjustment,
             metric="cosine",
+            how=lambda s: _ceiling("cosine"),
         ),
         shown,
         folder,

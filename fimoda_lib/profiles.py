@@ -17,9 +17,9 @@ class Profile:
         final, further: factors on the numbers of epochs.
         embedded: whether data that ships with scikit-learn may stand in; then nothing is downloaded.
         lissa_depth: recursion depth of LiSSA (the paper's is 5000).
+        lissa_h_depth: the same for LiSSA-H, whose steps cost a hundred times more.
         n_test: at most so many test instances.
         cg_tolerance: relative residual at which CG stops; None takes the method's own.
-        lissa_h_depth: the same for LiSSA-H, whose steps cost a hundred times more.
         study_left_out: at most so many left-out instances in the studies beyond the paper, whose derivatives cost
             several times a run.
         full_size: whether images and text take the paper's models, or those of `SMALL`.

@@ -116,7 +116,7 @@ class Reproduction:
     def hyper(self, method: str) -> dict[str, Any]:
         """The hyper-parameters that the paper plots for a method on this data set."""
         s = self.settings
-        if method == "lft":  # needs no choice but the further training that it follows, and when to look
+        if method == "lft":  # what it follows, and when to look
             training = s.further.arguments()
             per_epoch = steps_per_epoch(self.task.n_train, training["batch_size"])
             epochs, steps = training.pop("epochs"), training.pop("evaluate", None)
@@ -145,6 +145,16 @@ class Reproduction:
     def methods(self) -> tuple[str, ...]:
         """The paper's methods that are run on this data set."""
         return tuple(m for m in PAPER_METHODS if m not in self.settings.without)
+
+    @property
+    def left_aside(self) -> tuple[str, ...]:
+        """The paper's methods that are not run here, for their cost."""
+        return tuple(m for m in PAPER_METHODS if m in self.settings.without)
+
+    @property
+    def lft(self) -> bool:
+        """Whether LFT is run on this data set."""
+        return "lft" not in self.settings.without
 
     @property
     def large(self) -> bool:

@@ -221,7 +221,7 @@ def work_of(stages: list[list[NotebookRun]]) -> list[tuple[str, str]]:
             work.append((item.parameters["dataset"], "retraining"))
         for optimizer, figures in FOLLOWED_BY_LFT.items():
             if item.notebook == "06_why_methods_decay" and figures & {*item.parameters["only"]}:
-                datasets = trained_with(optimizer, item.parameters["datasets"])
+                datasets = with_lft(trained_with(optimizer, item.parameters["datasets"]), item.parameters["profile"])
                 work += [(dataset, f"lft, {optimizer}") for dataset in datasets]
     return work
 
@@ -231,6 +231,13 @@ def trained_with(optimizer: str, datasets: Sequence[str]) -> list[str]:
     from .experiments import EXPERIMENTS
 
     return [dataset for dataset in datasets if optimizer in ("sgd", *EXPERIMENTS[dataset].further)]
+
+
+def with_lft(datasets: Sequence[str], profile: str) -> list[str]:
+    """Those data sets on which a profile runs LFT."""
+    from .experiments import experiment_of
+
+    return [dataset for dataset in datasets if "lft" not in experiment_of(dataset, profile).without]
 
 
 def spread_out(stages: list[list[NotebookRun]], options: argparse.Namespace) -> None:

@@ -125,10 +125,12 @@ def stored_tangents(shown: Reproduction, params: Params, further: Training, argu
 
 
 def linearised_run(shown: Reproduction) -> xr.DataArray:
-    """LFT along the very run that `first_order_runs` differentiates, scores [horizon, test, train]; SGD only."""
+    """LFT along the very run that `first_order_runs` differentiates, float64, scores [horizon, test, train]."""
     further, _ = paper_sized(shown)
     training = {k: v for k, v in further.arguments().items() if k not in ("epochs", "evaluate")}
-    return shown.scores(
+    exact = replace(shown)
+    vars(exact).update(task=shown.task, params={k: v.double() for k, v in shown.params.items()})
+    return exact.scores(
         "lft",
         horizon=list(further.evaluate),
         further_training={**training, "seed": 0},

@@ -174,29 +174,44 @@ def segment_cuts(steps: Sequence[int], segments: int) -> list[int]:
     return [*cuts, intervals]
 
 
-def mean_run(runs: Sequence[Trajectory]) -> Trajectory:
-    """Several recorded runs that differ in their seeds as one: the means of outputs, checkpoints, preconditioners.
+def mean_run(runs: Iterable[Trajectory]) -> Trajectory:
+    """Recorded runs that differ in their seeds as one: the means of outputs, checkpoints and preconditioners.
 
     What the batches of a single run happen to be averages out: a method for the mean over many seeds should not follow
-    the noise of one. The settings are those of the first.
+    the noise of one. Takes one run at a time. The settings are the first run's, and "runs", their number.
+
+    Raises:
+        ValueError: no runs, or runs that differ in more than their seeds.
     """
-    first = runs[0]
-    if any(r.steps != first.steps or len(r.segments) != len(first.segments) for r in runs):
-        raise ValueError("mean_run: the runs were not recorded at the same steps, in the same segments.")
 
-    def mean(*values: Tensor) -> Tensor:
-        return torch.stack(values).mean(0)
+    def alike(run: Trajectory) -> tuple:
+        settings = {k: v for k, v in run.settings.items() if k != "seed"}
+        return settings, run.steps, [(s.first, s.last) for s in run.segments], run.train_outputs.shape
 
+    def moving(run: Trajectory) -> list:
+        return [run.train_outputs, run.test_outputs, [(s.params, s.preconditioner or {}) for s in run.segments]]
+
+    first, total, number = None, None, 0
+    for run in runs:
+        if first is None:
+            first, total = run, moving(run)
+        else:
+            start, other = (r.segments[0].params for r in (first, run))
+            if alike(run) != alike(first) or any(not torch.equal(start[k], other[k]) for k in start):
+                raise ValueError("mean_run: the runs differ in more than their seeds; record them alike.")
+            total = tree_map(torch.add, total, moving(run))
+        number += 1
+    if first is None:
+        raise ValueError("mean_run: got no runs, expected at least one.")
+    if number == 1:
+        return first
+    train, test, ends = tree_map(lambda value: value / number, total)
     segments = tuple(
-        replace(
-            same[0],
-            params=tree_map(mean, *(s.params for s in same)),
-            preconditioner=same[0].preconditioner and tree_map(mean, *(s.preconditioner for s in same)),
-        )
-        for same in zip(*(r.segments for r in runs), strict=True)
+        replace(s, params=params, preconditioner=preconditioner or None)
+        for s, (params, preconditioner) in zip(first.segments, ends, strict=True)
     )
-    outputs = {part: mean(*(getattr(r, part) for r in runs)) for part in ("train_outputs", "test_outputs")}
-    return replace(first, segments=segments, **outputs)
+    settings = {**first.settings, "runs": number}
+    return replace(first, train_outputs=train, test_outputs=test, segments=segments, settings=settings)
 
 
 def adam_multiplier(rule: Optimizer, ensemble: Ensemble) -> Params:

@@ -11,9 +11,11 @@ import torch
 from torch import nn
 
 from fimoda_lib import beyond, experiments, figures
-from fimoda_lib.comparison import noise_ceiling, sensitivity, similarity
+from fimoda_lib.comparison import noise_ceiling, seed_agreement, sensitivity, similarity
+from fimoda_lib.methods import attribute
 from fimoda_lib.plots import filters, first_order, removal
-from fimoda_lib.reproduction import LFT_SEED, Reproduction
+from fimoda_lib.profiles import get_profile
+from fimoda_lib.reproduction import LFT_RUNS, LFT_SEED, Reproduction
 from fimoda_lib.studies import (
     FRACTIONS,
     UNITS,
@@ -118,7 +120,13 @@ def test_lft_is_drawn_at_every_horizon_and_follows_a_run_of_its_own(panels, tmp_
     scores, measured = panels["a"].scores("lft"), sensitivity(panels["a"].gold)
     np.testing.assert_allclose(line.get_ydata(), similarity(scores, measured)["mean"], rtol=1e-5)
     assert scores.horizon.values.tolist() == panels["a"].gold.step.values.tolist()
-    assert json.loads(scores.attrs["further_training"])["seed"] == LFT_SEED not in panels["a"].gold.seed
+    followed = json.loads(scores.attrs["further_training"])
+    assert followed["runs"] == LFT_RUNS and followed["seed"] == LFT_SEED > panels["a"].gold.seed.max()
+    note = json.loads((tmp_path / "fig02plus.json").read_text())
+    assert note["datasets"]["diabetes"]["lft"] == {"runs": LFT_RUNS, "segments": 1}
+    assert note["datasets"]["diabetes"]["ceiling"] == "variances" and "LFT follows 5 runs)" in note["caption"]
+    ceiling = {x.get_color(): x for x in figure.axes[0].get_lines()}[figures.LOOK["ceiling"].colour]
+    np.testing.assert_allclose(ceiling.get_ydata(), noise_ceiling(panels["a"].gold, estimate="variances"), rtol=1e-5)
 
 
 def test_the_table_has_similarities_and_seconds(panels, tmp_path):
@@ -156,6 +164,7 @@ def test_horizons_weigh_evenly_on_a_log_axis():
 
 def test_first_order_runs_are_per_whole_weight_whatever_the_fraction(panels):
     delta = first_order_runs(panels["a"]).delta
+    assert delta.sizes["left_out"] == min(get_profile("smoke").study_left_out, len(panels["a"].settings.left_out))
     assert delta.run.values.tolist() == ["0.1", "0.5", "1.0", "float32", "tangent"]
 
     def distance(run):
@@ -187,7 +196,13 @@ def test_beside_the_limit_stand_lft_along_the_same_run_and_the_noise_ceiling(pan
     rows = first_order.limit_table(shown).set_index(["quantity", "fraction"]).sort_index()
     assert set(rows.index) == {*(("loss", f) for f in FRACTIONS), ("output", 1.0), ("lft", 1.0), ("ceiling", 1.0)}
     scores = linearised_run(shown).sel(train=runs.left_out.values, horizon=runs.step.values)
-    assert json.loads(scores.attrs["further_training"])["seed"] == runs.seed.item() == 0 and scores.attrs["runs"] == 1
+    followed = json.loads(scores.attrs["further_training"])
+    assert followed["seed"] == runs.seed.item() == 0 and "runs" not in followed
+    task, double = shown.task, {k: v.double() for k, v in shown.params.items()}  # as the runs are
+    training = {**{k: followed[k] for k in ("optimizer", "learning_rate", "batch_size")}, "seed": 0}
+    chosen = {"train": runs.left_out, "test": runs.test, "horizon": runs.step}
+    by_hand = attribute("lft", task, double, further_training=training, segments=scores.attrs["segments"], **chosen)
+    np.testing.assert_allclose(scores.transpose(*by_hand.dims), by_hand, rtol=1e-7)
     a = scores.transpose("horizon", "test", "train").values
     b = runs.delta.sel(run="1.0").isel(seed=0).transpose("step", "test", "left_out").values
     b = b - b.mean(-1, keepdims=True)
@@ -211,6 +226,8 @@ def test_removal_runs_share_seeds_and_steps(panels):
         np.testing.assert_array_equal(runs["mask"][coordinate], runs["drop"][coordinate])
     found = removal_seeds(runs)
     r = found.agreement
+    for way, delta in runs.items():
+        np.testing.assert_allclose(r.sel(removal=way), seed_agreement(delta, "mean", "variances"))
     expected = np.maximum(0.95**2 * (1 - r) / (r * (1 - 0.95**2)), 1)
     np.testing.assert_allclose(found.seeds.values[r > 0], expected.values[r > 0])
     # with that many seeds the ceiling is what was asked for

@@ -256,6 +256,10 @@ def test_the_noise_ceiling_predicts_what_the_truth_itself_reaches(loudness):
         assert abs(reached - by_cosines) < 0.02
     else:
         assert by_cosines > reached + 0.1  # the noisiest seed dominates the mean
+    silent = g.copy(deep=True)
+    silent.delta[..., :10] -= signal[..., :10]  # a quarter of the test instances is mere noise
+    reached = float(similarity(truth, sensitivity(silent))["mean"][0])
+    assert reached < float(noise_ceiling(silent, estimate="variances")[0])  # an upper estimate where they differ
 
 
 def test_seed_blocks_are_disjoint_and_whole():

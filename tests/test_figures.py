@@ -365,6 +365,26 @@ def test_a_panel_drawn_earlier_is_kept(panels, tmp_path, monkeypatch):
     assert json.loads(_saved(figures.figure2, {"e": other}, tmp_path))["datasets"] == {}  # of another profile
 
 
+def test_a_kept_panel_says_how_it_differs_from_those_drawn_now(panels, tmp_path, monkeypatch):
+    monkeypatch.setitem(figures.STYLE, "savefig.dpi", 40)
+    figures.figure2({"a": panels["a"]}, tmp_path)
+    path = tmp_path / "fig02a_diabetes.json"
+    note = json.loads(path.read_text())
+    assert note["datasets"]["diabetes"].pop("ceiling") == "variances" and "cosines of seeds" not in note["caption"]
+    path.write_text(json.dumps(note))  # as an earlier version left it
+    words = "noise ceiling by the cosines of seeds"
+    assert json.loads(_saved(figures.figure2, {"e": panels["e"]}, tmp_path))["caption"].count(words) == 1
+
+
+def test_files_under_letters_that_were_once_given_otherwise_are_passed_over(panels, tmp_path, monkeypatch):
+    monkeypatch.setitem(figures.STYLE, "savefig.dpi", 40)
+    figures.figure2({"a": panels["a"]}, tmp_path)
+    for path in list(tmp_path.glob("fig02a_diabetes.*")):
+        path.rename(tmp_path / path.name.replace("fig02a", "fig02b"))
+    whole = figures.figure2({"e": panels["e"]}, tmp_path)
+    assert [ax.get_title(loc="left")[:3] for ax in whole.axes if ax.get_title(loc="left")] == ["(e)"]
+
+
 def _saved(draw, panels, folder):
     draw(panels, folder)
     return (folder / "fig02.json").read_text()

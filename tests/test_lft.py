@@ -212,7 +212,8 @@ def test_several_runs_are_followed_at_their_mean(kind, outputs):
     middle = [{k: torch.stack([path[t][k] for path in paths]).mean(0) for k in params} for t in range(STEPS + 1)]
     found = lft(task, params, order=1, runs=3)
     check(found, Dense(task, params, middle, outputs=mean)())
-    assert found.attrs["runs"] == 3 and json.loads(found.attrs["further_training"])["seed"] == RUN["seed"]
+    followed = json.loads(found.attrs["further_training"])
+    assert followed["runs"] == 3 and followed["seed"] == RUN["seed"]
     for k in range(3):  # not one of them
         differs(found, lft(task, params, {**RUN, "seed": RUN["seed"] + k}, order=1))
     in_segments = lft(task, params, order=1, runs=3, segments=3)
@@ -230,8 +231,29 @@ def test_with_adam_the_preconditioners_are_averaged_too():
         first, second = (r.segments[0].preconditioner[name] for r in records)
         assert torch.equal(values, (first + second) / 2) and not torch.equal(first, second)
     check(lft(task, params, both), lft(task, params, run, runs=2), 1e-12)
-    with pytest.raises(ValueError, match="not recorded at the same steps, in the same segments"):
-        mean_run([records[0], record_full_run(task, params, steps=[2, 8], progress=False, **run)])
+    assert mean_run(records[:1]) is records[0]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(steps=[2, 8]),
+        dict(segments=2),
+        dict(optimizer="adam"),
+        dict(learning_rate=0.1),
+        dict(params={k: 2 * p for k, p in tiny()[1].items()}),
+        dict(task=tiny(n=22)[0], batch_size=8),
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_runs_that_differ_in_more_than_their_seeds_have_no_mean(changes):
+    task, params = tiny()
+    usual = dict(task=task, params=params, optimizer="sgd", steps=EVERY, progress=False, **RUN)
+    one = record_full_run(**usual)
+    other = record_full_run(**{**usual, "seed": 9, **changes})
+    for runs in ([one, other], [other, one]):
+        assert "mean_run: the runs differ in more than their seeds" in refusal(mean_run, runs, error=ValueError)
+    assert "mean_run: got no runs" in refusal(mean_run, [], error=ValueError)
 
 
 def test_between_records_the_residual_is_the_mean_over_the_steps():
@@ -492,7 +514,7 @@ def test_the_back_end_is_chosen_by_size(monkeypatch):
 # What must not change the scores
 
 
-@pytest.mark.parametrize("options", [{}, dict(segments=3), dict(mode="closed_form")], ids=str)
+@pytest.mark.parametrize("options", [{}, dict(segments=3, runs=2), dict(mode="closed_form")], ids=str)
 def test_blocks_subsets_and_order_do_not_matter(options, monkeypatch):
     task, params = tiny("classification", outputs=3)
     everything = attribute("lft", task, params, horizon=EVERY, further_training=RUN, **options)
@@ -502,7 +524,8 @@ def test_blocks_subsets_and_order_do_not_matter(options, monkeypatch):
     turned = dict(train=TRAIN[::-1], test=[0, 4], curvature=list(range(N))[::-1])
     found = attribute("lft", task, params, horizon=EVERY, further_training=RUN, **turned, **options)
     check(found.sel(train=TRAIN, horizon=HORIZONS), expected.sel(test=[0, 4]), 1e-10)
-    for instances_per_block in (1, 3):
+    monkeypatch.setattr(METHOD, "TEST_BLOCKS", 1)
+    for instances_per_block in (1, 2, 3):  # of 4 training instances and 3 test instances
         monkeypatch.setattr(gradients, "BLOCK_BYTES", 8 * 31 * 2 * instances_per_block)
         check(lft(task, params, **options), expected, 1e-12)
 

@@ -26,8 +26,6 @@ class Dataset:
         load: makes the task; called with the data folder if there are files, and with `model=` if there is a choice.
         files: what it is read from; none if it ships with scikit-learn or is generated.
         models: the models to choose from, the first by default; none if there is only one.
-        load: makes the task; called with the data folder if there are files, else without arguments.
-        files: what it is read from; none if it ships with scikit-learn or is generated.
     """
 
     name: str

@@ -29,6 +29,7 @@ from .ekfac import EkfacFactors
 
 NEGLIGIBLE = 0.01  # an eigenvalue σ counts as zero where σηT is smaller: the filter is then within 1 % of ηT
 MOST_RUNS = 1_000
+TEST_BLOCKS = 4  # of the usual size: Jacobians of test instances that are held at once
 MODES = ("one_run", "closed_form")
 BACKENDS = ("auto", "gram", "krylov", "ekfac")
 OF_OPTIMIZER = ("learning_rate", "weight_decay", "max_grad_norm")
@@ -114,13 +115,11 @@ def lft(
             some = {"train": train, "test": test, "device": at.device, "progress": False}
             first = settings.pop("seed")
             run = mean_run(
-                [
-                    record_full_run(task, params, steps=steps, segments=segments, seed=first + k, **some, **settings)
-                    for k in range(runs)
-                ]
+                record_full_run(task, params, steps=steps, segments=segments, seed=first + k, **some, **settings)
+                for k in range(runs)
             )
     scores, found = follow_run(task, at, D, run, train, test, wanted, curvature, mode, backend, order == 2)
-    return scores, {"horizon": wanted, "further_training": dict(run.settings), "runs": runs, **found}
+    return scores, {"horizon": wanted, "further_training": dict(run.settings), **found}
 
 
 def follow_run(
@@ -161,19 +160,21 @@ def follow_run(
         if spectrum is None or number:
             spectrum = spectrum_at(at, scale)
         sizes.append(len(spectrum.eigenvalues))
-        J_test = jacobians(at, at.test(test), D, scale)
         ends = []
-        for piece in torch.arange(len(train)).split(at.block_size(len(D))):
-            J = jacobians(at, at.train(train[piece]), D, scale)
-            start = None if effects is None else effects[piece] / (1 if scale is None else scale)
-            effect = Effect(spectrum, J, J_test, start)
-            for record, change in follow(at, run, segment, effect, D, train[piece], whole=whole):
-                if run.steps[record] in place:
-                    scores[place[run.steps[record]]][:, piece] = loss_changes(
-                        at, run.test_outputs[record][test], change, test, whole=whole
-                    ).cpu()
-            if number + 1 < len(run.segments):
-                ends.append(effect.total() * (1 if scale is None else scale))
+        for tested in torch.arange(len(test)).split(TEST_BLOCKS * at.block_size(len(D))):
+            J_test, first = jacobians(at, at.test(test[tested]), D, scale), tested[0] == 0
+            for piece in torch.arange(len(train)).split(at.block_size(len(D))):
+                J = jacobians(at, at.train(train[piece]), D, scale)
+                start = None if effects is None else effects[piece] / (1 if scale is None else scale)
+                effect = Effect(spectrum, J, J_test, start)
+                for record, change in follow(at, run, segment, effect, D, train[piece], whole=whole):
+                    if run.steps[record] in place:
+                        found = loss_changes(
+                            at, run.test_outputs[record][test[tested]], change, test[tested], whole=whole
+                        )
+                        scores[place[run.steps[record]]][tested[:, None], piece] = found.cpu()
+                if first and number + 1 < len(run.segments):  # δ is the same for all test instances
+                    ends.append(effect.total() * (1 if scale is None else scale))
         effects = torch.cat(ends) if ends else None
     return scores, {"backend": backend, "eigenvalues": sizes, "segments": len(run.segments)}
 

@@ -34,8 +34,9 @@ LIMIT = (
     "be expected above the darkest line. Where smaller fractions do not come closer, the difference is no smooth "
     "function of the weight: rectified units switch, and each switch is a jump of its own. Dashed: the change of the "
     "model's output in place of that of its squared error, whose derivative changes sign where a residual crosses "
-    "zero. Black: LFT along the same run, whole instances removed. Dotted: the noise ceiling of Figure 2, of many "
-    "seeds and `drop`."
+    "zero. Black: LFT along the same run, whole instances removed; at first it is lower, because in one run an "
+    "instance has its place in one batch, while LFT, made for the mean over seeds, spreads it evenly over the epoch. "
+    "Dotted, where there is a gold standard: the noise ceiling of that mean, as in Figure 2."
 )
 LIMIT_MARKS = "Bands are one standard error over test instances."
 UNITS_SAY = (
@@ -65,18 +66,21 @@ LOOKS = {  # column -> colour, line, label
 }
 
 
-def limit_table(shown: Reproduction, fractions: Sequence[float] = FRACTIONS) -> pd.DataFrame | None:
+def limit_table(
+    shown: Reproduction, fractions: Sequence[float] = FRACTIONS, *, beside: bool = True
+) -> pd.DataFrame | None:
     """Columns fraction, step, epoch, mean, sem, median (over test instances), quantity; None if the runs are missing.
 
-    The quantity is the test "loss"; for squared error, all of the weight removed, also the model's "output"; "lft" has
-    LFT's scores in place of the derivative, and "ceiling" is the noise ceiling of the gold standard.
+    The quantity is the test "loss"; "lft" has LFT's scores in place of the derivative. With `beside`, there are also
+    the model's "output" for squared error, all of the weight removed, and "ceiling", the noise ceiling of the gold
+    standard, as far as that has been computed.
     """
     runs = finished(lambda: first_order_runs(shown, fractions))
     if runs is None:
         return None
     whole = runs.sel(run="1.0", drop=True)
     tables = [_summary(first_order_limit(runs).similarity, runs).assign(quantity="loss")]
-    if fractions == FRACTIONS and shown.task.loss is squared_error:
+    if beside and shown.task.loss is squared_error:
         outputs = finished(lambda: output_runs(shown))
         if outputs is not None:
             tables.append(_summary(first_order_limit(outputs).similarity, outputs).assign(quantity="output"))
@@ -84,7 +88,7 @@ def limit_table(shown: Reproduction, fractions: Sequence[float] = FRACTIONS) -> 
     if scores is not None:
         close = instance_similarity(scores, sensitivity(whole)).expand_dims(fraction=[1.0])
         tables.append(_summary(close, runs).assign(quantity="lft"))
-    gold = finished(lambda: shown.other(compute=False).gold) if fractions == FRACTIONS else None
+    gold = finished(lambda: shown.other(compute=False).gold) if beside else None
     if gold is not None and gold.sizes["seed"] > 1:
         ceiling = noise_ceiling(gold, estimate="variances").sel(step=np.intersect1d(gold.step, runs.step))
         tables.append(ceiling.to_dataframe("mean").reset_index().assign(fraction=1.0, quantity="ceiling"))
@@ -112,7 +116,7 @@ def draw_limit(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
             _line(ax, rows, dataset, OUTPUT, "--", "the same, output instead of loss")
         else:
             look = LOOK[quantity]
-            label = "LFT, the whole instance removed" if quantity == "lft" else "noise ceiling of many seeds"
+            label = "LFT, the whole instance removed" if quantity == "lft" else "noise ceiling in Figure 2"
             _line(ax, rows, dataset, look.colour, look.line, label, width=look.width, marker=look.marker)
     _finish(ax, dataset)
 
@@ -152,7 +156,7 @@ def smooth_runs(shown: Reproduction) -> xr.Dataset:
 
 def units_table(shown: Reproduction) -> pd.DataFrame | None:
     """`limit_table` for a tenth and all of an instance's weight with each kind of unit, column unit; None likewise."""
-    tables = {name: limit_table(with_units(shown, unit), fractions=(0.1, 1.0)) for name, unit in UNITS.items()}
+    tables = {name: limit_table(with_units(shown, unit), (0.1, 1.0), beside=False) for name, unit in UNITS.items()}
     known = [table.assign(unit=name) for name, table in tables.items() if table is not None]
     return pd.concat(known, ignore_index=True) if len(known) == len(UNITS) else None
 
