@@ -45,6 +45,7 @@ FIGURES = (
 )
 FOLLOWED_BY_LFT = {"sgd": {"fig02plus", "table_horizons"}, "adam": {"fig04plus"}}  # optimiser -> figures with LFT
 FINAL_MODEL_ONLY = {"fig01", "fig_limit", "fig_units", "fig_precision"}  # need no gold standard, no scores
+MOST_JOBS = 4  # processes where nobody says how many
 OPTIMIZERS_OF = {"fig01": (), "fig04": ("adam",), "fig08": ("adam",), "fig04plus": ("adam",)}  # all others: SGD
 
 
@@ -89,7 +90,8 @@ def parser() -> argparse.ArgumentParser:
         "--jobs",
         type=int,
         metavar="N",
-        help="processes that share the work of this machine (1, or the number of GPUs if there are several)",
+        help="processes that share the work of this machine (one for each GPU; without a GPU 1, or with the profile "
+        f"quick one for each core, up to {MOST_JOBS})",
     )
     p.add_argument(
         "--scheduler",
@@ -128,10 +130,9 @@ def main(arguments: list[str] | None = None) -> int:
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**30))
     from .datasets import DataFileError
     from .folders import set_aside
-    from .spread import gpus
 
     if options.jobs is None:
-        options.jobs = 1 if options.scheduler else max(len(gpus()), 1)
+        options.jobs = choose_jobs(options)
     try:
         stages = plan(options)
         if only_status:
@@ -240,6 +241,17 @@ def with_lft(datasets: Sequence[str], profile: str) -> list[str]:
     return [dataset for dataset in datasets if "lft" not in experiment_of(dataset, profile).without]
 
 
+def choose_jobs(options: argparse.Namespace) -> int:
+    """How many processes where nobody says: one for each GPU. Small models do not fill two cores, but two processes."""
+    from .spread import gpus
+
+    if options.scheduler:
+        return 1
+    if found := gpus():
+        return len(found)
+    return min(os.cpu_count() or 1, MOST_JOBS) if options.profile == "quick" else 1
+
+
 def spread_out(stages: list[list[NotebookRun]], options: argparse.Namespace) -> None:
     """Has several processes compute what the notebooks will then find; the studies of notebooks 05 and 06 stay there.
 
@@ -280,11 +292,14 @@ def run(stages: list[list[NotebookRun]], options: argparse.Namespace) -> int:
             )
             return 1
     started, total, done = time.perf_counter(), sum(map(len, stages)), 0
+    threads = os.environ.get("OMP_NUM_THREADS")
     executed = Path(options.results) / options.profile / "notebooks"
     executed.mkdir(parents=True, exist_ok=True)
     for stage in stages:
-        with ThreadPoolExecutor(options.jobs) as pool:
-            waiting = {pool.submit(execute, item, executed, options.jobs): item for item in stage}
+        together = min(options.jobs, len(stage))
+        share_cores(together, threads)
+        with ThreadPoolExecutor(together) as pool:
+            waiting = {pool.submit(execute, item, executed, shown=together == 1): item for item in stage}
             for future in as_completed(waiting):
                 item, reason = waiting[future], future.result()
                 if reason:
@@ -320,16 +335,24 @@ def write_report(options: argparse.Namespace) -> None:
         )
 
 
-def execute(item: NotebookRun, folder: Path, jobs: int) -> str | None:
-    """Runs one notebook; returns None, or in one line why it stopped."""
+def share_cores(kernels: int, threads: str | None) -> None:
+    """So many kernels share the cores instead of fighting for them; one alone has `threads`, what the user has set."""
+    from .spread import threads_each
+
+    if kernels > 1:
+        os.environ["OMP_NUM_THREADS"] = str(threads_each(kernels))
+    elif threads is None:
+        os.environ.pop("OMP_NUM_THREADS", None)
+    else:
+        os.environ["OMP_NUM_THREADS"] = threads
+
+
+def execute(item: NotebookRun, folder: Path, *, shown: bool) -> str | None:
+    """Runs one notebook, its progress bars shown or not; returns None, or in one line why it stopped."""
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
-    from .spread import threads_each
-
     print(f"... {item.label}", flush=True)
-    if jobs > 1:  # kernels share the cores instead of fighting for them
-        os.environ["OMP_NUM_THREADS"] = str(threads_each(jobs))
     try:
         papermill.execute_notebook(
             ROOT / "notebooks" / f"{item.notebook}.ipynb",
@@ -337,7 +360,7 @@ def execute(item: NotebookRun, folder: Path, jobs: int) -> str | None:
             parameters=item.parameters,
             progress_bar=False,
             cwd=str(ROOT),
-            stderr_file=sys.stderr if jobs == 1 else None,
+            stderr_file=sys.stderr if shown else None,
             kernel_name="python3",
             extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
         )

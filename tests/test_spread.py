@@ -188,6 +188,36 @@ def test_without_jobs_there_is_one_process_for_each_gpu(monkeypatch, tmp_path, a
     assert taken == [jobs]
 
 
+@pytest.mark.parametrize(
+    ("profile", "cores", "jobs"), [("quick", 1, 1), ("quick", 2, 2), ("quick", 64, 4), ("laptop", 2, 1)]
+)
+def test_without_a_gpu_small_models_take_a_process_for_each_core(monkeypatch, profile, cores, jobs):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(os, "cpu_count", lambda: cores)
+    assert run.choose_jobs(run.parser().parse_args(["--profile", profile])) == jobs
+
+
+@pytest.mark.parametrize("theirs", [None, "3"])
+def test_a_notebook_that_runs_alone_has_all_cores_and_shows_its_progress(monkeypatch, tmp_path, theirs):
+    """... after two that shared them."""
+    seen = []
+    monkeypatch.setattr(os, "cpu_count", lambda: 8)
+    monkeypatch.setenv("OMP_NUM_THREADS", theirs or "")
+    if theirs is None:
+        monkeypatch.delenv("OMP_NUM_THREADS")
+    monkeypatch.setattr(run, "spread_out", lambda stages, options: None)
+    monkeypatch.setattr(run, "write_report", lambda options: None)
+    monkeypatch.setattr(
+        run, "execute", lambda item, folder, shown: seen.append((item, shown, os.environ.get("OMP_NUM_THREADS")))
+    )
+    items = [run.NotebookRun(name, name, {}) for name in "abc"]
+    options = run.parser().parse_args(["--jobs", "4", "--results", str(tmp_path)])
+    assert run.run([items[:2], items[2:]], options) == 0
+    assert sorted(seen, key=lambda found: found[0].label) == [
+        (items[0], False, "4"), (items[1], False, "4"), (items[2], True, theirs)
+    ]  # fmt: skip
+
+
 def test_each_worker_of_a_machine_gets_its_gpu_and_its_cores(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)

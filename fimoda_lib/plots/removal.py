@@ -35,4 +35,5 @@ def draw(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
         label = f"{removal}, {adjustment} adjustment"
         ax.plot(rows[x], rows.seeds, color=COLOURS[removal], ls=LINES[adjustment], label=label)
     ax.set(xscale="log", yscale="log", xlabel=amount)
-    ax.legend(fontsize=7.5, loc="best")
+    ax.set_ylim(top=8 * ax.get_ylim()[1])  # room for the legend
+    ax.legend(fontsize=7.5, loc="upper right", ncols=2)
