@@ -161,7 +161,7 @@ EXPERIMENTS: dict[str, Experiment] = {
         Experiment("diabetes", Training("sgd", 1e-3, 1000), _further(500, 1e-4, 1e-5)),
         Experiment("wine", Training("sgd", 0.3, 1000), _further(500, 3e-2, 1e-4)),
         Experiment("breast_cancer", Training("sgd", 0.03, 1000), _further(200, 3e-3, 1e-5), n_test=100),
-        Experiment("digits", Training("sgd", 0.3, 100), _further(50, 3e-2, 1e-4), n_test=100, curvature=400),
+        Experiment("digits", Training("sgd", 0.3, 100), _further(50, 3e-2, 1e-4), n_test=100, curvature=300),
         Experiment(
             "digit_images",
             Training("sgd", 0.1, 60, 64),
@@ -169,7 +169,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             n_test=100,
             n_left_out=50,
             removal="subtract",
-            curvature=400,
+            curvature=300,
             without=("lissa_h",),
             remark="a convolutional net of 6,346 parameters with smooth units",
         ),

@@ -77,7 +77,7 @@ PROFILES: dict[str, Profile] = {
             lissa_h_depth=100,
             n_test=40,
             cg_tolerance=1e-3,
-            study_left_out=10,
+            study_left_out=8,
         ),
         Profile(
             "laptop",

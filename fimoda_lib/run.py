@@ -198,14 +198,15 @@ def plan(options: argparse.Namespace) -> list[list[NotebookRun]]:
     )
     stages.append([NotebookRun("03_attribution", f"attribution, {p['dataset']}", p) for p in measured])
     shown = {**common, "datasets": list(datasets), "figures": str(Path(options.figures).resolve())}
+    drawn = []
     if only := [f for f in figures if f not in ("fig_damping", *BEYOND)]:
-        stages.append([NotebookRun("04_figures", "figures", {**shown, "only": only})])
+        drawn.append(NotebookRun("04_figures", "figures", {**shown, "only": only}))
     if "fig_damping" in figures:
         regression = [d for d in datasets if panel_letter(d) in LETTERS["fig_damping"].values()]
-        stages.append([NotebookRun("05_damping_is_time", "damping is time", {**shown, "datasets": regression})])
+        drawn.append(NotebookRun("05_damping_is_time", "damping is time", {**shown, "datasets": regression}))
     if only := [f for f in figures if f in BEYOND]:
-        stages.append([NotebookRun("06_why_methods_decay", "why methods decay", {**shown, "only": only})])
-    return [stage for stage in stages if stage]
+        drawn.append(NotebookRun("06_why_methods_decay", "why methods decay", {**shown, "only": only}))
+    return [stage for stage in [*stages, drawn] if stage]
 
 
 def work_of(stages: list[list[NotebookRun]]) -> list[tuple[str, str]]:
@@ -299,7 +300,8 @@ def run(stages: list[list[NotebookRun]], options: argparse.Namespace) -> int:
         together = min(options.jobs, len(stage))
         share_cores(together, threads)
         with ThreadPoolExecutor(together) as pool:
-            waiting = {pool.submit(execute, item, executed, shown=together == 1): item for item in stage}
+            shown = stage if together == 1 else stage[-1:]  # bars of two would overwrite each other
+            waiting = {pool.submit(execute, item, executed, shown=item in shown): item for item in stage}
             for future in as_completed(waiting):
                 item, reason = waiting[future], future.result()
                 if reason:

@@ -199,7 +199,7 @@ def test_without_a_gpu_small_models_take_a_process_for_each_core(monkeypatch, pr
 
 @pytest.mark.parametrize("theirs", [None, "3"])
 def test_a_notebook_that_runs_alone_has_all_cores_and_shows_its_progress(monkeypatch, tmp_path, theirs):
-    """... after two that shared them."""
+    """... after two that shared them, of which one showed its own."""
     seen = []
     monkeypatch.setattr(os, "cpu_count", lambda: 8)
     monkeypatch.setenv("OMP_NUM_THREADS", theirs or "")
@@ -214,7 +214,7 @@ def test_a_notebook_that_runs_alone_has_all_cores_and_shows_its_progress(monkeyp
     options = run.parser().parse_args(["--jobs", "4", "--results", str(tmp_path)])
     assert run.run([items[:2], items[2:]], options) == 0
     assert sorted(seen, key=lambda found: found[0].label) == [
-        (items[0], False, "4"), (items[1], False, "4"), (items[2], True, theirs)
+        (items[0], False, "4"), (items[1], True, "4"), (items[2], True, theirs)
     ]  # fmt: skip
 
 
