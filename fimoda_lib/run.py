@@ -17,8 +17,8 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 PROFILES = {  # what `profiles.PROFILES` holds; a test compares them
     "smoke": "the smallest sizes that pass through every line, for tests: about a minute",
-    "quick": "20 left-out instances, 5 seeds, a fifth of the epochs, and data that ships with scikit-learn in place of "
-    "what is not on this machine: some minutes on 2 cores, no network",
+    "quick": "20 left-out instances, 5 seeds, an eighth of the epochs, data that ships with scikit-learn in place of "
+    "what is not on this machine: about nine minutes on 2 cores, no network",
     "laptop": "the paper's data sets, left-out instances and epochs with 2 to 10 seeds: about four hours on 2 cores",
     "paper": "everything as in the paper, 100 seeds: for a GPU box",
 }
