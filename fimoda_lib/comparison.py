@@ -89,9 +89,9 @@ def noise_ceiling(gold: xr.Dataset, adjustment: Adjustment = "mean", estimate: E
     """The similarity that a perfect method could reach against this many seeds, [step].
 
     With r the agreement of the S seeds (`seed_agreement`): √(S r / (1 + (S-1) r)); with a single seed the ceiling is
-    unknown (NaN). The estimate by "cosines" is the textbook's, for seeds that are equally noisy. All figures take
-    "variances", which is lower where some seeds are noisier than others: a plain mean over seeds weighs those most.
-    Both are upper estimates where test instances differ, for r is averaged over these first.
+    unknown (NaN). The estimate by "cosines" is the textbook's, for seeds that are equally noisy. Figures over horizons
+    take "variances", which is lower where some seeds are noisier than others: a plain mean over seeds weighs those
+    most. Both are upper estimates where test instances differ, for r is averaged over these first.
     """
     r = seed_agreement(gold, adjustment, estimate)
     S = _delta(gold, adjustment).sizes["seed"]

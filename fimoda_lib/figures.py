@@ -212,7 +212,6 @@ def _seeds(
             optimizer=optimizer,
             adjustment=adjustment,
             metric="cosine",
-            how=lambda s: _ceiling("cosine"),
         ),
         shown,
         folder,

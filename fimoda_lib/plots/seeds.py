@@ -42,7 +42,7 @@ def table(
         for name, scores in stored_scores(shown, methods).items()
     ]
     sizes = [k for k in blocks if k <= gold.sizes["seed"]]
-    tables.append(ceiling(seed_agreement(gold, adjustment, "variances"), sizes))
+    tables.append(ceiling(seed_agreement(gold, adjustment), sizes))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -54,7 +54,8 @@ def ceiling(agreement: xr.DataArray, sizes: Sequence[int]) -> pd.DataFrame:
     """The similarity that a perfect method could reach with k seeds averaged, at its largest over the horizon.
 
     Args:
-        agreement: r, of two seeds [step], see `seed_agreement`.
+        agreement: r, the mean cosine between two seeds [step]: right for k = 1 whatever the noise of the seeds, and too
+            high for large k where they differ.
         sizes: k; the ceiling is √(k r / (1 + (k-1) r)), which grows with r: its maximum is where r has its own.
     """
     r, k = float(agreement.max()), np.array(sizes)
