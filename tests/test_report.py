@@ -255,7 +255,7 @@ def test_it_works_by_itself_and_keeps_earlier_notebook_pages(made, tmp_path, cap
 
 @pytest.mark.parametrize("good", [True, False])
 def test_a_run_ends_with_its_report_and_survives_a_failing_one(good, made, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(run, "execute", lambda *_: None)
+    monkeypatch.setattr(run, "execute", lambda *_, **__: None)
     shutil.copytree(made[0], tmp_path / "figures" / "laptop")
     if not good:
         (tmp_path / "figures" / "laptop" / "fig02.csv").write_bytes(b"")
