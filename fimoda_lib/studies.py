@@ -127,16 +127,11 @@ def stored_tangents(shown: Reproduction, params: Params, further: Training, argu
 def linearised_run(shown: Reproduction) -> xr.DataArray:
     """LFT along the very run that `first_order_runs` differentiates, float64, scores [horizon, test, train]."""
     further, _ = paper_sized(shown)
-    training = {k: v for k, v in further.arguments().items() if k not in ("epochs", "evaluate")}
     exact = replace(shown)
-    vars(exact).update(task=shown.task, params={k: v.double() for k, v in shown.params.items()})
-    return exact.scores(
-        "lft",
-        horizon=list(further.evaluate),
-        further_training={**training, "seed": 0},
-        runs=1,
-        segments=min(shown.settings.lft_segments, len(further.evaluate)),
-    )
+    double = {k: v.double() for k, v in shown.params.items()}
+    vars(exact).update(task=shown.task, params=double, settings=replace(shown.settings, further=further))
+    followed = exact.hyper("lft")["further_training"]
+    return exact.scores("lft", further_training={**followed, "seed": 0}, runs=1)
 
 
 def output_runs(shown: Reproduction) -> xr.Dataset:

@@ -32,8 +32,8 @@ def draw(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
     """Seeds needed against the amount of further training."""
     x, amount = horizon_axis(dataset)
     for (removal, adjustment), rows in table.groupby(["removal", "adjustment"]):
-        label = f"{removal}, {adjustment} adjustment"
+        label = f"{removal}, {adjustment}"
         ax.plot(rows[x], rows.seeds, color=COLOURS[removal], ls=LINES[adjustment], label=label)
     ax.set(xscale="log", yscale="log", xlabel=amount)
-    ax.set_ylim(top=8 * ax.get_ylim()[1])  # room for the legend
-    ax.legend(fontsize=7.5, loc="upper right", ncols=2)
+    ax.set_ylim(0.8, 8 * ax.get_ylim()[1])  # no fewer than one seed; room for the legend
+    ax.legend(fontsize=7.5, loc="upper right", ncols=2, title="removal, adjustment", title_fontsize=7.5)
