@@ -23,7 +23,7 @@ version_of() { "$1" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/de
 supported() { [[ $1 =~ ^3\.([0-9]+)$ ]] && ((BASH_REMATCH[1] >= oldest && BASH_REMATCH[1] < too_new)); }
 
 # Whether the Python called $1 holds the pinned packages for $part; prints what differs.
-check() { "$1" -P "$here/fimoda_lib/environment.py" check "$part"; }
+check() { "$1" -P "$here/fimoda_lib/run/environment.py" check "$part"; }
 
 # Sets $active to the Python that is active and will do: FIMODA_PYTHON, else the first suitable one on the PATH; if
 # there is none, $seen lists the versions that there are.
@@ -53,7 +53,7 @@ Sets up what is needed, once, then makes every figure of the paper, or runs the 
 
   ./run_all.sh                         every figure, small (quick profile), from data that need no download
   ./run_all.sh [options]               the same with the options below
-  ./run_all.sh test [pytest options]   the tests; paths such as tests/test_packaging.py count from this folder
+  ./run_all.sh test [pytest options]   the tests; paths such as tests/run/test_packaging.py count from this folder
   ./run_all.sh --help                  this text; needs no set-up
 
 A second start goes on where the first one stopped: finished work is found, not repeated.
@@ -89,7 +89,7 @@ install() {
     cd -- "$here" && "${pip_install[@]}" --constraint constraints.txt --editable ".$extras" || return
     echo $$ >"$unfinished" # what is installed so far is complete
     # shellcheck disable=SC2046 # one word, name==version, for each package
-    [[ $part != test ]] || "${pip_install[@]}" --no-deps $(.venv/bin/python fimoda_lib/environment.py no-deps)
+    [[ $part != test ]] || "${pip_install[@]}" --no-deps $(.venv/bin/python fimoda_lib/run/environment.py no-deps)
 }
 
 # Makes or completes .venv; $1 says why it is not used as it is.

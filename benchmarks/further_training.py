@@ -27,9 +27,9 @@ from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
 from fimoda_lib import Task, further_train, load_task
 from fimoda_lib.datasets import available
-from fimoda_lib.ensembles import Ensemble, Optimizer
-from fimoda_lib.models import mlp
+from fimoda_lib.datasets.models import mlp
 from fimoda_lib.tasks import parameters_of, squared_error, take
+from fimoda_lib.training.ensembles import Ensemble, Optimizer
 
 BATCH, RATE, WIDTH = 128, 3e-2, 128
 

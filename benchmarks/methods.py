@@ -23,7 +23,7 @@ from torch.func import functional_call, grad, jvp, vjp
 
 from fimoda_lib import Task, attribute, load_task, train_final_model
 from fimoda_lib.datasets import available
-from fimoda_lib.models import mlp
+from fimoda_lib.datasets.models import mlp
 from fimoda_lib.tasks import squared_error
 
 

@@ -21,11 +21,11 @@ from text import minilm
 from torch.utils.data import DataLoader
 
 from fimoda_lib import Task, load_task
+from fimoda_lib.datasets.models import convnet, mlp, resnet9
 from fimoda_lib.devices import choose_device, strict_arithmetic
-from fimoda_lib.engines import faster, measure
-from fimoda_lib.ensembles import Optimizer
-from fimoda_lib.models import convnet, mlp, resnet9
 from fimoda_lib.tasks import cross_entropy, parameters_of, squared_error, take, to
+from fimoda_lib.training.engines import faster, measure
+from fimoda_lib.training.ensembles import Optimizer
 
 STEPS = 12
 

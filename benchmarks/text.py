@@ -23,9 +23,9 @@ from torch import Tensor
 
 from fimoda_lib import Task, load_task
 from fimoda_lib.datasets import available, text
+from fimoda_lib.datasets.encoders import additive, cached_task, first_position, text_classifier
 from fimoda_lib.datasets.sentences import N_TEST
-from fimoda_lib.encoders import additive, cached_task, first_position, text_classifier
-from fimoda_lib.gradients import Gradients
+from fimoda_lib.derivatives.gradients import Gradients
 from fimoda_lib.tasks import cross_entropy, parameters_of, take
 
 

@@ -3,6 +3,7 @@
 Names are imported when they are first used, so that `import fimoda_lib` and the command line start at once.
 """
 
+import sys
 from importlib import import_module
 
 _HOME = {
@@ -11,9 +12,9 @@ _HOME = {
     "cross_entropy": "tasks",
     "DATASETS": "datasets",
     "load_task": "datasets",
-    "train_final_model": "final_model",
-    "mean_loss": "final_model",
-    "further_train": "further_training",
+    "train_final_model": "training.final_model",
+    "mean_loss": "training.final_model",
+    "further_train": "training.further_training",
     "METHODS": "methods",
     "attribute": "methods",
     "sensitivity": "comparison",
@@ -23,10 +24,43 @@ _HOME = {
 }
 __all__ = list(_HOME)
 
+# Where modules used to be: whoever imports one under its old name is told the new one.
+_MOVED = {
+    **{name: f"training.{name}" for name in ("final_model", "further_training", "plans", "ensembles", "minibatches")},
+    **{name: f"derivatives.{name}" for name in ("gradients", "curvature", "spectra", "linearised")},
+    **{name: f"derivatives.{name}" for name in ("trajectories", "tangents", "adjoints")},
+    **{name: f"storage.{name}" for name in ("store", "folders", "naming", "provenance")},
+    **{name: f"datasets.{name}" for name in ("encoders", "models")},
+    **{name: f"paper.{name}" for name in ("figures", "beyond", "claims", "report")},
+    **{name: f"plots.{name}" for name in ("drawing", "pictures")},
+    "profiles": "experiments.profiles",
+    "reproduction": "experiments.panel",
+    "studies": "experiments.studies",
+}
+
 
 def __getattr__(name: str):
+    if name in _MOVED:
+        raise AttributeError(_moved(name))
     if name not in _HOME:
         raise AttributeError(f"fimoda_lib has no {name!r}; it has {', '.join(_HOME)}.")
     value = getattr(import_module(f".{_HOME[name]}", __name__), name)
     globals()[name] = value
     return value
+
+
+def _moved(name: str) -> str:
+    return f"fimoda_lib.{name} is now fimoda_lib.{_MOVED[name]}; import it from there."
+
+
+class _Moved:
+    """The last of Python's finders of modules: whatever it is asked for was not found anywhere else."""
+
+    @staticmethod
+    def find_spec(full_name, path=None, target=None):
+        package, _, name = full_name.partition(".")
+        if package == __name__ and name in _MOVED:
+            raise ModuleNotFoundError(_moved(name))  # no name=: "from fimoda_lib import ..." would hide it
+
+
+sys.meta_path.append(_Moved)

@@ -20,7 +20,10 @@ from fimoda_lib import (
     squared_error,
     train_final_model,
 )
-from fimoda_lib.adjoints import adjoint_train
+from fimoda_lib.datasets.models import mlp
+from fimoda_lib.derivatives.adjoints import adjoint_train
+from fimoda_lib.derivatives.gradients import Gradients
+from fimoda_lib.derivatives.tangents import tangent_train
 from fimoda_lib.devices import (
     choose_device,
     free_memory,
@@ -30,9 +33,6 @@ from fimoda_lib.devices import (
     set_random_state,
     strict_arithmetic,
 )
-from fimoda_lib.gradients import Gradients
-from fimoda_lib.models import mlp
-from fimoda_lib.tangents import tangent_train
 from fimoda_lib.tasks import parameters_of
 
 TRAINING = dict(optimizer="sgd", learning_rate=0.05, batch_size=4)

@@ -15,7 +15,6 @@ from small_files import refusal
 
 from fimoda_lib import (
     attribute,
-    further_training,
     load_task,
     mean_loss,
     noise_ceiling,
@@ -23,13 +22,14 @@ from fimoda_lib import (
     sensitivity,
     similarity,
 )
-from fimoda_lib.adjoints import adjoint_train
 from fimoda_lib.comparison import seed_blocks, seeds_needed
-from fimoda_lib.final_model import choose_learning_rate, train_final_model
-from fimoda_lib.further_training import further_train
+from fimoda_lib.derivatives.adjoints import adjoint_train
+from fimoda_lib.derivatives.tangents import tangent_train
+from fimoda_lib.derivatives.trajectories import record_full_run
 from fimoda_lib.methods import METHODS, MethodDiverged
-from fimoda_lib.tangents import tangent_train
-from fimoda_lib.trajectories import record_full_run
+from fimoda_lib.training import further_training
+from fimoda_lib.training.final_model import choose_learning_rate, train_final_model
+from fimoda_lib.training.further_training import further_train
 
 ODD = [
     *(None, math.nan, math.inf, -math.inf, -1, -3.0, 2.5, True, "x", "", b"x", 1 + 2j, 10**30, object(), len),

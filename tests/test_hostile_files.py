@@ -19,7 +19,7 @@ from small_files import adult_text, concrete_table, energy_table, fico_table, fo
 
 from fimoda_lib.datasets import DATASETS, DataFileError, available, census, fetch, images, load_task, tabular
 from fimoda_lib.datasets.tables import LARGEST_SHEET, read_excel
-from fimoda_lib.store import StoreError, cached
+from fimoda_lib.storage.store import StoreError, cached
 
 REAL = os.environ.get("FIMODA_DATA") or None
 SMALL = {

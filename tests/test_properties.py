@@ -18,9 +18,9 @@ from hypothesis import strategies as st
 from problems import tiny
 from scipy.stats import spearmanr
 
-from fimoda_lib import run
 from fimoda_lib.comparison import instance_similarity, noise_ceiling, seed_agreement, similarity
-from fimoda_lib.further_training import further_train
+from fimoda_lib.run import command as run
+from fimoda_lib.training.further_training import further_train
 
 thorough = settings(deadline=None, max_examples=60, derandomize=True)
 brief = settings(deadline=None, max_examples=15, derandomize=True)

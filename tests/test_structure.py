@@ -1,7 +1,9 @@
 """The shape of the project: imports that go downwards only, notebooks that only tell the story, nothing odd in git."""
 
 import ast
+import importlib
 import json
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -10,80 +12,102 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "fimoda_lib"
-# A module may import those below it.
-ORDER = """
-run spread status report notebook_pages claims rules beyond figures plots studies pictures drawing reproduction
-comparison methods linearised spectra trajectories adjoints tangents final_model further_training plans
-engines ensembles minibatches curvature gradients naming store folders experiments profiles datasets encoders models
-tasks devices checks provenance environment
-""".split()
-# ... but not these, although they are below.
-APART = {"comparison": ["methods"]}
+# The wings of the library from top to bottom; a module may import from its own wing and from those below it. "" is
+# what all wings speak about: tasks, comparison, checks, devices.
+WINGS = ["run", "paper", "plots", "experiments", "methods", "derivatives", "training", "datasets", "storage", ""]
 LARGEST = 5_000_000
+LONGEST_FILE, LONGEST_FUNCTION = 300, 60
 
 
-def imports(source: str, module: str, package: bool = False) -> set[str]:
-    """The modules of the package that a source text imports anywhere, also inside functions; as dotted names."""
-    found = set()
-    parents = [PACKAGE, *module.split(".")]
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom):
-            base = parents[: len(parents) - node.level + package] if node.level else []
-            full = ".".join([*base, *([node.module] if node.module else [])])
-            found |= {full, *(f"{full}.{alias.name}" for alias in node.names)}
-    return {name.removeprefix(f"{PACKAGE}.") for name in found if name.startswith(f"{PACKAGE}.")}
-
-
-def upward_imports(module: str, imported: set[str]) -> list[str]:
-    """Which of the imported modules are not below `module`."""
-    part = module.split(".")[0]
-    position = {name: k for k, name in enumerate(ORDER)}
-    parts = {name.split(".")[0] for name in imported} & set(ORDER) - {part}
-    return sorted(p for p in parts if position[p] < position[part] or p in APART.get(part, []))
-
-
-def modules() -> dict[str, Path]:
+def modules() -> dict[Path, str]:
+    """Source file -> the wing it is in."""
     files = sorted((ROOT / PACKAGE).rglob("*.py"))
-    return {".".join(file.relative_to(ROOT / PACKAGE).with_suffix("").parts): file for file in files}
+    return {f: "/".join(f.relative_to(ROOT / PACKAGE).parts[:-1]) for f in files if f != ROOT / PACKAGE / "__init__.py"}
 
 
-@pytest.mark.parametrize("module", [name for name in modules() if name != "__init__"])
-def test_imports_go_downwards_only(module):
-    assert module.split(".")[0] in ORDER, f"say where in ORDER {module} belongs"
-    package = module.endswith("__init__")
-    name = module.removesuffix(".__init__")
-    assert upward_imports(name, imports(modules()[module].read_text(), name, package)) == []
+def foreign_imports(source: str, wing: str) -> list[str]:
+    """What a source text of a wing imports, anywhere in it, that is not below; or not by a relative name."""
+    below, found = WINGS[WINGS.index(wing) :], []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.Import | ast.ImportFrom) and not getattr(node, "level", 0):
+            names = [node.module] if isinstance(node, ast.ImportFrom) else [alias.name for alias in node.names]
+            found += [name for name in names if name.split(".")[0] == PACKAGE]
+        elif isinstance(node, ast.ImportFrom):
+            path = [wing] * bool(wing) if node.level == 1 else []
+            parts = [*path, *(node.module.split(".") if node.module else [alias.name for alias in node.names][:1])]
+            found += [parts[0]] if parts[0] in WINGS and parts[0] not in below else []
+    return found
+
+
+def test_imports_between_wings_are_relative_and_run_downwards():
+    found = {str(f.relative_to(ROOT)): foreign_imports(f.read_text(), wing) for f, wing in modules().items()}
+    assert {name: names for name, names in found.items() if names} == {}
 
 
 @pytest.mark.parametrize(
-    ("module", "line", "upwards"),
+    ("wing", "line", "found"),
     [
-        ("tasks", "from .store import cached", ["store"]),
-        ("tasks", "def f():\n    from . import store, models", ["models", "store"]),
-        ("tasks", "import fimoda_lib.store", ["store"]),
-        ("tasks", "from fimoda_lib.store import cached", ["store"]),
-        ("tasks", "from fimoda_lib import store", ["store"]),
-        ("tasks", "import torch.store\nfrom torch import store", []),
-        ("store", "from .tasks import take", []),
-        ("gradients", "from .methods.cg import cg", ["methods"]),
-        ("methods.cg", "from ..comparison import x\nfrom .base import method", ["comparison"]),
-        ("methods.cg", "from ..gradients import Gradients\nfrom . import base", []),
+        ("", "from .storage.store import cached", ["storage"]),
+        ("", "def f():\n    from . import methods", ["methods"]),
+        ("storage", "import fimoda_lib.tasks", ["fimoda_lib.tasks"]),
+        ("storage", "from fimoda_lib import tasks", ["fimoda_lib"]),
+        ("storage", "import torch.run\nfrom torch import run", []),
+        ("storage", "from ..tasks import take\nfrom .folders import claimed", []),
+        ("derivatives", "from ..methods.cg import cg", ["methods"]),
+        ("methods", "from ..derivatives.gradients import Gradients\nfrom . import base", []),
         ("datasets", "from .tables import x\nfrom ..experiments import x", ["experiments"]),
-        ("comparison", "from .further_training import further_train", []),
-        ("comparison", "from .methods import METHODS", ["methods"]),
+        ("", "from .methods import METHODS", ["methods"]),
     ],
 )
-def test_the_check_of_imports_notices(module, line, upwards):
-    assert upward_imports(module, imports(line, module, package=module == "datasets")) == upwards
+def test_the_check_of_imports_notices(wing, line, found):
+    assert foreign_imports(line, wing) == found
 
 
-def test_the_library_imports_what_it_says():
-    """The check sees the real imports, in whichever form they are written."""
-    text = {name: file.read_text() for name, file in modules().items()}
-    assert {"store", "tasks", "ensembles"} <= imports(text["further_training"], "further_training")
-    assert {"gradients", "methods.base"} <= imports(text["methods.cg"], "methods.cg")
+def test_every_wing_answers_one_question_in_one_sentence():
+    for wing in WINGS[:-1]:
+        text = ast.get_docstring(ast.parse((ROOT / PACKAGE / wing / "__init__.py").read_text()))
+        assert text and text.split("\n")[0].count("?") == 1 and text.split("\n")[0].endswith("?"), wing
+
+
+def test_tests_lie_in_folders_of_the_same_names():
+    folders = {path.parent.name for path in (ROOT / "tests").glob("*/test_*.py")}
+    assert folders == {*WINGS[:-1]}
+
+
+def too_long(source: str) -> list[str]:
+    """What a reader cannot take in at once: the file, or functions in it (their docstrings not counted)."""
+    found = ["the file"] if len(source.splitlines()) > LONGEST_FILE else []
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            first = node.body[0]
+            text = first.end_lineno - first.lineno + 1 if ast.get_docstring(node) else 0
+            if node.end_lineno - node.lineno + 1 - text > LONGEST_FUNCTION:
+                found.append(node.name)
+    return found
+
+
+def test_no_file_and_no_function_is_too_long():
+    found = {str(f.relative_to(ROOT)): too_long(f.read_text()) for f in modules()}
+    assert {name: long for name, long in found.items() if long} == {}
+
+
+def test_the_check_of_lengths_notices():
+    body = "    x = 1\n"
+    assert too_long("def f():\n" + body * 59) == []
+    assert too_long("def f():\n" + body * 60) == ["f"]
+    assert too_long('def f():\n    """Said\n' + "in\n" * 50 + '    """\n' + body * 59) == []
+    assert too_long("x = 1\n" * 301) == ["the file"]
+
+
+OLD_NAMES = ("tangents", "adjoints", "trajectories", "gradients", "figures", "reproduction", "pictures")
+
+
+@pytest.mark.parametrize("name", OLD_NAMES)
+@pytest.mark.parametrize("form", ["import fimoda_lib.{}", "from fimoda_lib.{} import x", "from fimoda_lib import {}"])
+def test_a_module_under_its_old_name_gives_the_new_one(form, name):
+    with pytest.raises(ImportError, match=rf"fimoda_lib\.{name} is now fimoda_lib\.(\w+\.\w+); import it from there") as e:
+        exec(form.format(name), {})
+    importlib.import_module(f"fimoda_lib.{re.search(r'is now fimoda_lib.([a-z_.]+);', str(e.value))[1]}")
 
 
 # Notebooks

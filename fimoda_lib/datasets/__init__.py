@@ -1,4 +1,7 @@
-"""The data sets, by name: the paper's, and for each of them one that is easier to come by and can stand in for it."""
+"""Where do data sets and their models come from, by name?
+
+The paper's, and for each of them one that is easier to come by and can stand in for it.
+"""
 
 from __future__ import annotations
 
@@ -6,10 +9,10 @@ import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from fimoda_lib.checks import shown
-from fimoda_lib.datasets import census, embedded, images, sentences, tabular, text
-from fimoda_lib.datasets.fetch import DataDir, DataFile, DataFileError, DataFileNotFound, check_folder, find, find_local
-from fimoda_lib.tasks import Task
+from ..checks import shown
+from ..tasks import Task
+from . import census, embedded, images, sentences, tabular, text
+from .fetch import DataDir, DataFile, DataFileError, DataFileNotFound, check_folder, find, find_local
 
 __all__ = ["DATASETS", "DataFileError", "DataFileNotFound", "Dataset", "available", "load_task", "require"]
 

@@ -8,17 +8,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from fimoda_lib.datasets.fetch import DataDir, DataFile, DataFileError, find
-from fimoda_lib.datasets.preprocessing import classification_task
-from fimoda_lib.datasets.tables import (
-    read_csv,
-    require_filled,
-    require_rows_and_columns,
-    require_values,
-    to_numbers,
-    unreadable,
-)
-from fimoda_lib.tasks import Task
+from ..tasks import Task
+from .fetch import DataDir, DataFile, DataFileError, find
+from .preprocessing import classification_task
+from .tables import read_csv, require_filled, require_rows_and_columns, require_values, to_numbers, unreadable
 
 TARGET, CLASSES = "income", ["<= $50,000", "> $50,000"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from sklearn import datasets
 
-from fimoda_lib.datasets.preprocessing import classification_task, regression_task
-from fimoda_lib.tasks import Task
+from ..tasks import Task
+from .preprocessing import classification_task, regression_task
 
 TEST_SIZE = 0.2
 

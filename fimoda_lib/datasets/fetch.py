@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 
 import pooch
 
-from fimoda_lib.checks import reason, shown
+from ..checks import reason, shown
 
 DataDir = str | Path | None  # a folder named by the caller, or none
 

@@ -22,10 +22,10 @@ from sklearn import datasets
 from sklearn.model_selection import train_test_split
 from torch import Tensor, nn
 
-from fimoda_lib import models
-from fimoda_lib.checks import reason
-from fimoda_lib.datasets.fetch import DataDir, DataFile, DataFileError, find
-from fimoda_lib.tasks import Task, cross_entropy
+from ..checks import reason
+from ..tasks import Task, cross_entropy
+from . import models
+from .fetch import DataDir, DataFile, DataFileError, find
 
 CLASSES = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
 N_TRAIN, N_TEST, SIDE = 50_000, 10_000, 32

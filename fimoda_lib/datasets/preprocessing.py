@@ -14,8 +14,9 @@ from sklearn.model_selection import train_test_split
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from fimoda_lib import models, tasks
-from fimoda_lib.tasks import Task
+from .. import tasks
+from ..tasks import Task
+from . import models
 
 Impute = Callable[[pd.DataFrame, pd.DataFrame], tuple[pd.DataFrame, pd.DataFrame]]
 

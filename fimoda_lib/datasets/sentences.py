@@ -8,8 +8,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from fimoda_lib.encoders import Texts, small_bert, text_classifier
-from fimoda_lib.tasks import Task, cross_entropy
+from ..tasks import Task, cross_entropy
+from .encoders import Texts, small_bert, text_classifier
 
 N_TRAIN, N_TEST, SEED = 1200, 200, 0
 NOISE = 0.05  # share of the training and test labels that are turned round

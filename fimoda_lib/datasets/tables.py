@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fimoda_lib.checks import reason
-from fimoda_lib.datasets.fetch import DataFileError
+from ..checks import reason
+from .fetch import DataFileError
 
 LARGEST_SHEET = 100_000_000  # bytes of an Excel file when unpacked; those of the paper take two million at most
 

@@ -10,18 +10,10 @@ from pathlib import Path
 
 import pandas as pd
 
-from fimoda_lib.datasets.fetch import DataDir, DataFile, find
-from fimoda_lib.datasets.preprocessing import classification_task, regression_task
-from fimoda_lib.datasets.tables import (
-    bad_cell,
-    digest,
-    read_csv,
-    read_excel,
-    require_rows_and_columns,
-    require_values,
-    to_numbers,
-)
-from fimoda_lib.tasks import Task
+from ..tasks import Task
+from .fetch import DataDir, DataFile, find
+from .preprocessing import classification_task, regression_task
+from .tables import bad_cell, digest, read_csv, read_excel, require_rows_and_columns, require_values, to_numbers
 
 UCI = "https://archive.ics.uci.edu/static/public"
 

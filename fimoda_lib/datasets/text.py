@@ -11,11 +11,11 @@ from typing import Any
 import pandas as pd
 import torch
 
-from fimoda_lib.checks import reason
-from fimoda_lib.datasets.fetch import DataDir, DataFile, DataFileError, DataFileNotFound, find, places
-from fimoda_lib.datasets.tables import digest, read_csv, require_filled, require_rows_and_columns, require_values
-from fimoda_lib.encoders import text_classifier
-from fimoda_lib.tasks import Task, cross_entropy
+from ..checks import reason
+from ..tasks import Task, cross_entropy
+from .encoders import text_classifier
+from .fetch import DataDir, DataFile, DataFileError, DataFileNotFound, find, places
+from .tables import digest, read_csv, require_filled, require_rows_and_columns, require_values
 
 CLASSES = ["negative", "positive"]
 GLUE = "https://dl.fbaipublicfiles.com/glue/data/SST-2.zip"

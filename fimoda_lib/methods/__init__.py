@@ -1,4 +1,7 @@
-"""The attribution methods, one per file, and `attribute`, which runs any of them."""
+"""How does a gradient-based method score training instances, one method per file?
+
+`attribute` runs any of them.
+"""
 
 from __future__ import annotations
 
@@ -13,8 +16,8 @@ from torch import Tensor
 
 from .. import checks
 from ..devices import choose_device, strict_arithmetic
-from ..plans import check_loss
 from ..tasks import Params, Task, check_params, check_task, resolve_rows
+from ..training.plans import check_loss
 from .base import FAMILIES, METHODS, Method, MethodDiverged, method
 from .cg import cg
 from .datainf import datainf

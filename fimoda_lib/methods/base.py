@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from ..checks import number, shown
-from ..gradients import Gradients
+from ..derivatives.gradients import Gradients
 
 FAMILIES = ("first-order", "influence function", "projection", "ours", "further training")
 COMMON = ("task", "params", "train", "test", "curvature")

@@ -4,8 +4,8 @@ import torch
 from torch import Tensor
 
 from ..checks import number, shown
-from ..curvature import layer_damping
-from ..gradients import Gradients
+from ..derivatives.curvature import layer_damping
+from ..derivatives.gradients import Gradients
 from ..tasks import Params, Task
 from .base import Report, apply_operator, method
 

@@ -14,9 +14,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .. import checks, gradients
-from ..curvature import output_factors
-from ..gradients import Gradients
+from .. import checks
+from ..derivatives import gradients
+from ..derivatives.curvature import output_factors
+from ..derivatives.gradients import Gradients
 from ..tasks import Params, Task, cross_entropy
 from .base import Report, apply_operator, method, resolve_damping
 

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from ..curvature import GaussNewton, recommended_damping
-from ..gradients import Gradients
+from ..derivatives.curvature import GaussNewton, recommended_damping
+from ..derivatives.gradients import Gradients
 from ..tasks import Params, Task
 from .base import Report, apply_operator, method, resolve_damping
 

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from ..gradients import Gradients
+from ..derivatives.gradients import Gradients
 from ..tasks import Params, Task
 from .base import apply_operator, method, unit
 

@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..curvature import GaussNewton
-from ..ensembles import Optimizer
-from ..gradients import Gradients
-from ..linearised import Effect, evolved, follow, jacobians, loss_changes, output_directions
-from ..minibatches import steps_per_epoch
-from ..plans import MOST_STEPS
-from ..spectra import GRAM_ROWS, Spectrum, choose_backend, spectrum_of
+from ..derivatives.curvature import GaussNewton
+from ..derivatives.gradients import Gradients
+from ..derivatives.linearised import Effect, evolved, follow, jacobians, loss_changes, output_directions
+from ..derivatives.spectra import GRAM_ROWS, Spectrum, choose_backend, spectrum_of
+from ..derivatives.trajectories import Trajectory, check_settings, mean_run, record_full_run, recorded_steps
 from ..tasks import Params, Task
-from ..trajectories import Trajectory, check_settings, mean_run, record_full_run, recorded_steps
+from ..training.ensembles import Optimizer
+from ..training.minibatches import steps_per_epoch
+from ..training.plans import MOST_STEPS
 from .base import Report, method
 from .ekfac import EkfacFactors
 

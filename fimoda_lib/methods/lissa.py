@@ -9,8 +9,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import checks
-from ..curvature import GaussNewton, Reduction, recommended_damping
-from ..gradients import Gradients
+from ..derivatives.curvature import GaussNewton, Reduction, recommended_damping
+from ..derivatives.gradients import Gradients
 from ..tasks import Params, Task
 from .base import MethodDiverged, Report, apply_operator, method, resolve_damping, unit
 

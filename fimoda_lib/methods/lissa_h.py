@@ -5,8 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..curvature import recommended_damping
-from ..gradients import Gradients
+from ..derivatives.curvature import recommended_damping
+from ..derivatives.gradients import Gradients
 from ..tasks import Params, Task
 from .base import Report, apply_operator, method, resolve_damping
 from .lissa import SCALES, neumann_solver

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..curvature import output_factors
-from ..gradients import Gradients
+from ..derivatives.curvature import output_factors
+from ..derivatives.gradients import Gradients
 from ..tasks import Instances, Params, Task
 from .base import Report, apply_operator, method
 

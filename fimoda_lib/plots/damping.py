@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from ..comparison import sensitivity, similarity
-from ..reproduction import Reproduction, finished
+from ..experiments.panel import Panel, finished
 
 WHAT = (
     "Cosine similarity (colour) between influence functions and further training (SGD, mean adjustment, averaged over "
@@ -20,7 +20,7 @@ MARKS = (
 )
 
 
-def table(shown: Reproduction, method: str = "exact", multiples: Sequence[float] = ()) -> pd.DataFrame | None:
+def table(shown: Panel, method: str = "exact", multiples: Sequence[float] = ()) -> pd.DataFrame | None:
     """Similarity for dampings of a wide range at every horizon, or None if there is no gold standard yet.
 
     Args:

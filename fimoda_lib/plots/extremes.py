@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import pandas as pd
 
 from ..comparison import sensitivity
-from ..reproduction import Reproduction, finished
+from ..experiments.panel import Panel, finished
 
 N_TEST = 3  # the first so many test instances, so that nobody has picked them
 MANY = 20  # more features than that are no table (the pixels of an image, say): only the label is shown
@@ -24,7 +24,7 @@ MARKS = (
 )
 
 
-def table(shown: Reproduction, test: Iterable[int] | None = None) -> pd.DataFrame | None:
+def table(shown: Panel, test: Iterable[int] | None = None) -> pd.DataFrame | None:
     """Three rows per test instance, or None if there is no gold standard yet.
 
     Args:

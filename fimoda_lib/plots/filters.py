@@ -7,11 +7,11 @@ import pandas as pd
 import torch
 from matplotlib.axes import Axes
 
-from ..curvature import GaussNewton, Reduction, recommended_damping
-from ..drawing import LOOK
-from ..experiments import Settings
-from ..gradients import Gradients
-from ..reproduction import Reproduction, finished
+from ..derivatives.curvature import GaussNewton, Reduction, recommended_damping
+from ..derivatives.gradients import Gradients
+from ..experiments.panel import Panel, finished
+from ..experiments.settings import Settings
+from .drawing import LOOK
 
 SHADES = ("#9ecae1", "#4292c6", "#08306b")  # horizons, light to dark
 WHAT = (
@@ -26,7 +26,7 @@ MARKS = (
 )
 
 
-def table(shown: Reproduction) -> pd.DataFrame | None:
+def table(shown: Panel) -> pd.DataFrame | None:
     """The eigenvalues of G at the final model, and how much of the test gradients lies along each.
 
     Returns:

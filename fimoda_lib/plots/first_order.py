@@ -10,9 +10,8 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from ..comparison import instance_similarity, noise_ceiling, sensitivity
-from ..drawing import LOOK
-from ..reproduction import Reproduction, finished
-from ..studies import (
+from ..experiments.panel import Panel, finished
+from ..experiments.studies import (
     FRACTIONS,
     UNITS,
     first_order_limit,
@@ -23,6 +22,7 @@ from ..studies import (
     with_units,
 )
 from ..tasks import squared_error
+from .drawing import LOOK
 from .panels import horizon_axis
 
 SHADES = {0.1: "#9ecae1", 0.5: "#4292c6", 1.0: "#08306b"}  # fractions of the weight removed, light to dark
@@ -67,7 +67,7 @@ LOOKS = {  # column -> colour, line, label
 
 
 def limit_table(
-    shown: Reproduction, fractions: Sequence[float] = FRACTIONS, *, beside: bool = True
+    shown: Panel, fractions: Sequence[float] = FRACTIONS, *, beside: bool = True
 ) -> pd.DataFrame | None:
     """Columns fraction, step, epoch, mean, sem, median (over test instances), quantity; None if the runs are missing.
 
@@ -144,17 +144,17 @@ def _finish(ax: Axes, dataset: str) -> None:
     ax.legend(fontsize=7.5, loc="best")
 
 
-def whole_runs(shown: Reproduction) -> xr.Dataset:
+def whole_runs(shown: Panel) -> xr.Dataset:
     """What the precision audit needs of `first_order_runs`."""
     return first_order_runs(shown, fractions=[1.0])
 
 
-def smooth_runs(shown: Reproduction) -> xr.Dataset:
+def smooth_runs(shown: Panel) -> xr.Dataset:
     """The runs of `units_table` with smooth units."""
     return first_order_runs(with_units(shown, UNITS["SiLU"]), fractions=(0.1, 1.0))
 
 
-def units_table(shown: Reproduction) -> pd.DataFrame | None:
+def units_table(shown: Panel) -> pd.DataFrame | None:
     """`limit_table` for a tenth and all of an instance's weight with each kind of unit, column unit; None likewise."""
     tables = {name: limit_table(with_units(shown, unit), (0.1, 1.0), beside=False) for name, unit in UNITS.items()}
     known = [table.assign(unit=name) for name, table in tables.items() if table is not None]
@@ -170,7 +170,7 @@ def draw_units(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
     _finish(ax, dataset)
 
 
-def precision_table(shown: Reproduction) -> pd.DataFrame | None:
+def precision_table(shown: Panel) -> pd.DataFrame | None:
     """Median magnitudes per horizon: columns step, epoch and those of `LOOKS`; None if runs are missing."""
     runs = finished(lambda: whole_runs(shown))
     return None if runs is None else rounding(runs).to_dataframe().reset_index()

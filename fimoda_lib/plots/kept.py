@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pandas as pd
 
-from ..experiments import EXPERIMENTS, panel_letter
-from ..reproduction import Reproduction
+from ..experiments.panel import Panel
+from ..experiments.settings import EXPERIMENTS, panel_letter
 from .panels import LETTERS, shown_in
 
 Notes = dict[str, dict]  # panel letter -> the provenance of its data set, as saved with the panel
@@ -21,11 +21,11 @@ Notes = dict[str, dict]  # panel letter -> the provenance of its data set, as sa
 
 def panels_and_tables(
     figure: str,
-    panels: Mapping[str, Reproduction],
+    panels: Mapping[str, Panel],
     folder: Path | str,
-    make: Callable[[Reproduction], pd.DataFrame | None],
+    make: Callable[[Panel], pd.DataFrame | None],
     **changes: str | bool,
-) -> tuple[dict[str, Reproduction], dict[str, pd.DataFrame | None], Notes]:
+) -> tuple[dict[str, Panel], dict[str, pd.DataFrame | None], Notes]:
     """The panels of a figure, their numbers, and the provenance of those that were drawn earlier.
 
     Args:
@@ -42,7 +42,7 @@ def panels_and_tables(
         earlier = None if table is not None else kept(figure, letter, folder, profile)
         if earlier is not None and (letter not in asked or earlier[0] == asked[letter].dataset):
             dataset, table, notes[letter] = earlier
-            shown[letter] = asked.get(letter) or Reproduction(dataset, profile, compute=False)
+            shown[letter] = asked.get(letter) or Panel(dataset, profile, compute=False)
         elif letter in asked:
             shown[letter] = asked[letter]
         else:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from ..experiments import counted_in_steps
-from ..reproduction import Reproduction
+from ..experiments.panel import Panel
+from ..experiments.settings import counted_in_steps
 
 ALL, TABULAR = {k: k for k in "abcdef"}, {k: k for k in "abcd"}
 LETTERS: dict[str, dict[str, str]] = {  # figure -> letter of each of its panels -> that panel's letter in Figure 2
@@ -35,7 +35,7 @@ LETTERS: dict[str, dict[str, str]] = {  # figure -> letter of each of its panels
 }
 
 
-def shown_in(figure: str, panels: Mapping[str, Reproduction], **changes: str | bool) -> dict[str, Reproduction]:
+def shown_in(figure: str, panels: Mapping[str, Panel], **changes: str | bool) -> dict[str, Panel]:
     """The panels of a figure under its own letters.
 
     Args:

@@ -9,13 +9,13 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from ..drawing import LOOK
+from .drawing import LOOK
 
 
 @cache
 def published_curves() -> pd.DataFrame:
     """Numbers read off the outputs stored in the authors' public notebooks (github.com/IBM/fimoda, commit 1186f5f)."""
-    with (resources.files("fimoda_lib") / "reference" / "published_curves.csv").open() as file:
+    with (resources.files("fimoda_lib.experiments") / "reference" / "published_curves.csv").open() as file:
         table = pd.read_csv(file)
     return table.assign(method=table.method.str.lower().str.replace("-", "_").replace({"ek_fac": "ekfac"}))
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pandas as pd
 from matplotlib.axes import Axes
 
-from ..reproduction import Reproduction, finished
-from ..studies import removal_runs, removal_seeds
+from ..experiments.panel import Panel, finished
+from ..experiments.studies import removal_runs, removal_seeds
 from .panels import horizon_axis
 
 WHAT = (
@@ -19,7 +19,7 @@ MARKS = "Solid: mean adjustment; dashed: full adjustment."
 COLOURS, LINES = {"drop": "#D55E00", "mask": "#0072B2"}, {"mean": "-", "full": "--"}
 
 
-def table(shown: Reproduction) -> pd.DataFrame | None:
+def table(shown: Panel) -> pd.DataFrame | None:
     """Columns removal, adjustment, step, epoch, agreement, seeds; None if the runs are missing."""
     runs = finished(lambda: removal_runs(shown))
     if runs is None:

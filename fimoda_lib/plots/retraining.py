@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import StrMethodFormatter
 
 from ..comparison import sensitivity
-from ..reproduction import Reproduction, finished
+from ..experiments.panel import Panel, finished
 from .similarity import curves, draw_lines, stored_scores
 
 NEAR_ZERO = 0.1  # the bound that the paper's claim goes with: no similarity beyond it
@@ -26,7 +26,7 @@ MARKS = (
 )
 
 
-def table(shown: Reproduction, methods: Sequence[str]) -> pd.DataFrame | None:
+def table(shown: Panel, methods: Sequence[str]) -> pd.DataFrame | None:
     """The numbers of one panel, or None if nothing has been trained from scratch yet.
 
     Returns:

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
 from ..comparison import seed_agreement, seed_averaging
-from ..reproduction import Reproduction, finished
+from ..experiments.panel import Panel, finished
 from .similarity import diverged, draw_lines, stored_scores
 
 BLOCKS = (1, 2, 5, 10, 20, 50, 100)  # how many seeds are averaged, as far as there are so many
@@ -23,7 +23,7 @@ WHAT = (
 
 
 def table(
-    shown: Reproduction, methods: Sequence[str], *, adjustment: str = "mean", blocks: Sequence[int] = BLOCKS
+    shown: Panel, methods: Sequence[str], *, adjustment: str = "mean", blocks: Sequence[int] = BLOCKS
 ) -> pd.DataFrame | None:
     """The numbers of one panel, or None if it has no gold standard yet.
 

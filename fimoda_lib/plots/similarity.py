@@ -9,8 +9,8 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from ..comparison import noise_ceiling, sensitivity, similarity
-from ..drawing import LOOK
-from ..reproduction import Reproduction, finished
+from ..experiments.panel import Panel, finished
+from .drawing import LOOK
 from .panels import horizon_axis
 
 WHAT = (
@@ -20,7 +20,7 @@ WHAT = (
 
 
 def table(
-    shown: Reproduction, methods: Sequence[str], *, adjustment: str = "mean", metric: str = "cosine"
+    shown: Panel, methods: Sequence[str], *, adjustment: str = "mean", metric: str = "cosine"
 ) -> pd.DataFrame | None:
     """The numbers of one panel, or None if it has no gold standard yet.
 
@@ -37,7 +37,7 @@ def table(
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"method": []})
 
 
-def stored_scores(shown: Reproduction, methods: Iterable[str]) -> dict[str, xr.DataArray]:
+def stored_scores(shown: Panel, methods: Iterable[str]) -> dict[str, xr.DataArray]:
     """Method -> its scores, for those methods whose scores have been computed."""
     scores = {name: finished(lambda name=name: shown.scores(name)) for name in methods}
     return {name: found for name, found in scores.items() if found is not None}

@@ -11,9 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from ..comparison import sensitivity
-from ..drawing import LOOK
-from ..experiments import counted_in_steps
-from ..reproduction import Reproduction, finished
+from ..experiments.panel import Panel, finished
+from ..experiments.settings import counted_in_steps
+from .drawing import LOOK
 from .similarity import diverged, stored_scores
 
 WHAT = (
@@ -26,7 +26,7 @@ MARKS = (
 )
 
 
-def table(shown: Reproduction, methods: Sequence[str] = ("grad_dot", "grad_cos")) -> pd.DataFrame | None:
+def table(shown: Panel, methods: Sequence[str] = ("grad_dot", "grad_cos")) -> pd.DataFrame | None:
     """The numbers of one panel, or None if it has no gold standard yet.
 
     Returns:

@@ -6,7 +6,7 @@ import pandas as pd
 import xarray as xr
 
 from ..comparison import sensitivity
-from ..reproduction import Reproduction, finished
+from ..experiments.panel import Panel, finished
 
 N_TEST, N_TRAIN = 6, 4  # test images; training images of either kind
 WHAT = (
@@ -19,7 +19,7 @@ MARKS = (
 )
 
 
-def scores(shown: Reproduction) -> xr.DataArray | None:
+def scores(shown: Panel) -> xr.DataArray | None:
     """The sensitivities of the first test images after the last step, [test, train]; None if there are none yet."""
     gold = finished(lambda: shown.gold)
     if gold is None:
@@ -28,7 +28,7 @@ def scores(shown: Reproduction) -> xr.DataArray | None:
     return last.dropna("test").isel(test=slice(N_TEST))
 
 
-def table(shown: Reproduction, found: xr.DataArray | None) -> pd.DataFrame:
+def table(shown: Panel, found: xr.DataArray | None) -> pd.DataFrame:
     """All numbers behind the pictures: columns test, test class, train, train class, score."""
     if found is None:
         return pd.DataFrame(columns=["test", "test class", "train", "train class", "score"])

@@ -1,0 +1,1 @@
+"""How does a model, or a run of further training, answer to one training instance?"""

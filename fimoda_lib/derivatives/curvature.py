@@ -1,0 +1,178 @@
+"""Curvature of the mean training loss: the Gauss-Newton matrix as G = AᵀA/n, its Gram matrix AAᵀ, and damping.
+
+For instance i with Jacobian Jᵢ [C, P] of the outputs and second derivative Hᵢ = LᵢLᵢᵀ [C, C] of the loss in the
+outputs, the rows of A are Lᵢᵀ Jᵢ. Directions in which the loss is flat are left out: two classes leave one row per
+instance (the difference of the logits), C classes leave C - 1, squared error leaves one per output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from ..devices import free_memory
+from ..tasks import count
+from .gradients import Gradients
+
+HOLD_BYTES = 6 * 2**30  # up to this size A is kept in the CPU's memory; beyond it, computed anew for every product
+
+
+class GaussNewton:
+    """The generalised Gauss-Newton matrix of the mean loss of some training instances, as an operator.
+
+    Args:
+        at: the model at its parameters.
+        rows: the training instances that define the curvature.
+        hold: whether to keep A; by default up to `HOLD_BYTES` on the CPU, and half of the free memory on a GPU.
+        scale: what every column of A is multiplied by [P]; then G stands for diag(scale) G diag(scale).
+    """
+
+    def __init__(self, at: Gradients, rows: Tensor, *, hold: bool | None = None, scale: Tensor | None = None) -> None:
+        self.at, self.rows, self.n, self.scale = at, rows, len(rows), scale
+        self.rank = max(output_factors(at, at.train(piece)).shape[1] for piece in rows.split(4096))  # rows of A each
+        size = self.n * self.rank * at.n_params * torch.finfo(at.dtype).bits // 8
+        self.held: Tensor | None = None
+        if size <= largest_held(at.device) if hold is None else hold:
+            self.held = torch.empty(self.n * self.rank, at.n_params, dtype=at.dtype, device=at.device)
+            start = 0
+            for block in self._computed():
+                self.held[start : start + len(block)] = block
+                start += len(block)
+
+    @property
+    def reducible(self) -> bool:
+        """Whether its range is so much smaller than the parameters that a `Reduction` pays."""
+        return self.held is not None and self.n * self.rank * 4 <= self.at.n_params
+
+    def _computed(self) -> Iterator[Tensor]:
+        for piece in self.rows.split(self.at.block_size(self.rank)):
+            yield self.factor(piece)
+
+    def blocks(self) -> Iterator[Tensor]:
+        """A, a few instances at a time: [b * rank, P]."""
+        yield from [self.held] if self.held is not None else self._computed()
+
+    def factor(self, rows: Tensor) -> Tensor:
+        """The rows of A that belong to the given training instances: [len(rows) * rank, P]."""
+        instances = self.at.train(rows)
+        directions = output_factors(self.at, instances, rank=self.rank)
+        factor = self.at.of_outputs(instances[0], directions).flatten(0, 1)
+        return factor if self.scale is None else factor * self.scale
+
+    def factor_at(self, positions: Tensor) -> Tensor:
+        """The rows of A at positions in `rows` (with repetition, for random batches): [len(positions) * rank, P]."""
+        if self.held is None:
+            return self.factor(self.rows[positions])
+        return self.held.view(self.n, self.rank, -1)[positions].flatten(0, 1)
+
+    def products(self, vectors: Tensor) -> Tensor:
+        """G times each vector: [k, P] -> [k, P]."""
+        result = torch.zeros_like(vectors)
+        for block in self.blocks():
+            result += (vectors @ block.T) @ block
+        return result / self.n
+
+    def overlaps(self, vectors: Tensor) -> Tensor:
+        """A times each vector: [k, P] -> [k, n * rank]."""
+        return torch.cat([vectors @ block.T for block in self.blocks()], 1)
+
+    def combine(self, weights: Tensor) -> Tensor:
+        """Aᵀ times each row of weights: [k, n * rank] -> [k, P]."""
+        result, start = 0.0, 0
+        for block in self.blocks():
+            result = result + weights[:, start : start + len(block)] @ block
+            start += len(block)
+        return result
+
+    def gram(self) -> Tensor:
+        """AAᵀ, [n * rank, n * rank]; its eigenvalues over n are the non-zero eigenvalues of G."""
+        if self.held is not None:
+            return self.held @ self.held.T
+        return torch.cat([torch.cat([left @ right.T for right in self.blocks()], 1) for left in self.blocks()])
+
+    def dense(self) -> Tensor:
+        """G itself, [P, P]: for small models."""
+        result = torch.zeros(self.at.n_params, self.at.n_params, dtype=self.at.dtype, device=self.at.device)
+        for block in self.blocks():
+            result += block.T @ block
+        return result / self.n
+
+
+def largest_held(device: torch.device) -> int:
+    """How many bytes A may take to be kept in a device's memory."""
+    return free_memory(device) // 2 if device.type == "cuda" else HOLD_BYTES
+
+
+class Reduction:
+    """The Gauss-Newton matrix in an orthonormal basis Q of its range: n * rank coordinates in place of P.
+
+    G and every batch version of it act inside the range only, so that any function of them does, too:
+    f(G) v = Q f(QᵀGQ) Qᵀv + f(0) (v - QQᵀv). With AAᵀ = U S Uᵀ the basis is Qᵀ = S^(-1/2) Uᵀ A.
+
+    Attributes:
+        factor: A Q, [n * rank, q]; QᵀGQ = factorᵀ factor / n.
+    """
+
+    def __init__(self, G: GaussNewton) -> None:
+        self.G = G
+        values, vectors = torch.linalg.eigh(G.gram())
+        kept = values > len(values) * torch.finfo(values.dtype).eps * values[-1]
+        self.values, self.vectors = values[kept], vectors[:, kept]
+        self.factor = self.vectors * self.values.sqrt()
+
+    @property
+    def eigenvalues(self) -> Tensor:
+        """The eigenvalues of G that are not zero, [q]."""
+        return self.values / self.G.n
+
+    def products(self, coordinates: Tensor) -> Tensor:
+        """QᵀGQ times each row: [k, q] -> [k, q]; diagonal in this basis."""
+        return coordinates * self.eigenvalues
+
+    def into(self, vectors: Tensor) -> Tensor:
+        """Qᵀv for every row v: [k, P] -> [k, q]."""
+        return self.G.overlaps(vectors) @ self.vectors / self.values.sqrt()
+
+    def out_of(self, coordinates: Tensor) -> Tensor:
+        """Q times every row of coordinates: [k, q] -> [k, P]."""
+        return self.G.combine(coordinates / self.values.sqrt() @ self.vectors.T)
+
+
+def output_factors(at: Gradients, instances: tuple, rank: int | None = None) -> Tensor:
+    """Lᵀ of every instance, [n, rank, C], where L Lᵀ is the second derivative of its loss in its outputs.
+
+    Raises:
+        ValueError: the loss is not convex in the outputs, so that there is no Gauss-Newton matrix.
+    """
+    with torch.no_grad():
+        outputs = at.outputs(instances[0]).double()  # these matrices are small, and saturation leaves few digits
+        hessians, unsaturated = (
+            at.loss_hessians(o, instances[1]).reshape(count(instances), outputs[0].numel(), -1)
+            for o in (outputs, torch.zeros_like(outputs))
+        )
+        values, vectors = torch.linalg.eigh(hessians)  # ascending
+        at_zero = torch.linalg.eigvalsh(unsaturated.nan_to_num(0, 0, 0))  # some losses have none there
+    # A saturated softmax has tiny curvature but rounding errors of the size of probabilities, hence the second scale.
+    size = torch.maximum(values.abs().sum(1), at_zero.abs().sum(1))[:, None].clamp(min=1e-300)
+    roundoff = 1e-12 * size
+    if (values < -roundoff).any():
+        raise ValueError(f"The loss of task '{at.task.name}' is not convex in the outputs: no Gauss-Newton matrix.")
+    if rank is None:
+        rank = max(int((v > roundoff).sum(1).max()) for v in (values, at_zero)) or 1
+    return (vectors * values.clamp(min=0).sqrt()[:, None]).mT[:, -rank:].to(at.dtype)
+
+
+def recommended_damping(at: Gradients, rows: Tensor) -> float:
+    """The mean squared entry of the loss gradients of the given training instances (the paper's unit of damping)."""
+    return sum(g.square().sum().item() for _, g in at.blocks(rows)) / (len(rows) * at.n_params)
+
+
+def layer_damping(at: Gradients, rows: Tensor) -> dict[str, float]:
+    """`recommended_damping` for every parameter tensor on its own."""
+    total = dict.fromkeys(at.names, 0.0)
+    for _, g in at.blocks(rows):
+        for name, columns in at.columns().items():
+            total[name] += g[:, columns].square().sum().item()
+    return {name: total[name] / (len(rows) * size) for name, size in zip(at.names, at.sizes, strict=True)}

@@ -1,0 +1,167 @@
+"""Per-instance gradients and Jacobians at fixed parameters, in blocks: the only file that calls autograd for them.
+
+Gradients are flat: one row [P] per instance, the model's parameters in order. The task's own model is never touched;
+a copy in evaluation mode and in the precision asked for does the work.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call, grad, hessian, jvp, vjp, vmap
+
+from ..tasks import Instances, Params, Task, check_params, check_task, count, take, to
+
+BLOCK_BYTES = 2**28  # of gradients in one block
+
+
+class Gradients:
+    """A task's model at fixed parameters, ready to be differentiated.
+
+    Args:
+        dtype: precision of everything that comes out.
+        device: where to compute; results come out there. By default where the parameters are.
+
+    Attributes:
+        names, shapes, sizes: of the parameters, in the order in which flat gradients hold them.
+        n_params: P.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        params: Params,
+        *,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str | None = None,
+    ) -> None:
+        check_task(task)
+        check_params(task.model, params)
+        self.device = next(iter(params.values())).device if device is None else torch.device(device)
+        self.task, self.dtype = task, dtype
+        self.model = copy.deepcopy(task.model).to(device=self.device, dtype=dtype).eval()
+        self.params = {k: params[k].detach().to(device=self.device, dtype=dtype) for k in _order(task, params)}
+        self.names = list(self.params)
+        self.shapes = [p.shape for p in self.params.values()]
+        self.sizes = [p.numel() for p in self.params.values()]
+        self.n_params = sum(self.sizes)
+        self._kept: tuple[Tensor, Tensor] | None = None
+
+    # --- flat vectors -----------------------------------------------------------------------------------------------
+
+    def flatten(self, tree: Params) -> Tensor:
+        """Parameter-shaped tensors, with any leading dimensions in common, to [..., P]."""
+        lead = next(iter(tree.values())).dim() - len(self.shapes[0])
+        return torch.cat(
+            [tree[k].flatten(lead) if tree[k].dim() > lead else tree[k].unsqueeze(-1) for k in self.names], -1
+        )
+
+    def unflatten(self, flat: Tensor) -> Params:
+        """[P] to parameter-shaped tensors."""
+        pieces = flat.split(self.sizes, dim=-1)
+        return {k: piece.reshape(shape) for k, piece, shape in zip(self.names, pieces, self.shapes, strict=True)}
+
+    def columns(self) -> dict[str, slice]:
+        """Where each parameter lies in a flat gradient."""
+        ends = torch.tensor(self.sizes).cumsum(0).tolist()
+        return {k: slice(end - size, end) for k, size, end in zip(self.names, self.sizes, ends, strict=True)}
+
+    # --- instances --------------------------------------------------------------------------------------------------
+
+    def train(self, rows: Tensor) -> Instances:
+        """The given training instances in this precision and on this device."""
+        return to(take(self.task.train, rows), self.device, self.dtype)
+
+    def test(self, rows: Tensor) -> Instances:
+        """The given test instances in this precision and on this device."""
+        return to(take(self.task.test, rows), self.device, self.dtype)
+
+    def block_size(self, rows_per_instance: int = 1) -> int:
+        """How many instances' gradients go into one block."""
+        return max(BLOCK_BYTES // (self.n_params * rows_per_instance * torch.finfo(self.dtype).bits // 8), 1)
+
+    # --- outputs and losses -----------------------------------------------------------------------------------------
+
+    def outputs(self, inputs: Any, params: Params | None = None) -> Tensor:
+        """Model outputs [n, ...] at the fixed parameters, or at the given ones."""
+        return functional_call(self.model, self.params if params is None else params, (inputs,))
+
+    def _loss(self, params: Params, instance: Instances) -> Tensor:
+        inputs, targets = take(instance, None)  # one instance, as a batch of one
+        return self.task.loss(self.outputs(inputs, params), targets)[0]
+
+    def of_losses(self, instances: Instances) -> Tensor:
+        """Gradients of each instance's loss, [n, P]."""
+        return self.flatten(vmap(grad(self._loss), in_dims=(None, 0))(self.params, instances))
+
+    def blocks(self, rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
+        """Loss gradients of training instances, block by block: (which of the rows, [b, P]); not to be written to.
+
+        If all fit in one block, it is kept: methods go through the same instances two or three times.
+        """
+        if len(rows) <= self.block_size():
+            if self._kept is None or not torch.equal(self._kept[0], rows):
+                self._kept = None  # never two of them
+                self._kept = rows.clone(), self.of_losses(self.train(rows))
+            yield slice(0, len(rows)), self._kept[1]
+            return
+        start = 0
+        for piece in rows.split(self.block_size()):
+            yield slice(start, start + len(piece)), self.of_losses(self.train(piece))
+            start += len(piece)
+
+    def of_outputs(self, inputs: Any, directions: Tensor) -> Tensor:
+        """Gradients of directional outputs: row r of instance i is the gradient of directions[i, r] . outputs[i].
+
+        Args:
+            directions: [n, R, C], constant (they do not depend on the parameters).
+
+        Returns:
+            [n, R, P].
+        """
+
+        def one(inputs_i: Any, directions_i: Tensor) -> Tensor:
+            def output(p: Params) -> Tensor:
+                return self.outputs(take((inputs_i, directions_i), None)[0], p).reshape(-1)
+
+            pull_back = vjp(output, self.params)[1]
+            return self.flatten(vmap(lambda d: pull_back(d)[0])(directions_i))
+
+        return vmap(one)(inputs, directions)
+
+    def loss_slopes(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """First derivative of each instance's loss in its outputs, [n, C]."""
+        with torch.enable_grad():
+            outputs = outputs.detach().requires_grad_()
+            return torch.autograd.grad(self.task.loss(outputs, targets).sum(), outputs)[0]
+
+    def loss_hessians(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Second derivative of each instance's loss in its outputs, [n, C, C]."""
+
+        def one(output: Tensor, target: Tensor) -> Tensor:
+            return self.task.loss(output[None], target[None])[0]
+
+        return vmap(hessian(one))(outputs, targets)
+
+    def hessian_products(self, instances: Instances, vectors: Tensor) -> Tensor:
+        """The Hessian of the mean loss of the instances times each vector: [k, P] -> [k, P]."""
+
+        def mean_loss(p: Params) -> Tensor:
+            inputs, targets = instances
+            return self.task.loss(self.outputs(inputs, p), targets).mean()
+
+        def product(v: Tensor) -> Tensor:
+            return self.flatten(jvp(grad(mean_loss), (self.params,), (self.unflatten(v),))[1])
+
+        size = max(
+            BLOCK_BYTES // (torch.finfo(self.dtype).bits // 8 * max(count(instances) * 512, self.n_params * 4)), 1
+        )
+        return torch.cat([vmap(product)(piece) for piece in vectors.split(size)])
+
+
+def _order(task: Task, params: Params) -> list[str]:
+    return [name for name, _ in task.model.named_parameters() if name in params]

@@ -1,0 +1,241 @@
+"""Tangent further training: the exact derivative of a run with respect to the weight of each training instance.
+
+The difference of two runs drowns in rounding where steps are small; here the perturbation itself is carried along,
+by forward differentiation of every optimiser step. It is the first-order limit: where a run is a smooth function of
+the removed weight, no method that is linear in that weight can come closer to further training than this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import xarray as xr
+from torch import Tensor
+from torch.func import functional_call, jvp, vmap
+from torch.utils._pytree import tree_map
+from tqdm import tqdm
+
+from .. import checks
+from ..devices import choose_device, random_devices, strict_arithmetic
+from ..tasks import Instances, Params, Task, check_params, check_task, resolve_rows, take, to
+from ..training.ensembles import Ensemble, Optimizer
+from ..training.minibatches import FULL_RUN, run_batches, steps_per_epoch
+from ..training.plans import Plan, check_loss, check_seeds, evaluation_steps, has_dropout
+
+TANGENTS = 64  # carried at once; more leave the cache
+OWN_BATCHES = 8  # likewise, where each has a batch of its own
+
+
+def tangent_train(
+    task: Task,
+    params: Params,
+    *,
+    optimizer: str,
+    learning_rate: float,
+    batch_size: int,
+    epochs: int,
+    seeds: Iterable[int],
+    left_out: Iterable[int],
+    removal: Literal["mask", "subtract"] = "mask",
+    evaluate: Literal["epoch"] | Sequence[int] = "epoch",
+    test: Iterable[int] | None = None,
+    weight_decay: float = 0.0,
+    max_grad_norm: float | None = None,
+    device: str | torch.device | None = None,
+    progress: bool = True,
+) -> xr.Dataset:
+    """The derivative of the test losses along further training with respect to the removed weight of each instance.
+
+    The arguments are those of `further_train`, whose runs with `removal="mask"` or "subtract" this is the derivative
+    of; "drop" has none, for it shifts batches. Exact for all optimisers, momentum, clipping and all, in the precision
+    of `params`.
+
+    Returns:
+        `delta[seed, left_out, step, test]` (float64: change of the loss per whole weight removed; positive = the
+        instance is helpful) and `full_loss[seed, step, test]`.
+
+    Raises:
+        ValueError: as `further_train`; removal "drop".
+    """
+    check_task(task)
+    check_params(task.model, params)
+    checks.choice("removal", removal, ("mask", "subtract"), "'mask' or 'subtract': 'drop' has no derivative")
+    batch_size, epochs = checks.whole("batch_size", batch_size), checks.whole("epochs", epochs)
+    per_epoch = steps_per_epoch(task.n_train, batch_size)
+    plan = Plan(
+        optimizer=Optimizer(optimizer, learning_rate, weight_decay, max_grad_norm),
+        batch_size=batch_size,
+        epochs=epochs,
+        removal=removal,
+        fraction=1.0,
+        left_out=tuple(resolve_rows(left_out, task.n_train, "left_out").tolist()),
+        test=tuple(resolve_rows(test, task.n_test, "test").tolist()),
+        steps=evaluation_steps(evaluate, epochs, per_epoch),
+    )
+    for name in ("left_out", "test"):
+        if not getattr(plan, name):
+            raise ValueError(f"{name}: no instances given; expected at least one.")
+    check_loss(task, params)
+    seeds = check_seeds(seeds)
+    where = choose_device(device)
+    own_batches = removal == "subtract" and has_dropout(task.model)
+    pieces = torch.tensor(plan.left_out).split(OWN_BATCHES if own_batches else TANGENTS)
+    with tqdm(total=len(seeds) * len(pieces) * plan.steps[-1], desc="tangents", disable=not progress) as bar:
+        found = [
+            [chunk for piece in pieces for chunk in chunks_that_fit(task, params, plan, seed, piece, where, bar)]
+            for seed in seeds
+        ]
+    return xr.Dataset(
+        {
+            "full_loss": (("seed", "step", "test"), np.stack([chunks[0][0] for chunks in found])),
+            "delta": (
+                ("seed", "left_out", "step", "test"),
+                np.stack([np.concatenate([slopes for _, slopes in chunks]) for chunks in found]),
+            ),
+        },
+        coords={
+            "seed": seeds,
+            "left_out": list(plan.left_out),
+            "step": list(plan.steps),
+            "test": list(plan.test),
+            "epoch": ("step", np.array(plan.steps) / per_epoch),
+        },
+    )
+
+
+def chunks_that_fit(
+    task: Task, params: Params, plan: Plan, seed: int, removed: Tensor, device: torch.device, bar: tqdm
+) -> list[tuple[np.ndarray, np.ndarray]]:
+    """`one_chunk` for all the removed instances together, or for halves of them where memory is short."""
+    try:
+        return [one_chunk(task, params, plan, seed, removed, device, bar)]
+    except torch.OutOfMemoryError:
+        if len(removed) == 1:
+            raise
+    halves = removed.tensor_split(2)
+    return [chunk for half in halves for chunk in chunks_that_fit(task, params, plan, seed, half, device, bar)]
+
+
+def one_chunk(
+    task: Task, params: Params, plan: Plan, seed: int, removed: Tensor, device: torch.device, bar: tqdm
+) -> tuple[np.ndarray, np.ndarray]:
+    """Losses [steps, test] of one full run, and their derivatives [k, steps, test] for k removed instances."""
+    run = DifferentiableRun(task, params, plan, device)
+    test = take(task.test, torch.tensor(plan.test))
+    tangents = tree_map(lambda p: p.new_zeros(len(removed), *p.shape), (run.params, run.state))
+    losses, slopes = [], []
+
+    def record() -> None:
+        value, slope = run.losses(test, tangents[0])
+        losses.append(value.cpu().numpy())
+        slopes.append(slope.cpu().numpy())
+
+    if 0 in plan.steps:
+        record()
+    everyone = torch.cat([torch.tensor([FULL_RUN]), removed])
+    batches = run_batches(task.n_train, plan.batch_size, everyone, seed, removal=plan.removal)
+    with torch.random.fork_rng(devices=random_devices(device)), strict_arithmetic(device):
+        for number, (rows, weights) in zip(range(1, plan.steps[-1] + 1), batches, strict=False):
+            if rows.dim() == 1:
+                weights_full, change = weights[0], weights[1:] - weights[0]
+            elif run.noisy:  # every removed instance must draw the same masks: in the same place of a batch of its own
+                weights_full = torch.cat([weights[0, :-1], weights.new_zeros(1)])
+                rows, change = rows[1:], torch.cat([torch.zeros_like(weights[1:, :-1]), weights[1:, -1:]], 1)
+            else:  # rows differ between replicas only under "subtract", in the last place: one batch holds them all
+                own = torch.zeros(len(removed), len(removed), dtype=weights.dtype).fill_diagonal_(1) * weights[1:, -1:]
+                weights_full = torch.cat([weights[0, :-1], own.new_zeros(len(removed))])
+                change = torch.cat([torch.zeros(len(removed), rows.shape[1] - 1, dtype=own.dtype), own], 1)
+                rows = torch.cat([rows[0, :-1], rows[1:, -1]])
+            tangents = run.step(number, seed, rows, weights_full, change, tangents)
+            bar.update()
+            if number in plan.steps:
+                record()
+    return np.stack(losses), np.stack(slopes, 1)
+
+
+class DifferentiableRun:
+    """One full run whose every step can be differentiated in parameters, optimiser state and instance weights."""
+
+    def __init__(self, task: Task, params: Params, plan: Plan, device: torch.device) -> None:
+        self.device = device
+        self.ensemble = Ensemble(task, params, 1, plan.optimizer, device=device)
+        self.params, self.state = self.ensemble.params, self.ensemble.state
+        # The root in Adam's denominator has no derivative at 0, where a parameter without gradients (an input that is
+        # 0 in the batch, a dead unit) would stay; far below Adam's epsilon, this changes nothing else.
+        for square in self.state.get("square", {}).values():
+            square.fill_(torch.finfo(square.dtype).tiny ** 0.75)
+        self.train = to(task.train, device, self.ensemble.dtype)
+        self.noisy = has_dropout(task.model)
+
+    def seed_dropout(self, number: int, seed: int) -> None:
+        """The masks of `further_train` for the step of this number."""
+        if self.noisy:
+            torch.manual_seed(seed * 1_000_003 + number)
+
+    def batch(self, rows: Tensor) -> Instances:
+        """The training instances of a step, where they are used."""
+        return take(self.train, rows.to(self.device))
+
+    def weights(self, weights: Tensor) -> Tensor:
+        """Their weights, likewise."""
+        return weights.to(self.device, self.ensemble.dtype)
+
+    def update(self, number: int, batch: Instances) -> Any:
+        """The optimiser step of this number as a function of parameters, state and weights."""
+        rule = self.rule(number)
+
+        def step(params: Params, state: dict, weights: Tensor) -> tuple[Params, dict]:
+            return rule(params, state, self.ensemble.gradients(params, batch, weights[None], True))
+
+        return step
+
+    def rule(self, number: int) -> Any:
+        """What the optimiser does in the step of this number, as a function of parameters, state and gradients."""
+        dtype, betas = self.ensemble.dtype, self.ensemble.optimizer.betas
+        correction = torch.tensor([1 - beta**number for beta in betas], dtype=dtype, device=self.device)
+
+        def update(params: Params, state: dict, gradients: Params) -> tuple[Params, dict]:
+            params, state = tree_map(torch.clone, (params, state))  # the update works in place
+            self.ensemble.optimizer.update(params, gradients, state, correction)
+            return params, state
+
+        return update
+
+    def step(self, number: int, seed: int, rows: Tensor, weights: Tensor, change: Tensor, tangents: Any) -> Any:
+        """One step of the run; returns the tangents after it.
+
+        Args:
+            rows: of the batch [B]; or of one for every tangent [k, B], whose rows differ where `weights` are 0.
+            change: derivative of the weights for every tangent, [k, B].
+            tangents: of (parameters, state), with a leading dimension k.
+        """
+        batch, weights, own = self.batch(rows), self.weights(weights), rows.dim() == 2
+
+        def gradients(dp: Params, dw: Tensor, batch: Instances) -> Any:
+            return jvp(lambda p, w: self.ensemble.gradients(p, batch, w[None], True), (self.params, weights), (dp, dw))
+
+        def pushed(dp: Params, ds: dict, dg: Params) -> Any:
+            return jvp(self.rule(number), (self.params, self.state, here), (dp, ds, dg))
+
+        self.seed_dropout(number, seed)
+        with torch.no_grad():
+            over = {"in_dims": (0, 0, 0 if own else None), "out_dims": (0 if own else None, 0)}
+            here, moved = vmap(gradients, **over, randomness="same")(tangents[0], self.weights(change), batch)
+            here = tree_map(lambda g: g[0], here) if own else here
+            (self.params, self.state), tangents = vmap(pushed, out_dims=(None, 0))(*tangents, moved)
+        return tangents
+
+    def losses(self, test: Instances, tangents: Params) -> tuple[Tensor, Tensor]:
+        """Test losses [n] and their derivatives [k, n], in float64."""
+        inputs, targets = to(test, self.device, torch.float64)
+
+        def one(p: Params) -> Tensor:
+            return self.ensemble.loss(functional_call(self.ensemble.evaluator, p, (inputs,)), targets)
+
+        here = {k: p[0].double() for k, p in self.params.items()}
+        along = {k: t[:, 0].double() for k, t in tangents.items()}
+        with torch.no_grad():
+            return vmap(lambda dp: jvp(one, (here,), (dp,)), out_dims=(None, 0))(along)

@@ -1,0 +1,1 @@
+"""What does the paper run, with which settings, and what has been computed of it?"""

@@ -1,0 +1,258 @@
+"""The pieces of the paper's panels, computed once and kept: final model, gold standard, scores.
+
+Each function returns what the store holds, or computes and stores it. With `compute=False` a missing piece raises
+`Missing` instead, so that figures can be drawn from whatever is finished.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import xarray as xr
+
+from ..datasets import load_task
+from ..datasets.encoders import cached_task
+from ..methods import METHODS, MethodDiverged, attribute
+from ..storage.store import Missing, cached, fingerprint
+from ..tasks import Params, Task, parameters_of, take
+from ..training.final_model import train_final_model
+from ..training.further_training import further_train
+from ..training.minibatches import steps_per_epoch
+from .settings import Settings, experiment_of, panel_title, settings, training_rows
+
+log = logging.getLogger(__name__)
+
+LFT_SEED = 1000  # of its first full run: none of the gold standard's, whose noise it would share
+LFT_RUNS = 5  # averaged
+# The paper's methods in the paper's order; "exact" is the yardstick of the influence functions and is not drawn there.
+PAPER_METHODS = ("grad_dot", "grad_cos", "datainf", "cg", "lissa", "lissa_h", "ekfac", "trak")
+HOLD_FLOAT64 = 5_000  # training instances x outputs; beyond, gradients are kept in float32 to fit memory
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One data set with one optimiser under one profile.
+
+    Args:
+        results: folder of the stored results.
+        compute: whether missing pieces are computed.
+    """
+
+    dataset: str
+    profile: str = "quick"
+    optimizer: str = "sgd"
+    results: Path | str = "results"
+    data_dir: Path | str | None = None
+    compute: bool = True
+
+    @property
+    def folder(self) -> Path:
+        return Path(self.results) / self.profile
+
+    @cached_property
+    def task(self) -> Task:
+        experiment = experiment_of(self.dataset, self.profile)
+        task = load_task(self.dataset, self.data_dir, model=experiment.model)
+        if experiment.trained_layers is None:
+            return task
+        rows = training_rows(experiment)
+        return upper_task(task, experiment.trained_layers, rows, self.folder)
+
+    @cached_property
+    def settings(self) -> Settings:
+        return settings(self.task, self.profile, self.optimizer)
+
+    @property
+    def title(self) -> str:
+        return panel_title(self.dataset)
+
+    @cached_property
+    def params(self) -> Params:
+        """The final model's parameters (training seed 0)."""
+        return train_final_model(
+            self.task, **self.settings.final.arguments(), seed=0, store=self.folder, compute_missing=self.compute
+        )
+
+    @cached_property
+    def gold(self) -> xr.Dataset:
+        """Further training with every seed and left-out instance."""
+        s = self.settings
+        return further_train(
+            self.task,
+            self.params,
+            **s.further.arguments(),
+            removal=s.removal,
+            seeds=s.seeds,
+            left_out=s.left_out,
+            test=s.test,
+            store=self.folder,
+            compute_missing=self.compute,
+            progress=self.compute,
+        )
+
+    @cached_property
+    def retrained(self) -> xr.Dataset:
+        """Training from scratch without each left-out instance: further training from the initial weights."""
+        s = self.settings
+        return further_train(
+            self.task,
+            parameters_of(self.task.model),
+            **s.final.arguments(),
+            seeds=[0],
+            left_out=s.left_out,
+            test=s.test,
+            store=self.folder,
+            compute_missing=self.compute,
+            progress=self.compute,
+        )
+
+    def hyper(self, method: str) -> dict[str, Any]:
+        """The hyper-parameters that the paper plots for a method on this data set."""
+        s = self.settings
+        if method == "lft":  # what it follows, and when to look
+            training = s.further.arguments()
+            per_epoch = steps_per_epoch(self.task.n_train, training["batch_size"])
+            epochs, steps = training.pop("epochs"), training.pop("evaluate", None)
+            horizon = list(steps or (per_epoch * (e + 1) for e in range(epochs)))
+            return {
+                "horizon": horizon,
+                "further_training": {**training, "seed": LFT_SEED},
+                "runs": LFT_RUNS,
+                "segments": min(s.lft_segments, len(horizon)),
+                **({"dtype": "float32"} if self.large else {}),
+            }
+        hyper: dict[str, Any] = {}
+        if "multiple" in METHODS[method].defaults and method in ("cg", "lissa", "lissa_h", "exact"):
+            hyper |= {"multiple": max(s.damping_multiples)} if s.damping is None else {"damping": s.damping}
+        if "depth" in METHODS[method].defaults:
+            hyper["depth"] = s.lissa_h_depth if method == "lissa_h" else s.lissa_depth
+        if method == "lissa" and s.lissa_scale is not None:
+            hyper["scale"] = s.lissa_scale
+        if method == "cg" and s.cg_tolerance is not None:
+            hyper["tolerance"] = s.cg_tolerance
+        if method == "lissa_h" or self.large:
+            hyper["dtype"] = "float32"
+        return hyper
+
+    @property
+    def methods(self) -> tuple[str, ...]:
+        """The paper's methods that are run on this data set."""
+        return tuple(m for m in PAPER_METHODS if m not in self.settings.without)
+
+    @property
+    def left_aside(self) -> tuple[str, ...]:
+        """The paper's methods that are not run here, for their cost."""
+        return tuple(m for m in PAPER_METHODS if m in self.settings.without)
+
+    @property
+    def lft(self) -> bool:
+        """Whether LFT is run on this data set."""
+        return "lft" not in self.settings.without
+
+    @property
+    def large(self) -> bool:
+        """Whether gradients are kept in float32 to fit memory."""
+        n = len(self.settings.curvature or range(self.task.n_train))
+        return n * list(self.params.values())[-1].shape[0] > HOLD_FLOAT64 or n_parameters(self.params) > 500_000
+
+    def scores(self, method: str, **hyper: Any) -> xr.DataArray:
+        """Scores of the left-out instances for the tested ones, with the paper's hyper-parameters unless given.
+
+        A method that diverges leaves an array of NaN whose attribute `outcome` says why.
+        """
+        s, chosen = self.settings, self.hyper(method) | hyper
+        spec = {
+            "method": method,
+            "hyper": chosen,
+            "task": self.dataset,
+            "left_out": s.left_out,
+            "test": s.test,
+            "model": repr(self.task.model),
+            "params": fingerprint(self.params),
+            "data": fingerprint(self.task.train, take(self.task.test, list(s.test))),
+            **({"curvature": s.curvature} if s.curvature else {}),
+        }
+
+        def compute() -> xr.Dataset:
+            log.info("%s on %s: computing scores %s", METHODS[method].label, self.title, chosen or "")
+            return attribute_or_outcome(
+                method, self.task, self.params, train=s.left_out, test=s.test, curvature=s.curvature, **chosen
+            ).to_dataset(name="scores")
+
+        return cached(self.folder, f"scores-{self.dataset}-{method}", spec, compute, compute_missing=self.compute)[
+            "scores"
+        ]
+
+    def other(self, **changes: Any) -> Panel:
+        """The same with another optimiser, profile, ...; itself, with all that it has loaded, if nothing changes."""
+        unchanged = all(getattr(self, name) == value for name, value in changes.items())
+        return self if unchanged else replace(self, **changes)
+
+
+def one_seed(shown: Panel, seed: int) -> Panel:
+    """The same with a single seed of further training; data and final model are shared."""
+    one = replace(shown)
+    vars(one).update(task=shown.task, params=shown.params, settings=replace(shown.settings, seeds=(seed,)))
+    return one
+
+
+def upper_task(task: Task, trained_layers: int, rows: Sequence[int] | None, folder: Path) -> Task:
+    """`encoders.cached_task`, with what the lower layers put out kept in the store, rounded to half precision.
+
+    It counts as loading of data: computed even where results are not to be, half a minute for 5,000 sentences.
+    Rounded, because it depends on the number of threads in its last digits, and stored, because it is part of the
+    data by which all other results are found.
+    """
+    chosen = {"trained_layers": trained_layers, "rows": rows}
+    spec = {
+        **chosen,
+        "data": fingerprint(task.train, task.test),
+        "model": repr(task.model),
+        "params": fingerprint(dict(task.model.named_parameters())),
+    }
+
+    def compute() -> xr.Dataset:
+        cached = cached_task(task, **chosen)
+        hidden = {
+            p: ((f"{p}_row", f"{p}_position", "feature"), getattr(cached, p)[0]["hidden"].half().numpy())
+            for p in ("train", "test")
+        }
+        found = xr.Dataset(hidden)
+        for part in hidden:
+            found[part].encoding = {"zlib": True, "complevel": 1}  # most of it is padding
+        return found
+
+    stored = cached(folder, f"hidden-{task.name}", spec, compute)
+    return cached_task(task, **chosen, hidden={p: torch.from_numpy(stored[p].values).float() for p in stored})
+
+
+def n_parameters(params: Params) -> int:
+    return sum(p.numel() for p in params.values())
+
+
+def attribute_or_outcome(method: str, task: Task, params: Params, **arguments: Any) -> xr.DataArray:
+    """`attribute`, with divergence as a result: scores of NaN and the reason in the attribute `outcome`."""
+    try:
+        return attribute(method, task, params, **arguments).assign_attrs(outcome="finished")
+    except MethodDiverged as reason:
+        log.warning("%s", reason)
+        rows = {"test": list(arguments["test"]), "train": list(arguments["train"])}
+        values = np.full((len(rows["test"]), len(rows["train"])), np.nan)
+        return xr.DataArray(
+            values, dims=("test", "train"), coords=rows, attrs={"method": method, "outcome": f"diverged: {reason}"}
+        )
+
+
+def finished(pieces: Callable[[], Any]) -> Any | None:
+    """What `pieces` returns, or None if something it needs has not been computed."""
+    try:
+        return pieces()
+    except Missing:
+        return None

@@ -1,0 +1,104 @@
+"""How much of the paper to run: from the smallest sizes, for tests, to all of it, for a GPU box."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..checks import known
+
+
+@dataclass(frozen=True)
+class Profile:
+    """How much of the paper's settings to run.
+
+    Args:
+        seeds: optimiser -> data set -> number of seeds; "*" for the data sets not named.
+        left_out: at most so many left-out instances.
+        final, further: factors on the numbers of epochs.
+        embedded: whether data that ships with scikit-learn may stand in; then nothing is downloaded.
+        lissa_depth: recursion depth of LiSSA (the paper's is 5000).
+        lissa_h_depth: the same for LiSSA-H, whose steps cost a hundred times more.
+        n_test: at most so many test instances.
+        cg_tolerance: relative residual at which CG stops; None takes the method's own.
+        study_left_out: at most so many left-out instances in the studies beyond the paper, whose derivatives cost
+            several times a run.
+        full_size: whether images and text take the paper's models, or those of `SMALL`.
+    """
+
+    name: str
+    description: str
+    seeds: dict[str, dict[str, int]]
+    left_out: int = 100
+    final: float = 1.0
+    further: float = 1.0
+    embedded: bool = False
+    lissa_depth: int = 5000
+    lissa_h_depth: int = 5000
+    n_test: int | None = None
+    cg_tolerance: float | None = None
+    study_left_out: int = 20
+    full_size: bool = False
+
+    def n_seeds(self, optimizer: str, dataset: str) -> int:
+        counts = self.seeds.get(optimizer, self.seeds["sgd"])
+        return counts.get(dataset, counts["*"])
+
+
+_LAPTOP_SEEDS = {
+    "sgd": {"concrete": 10, "energy": 10, "*": 3},
+    "adam": {"concrete": 3, "energy": 3, "*": 2},
+}
+PROFILES: dict[str, Profile] = {
+    p.name: p
+    for p in (
+        Profile(
+            "smoke",
+            "the smallest sizes that pass through every line: for tests",
+            {"sgd": {"*": 2}, "adam": {"concrete": 3, "energy": 3, "*": 2}},
+            left_out=4,
+            final=0.02,
+            further=0.01,
+            embedded=True,
+            lissa_depth=50,
+            n_test=8,
+            cg_tolerance=0.1,
+            lissa_h_depth=20,
+        ),
+        Profile(
+            "quick",
+            "20 left-out instances, 5 seeds (images and text 3), an eighth of the epochs, data that ships with "
+            "scikit-learn in place of what is not on this machine: about nine minutes on 2 cores",
+            {"sgd": {"digit_images": 3, "sentences": 3, "*": 5}, "adam": {"*": 5}},
+            left_out=20,
+            further=0.125,
+            final=0.5,
+            embedded=True,
+            lissa_depth=200,
+            lissa_h_depth=100,
+            n_test=40,
+            cg_tolerance=1e-3,
+            study_left_out=6,
+        ),
+        Profile(
+            "laptop",
+            "the paper's data sets, left-out instances and epochs with fewer seeds (2 to 10)",
+            _LAPTOP_SEEDS,
+            lissa_h_depth=1000,
+        ),
+        Profile(
+            "paper",
+            "everything as in the paper, 100 seeds: for a GPU box",
+            {"sgd": {"*": 100}, "adam": {"*": 100}},
+            full_size=True,
+        ),
+    )
+}
+
+
+def get_profile(name: str) -> Profile:
+    """The profile of this name.
+
+    Raises:
+        ValueError: there is none.
+    """
+    return PROFILES[known(name, PROFILES, "profile")]

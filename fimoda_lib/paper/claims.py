@@ -1,0 +1,244 @@
+"""The paper's claims about the shape of its results, checked on the numbers that the figures were drawn from.
+
+A claim is judged per data set from the CSV of one figure; the same rule is applied to the published numbers, where
+there are any.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pandas as pd
+
+from ..datasets import DATASETS
+from ..experiments.panel import PAPER_METHODS
+from ..plots.published import published_curves
+from .rules import (
+    FIRST_ORDER,
+    INFLUENCE,
+    THRESHOLDS,
+    Curves,
+    high_then_decay,
+    labels,
+    listed,
+    near_zero,
+    persistent_but_lower,
+    rises_with_seeds,
+)
+
+REPRODUCED, NOT_REPRODUCED, NOT_RUN = "reproduced", "not reproduced", "not run"
+IN_PART = "reproduced in part"  # of a claim as a whole: it holds on some data sets and not on others
+VERDICTS = (REPRODUCED, IN_PART, NOT_REPRODUCED, NOT_RUN)
+TABULAR_PANELS = "abcd"
+NEAR_ZERO_METHODS = ("trak", "lissa_h")
+NOT_RUN_IN = {"e": ("lissa_h",), "f": ("cg", "lissa_h")}  # panel -> methods that are not run at the paper's size
+
+
+@dataclass(frozen=True)
+class Finding:
+    """What a rule finds in one set of curves.
+
+    Args:
+        verdict: one of REPRODUCED, NOT_REPRODUCED, NOT_RUN.
+        numbers: the numbers it was judged by, in words.
+        reason: one sentence that says how the verdict follows from them.
+    """
+
+    verdict: str
+    numbers: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class Claim:
+    """One claim.
+
+    Args:
+        figure: name of the figure whose numbers it is judged by.
+        rule: how it is judged, in one sentence.
+        methods: the methods that need numbers; a verdict on fewer could only be "not reproduced".
+        check: curves of these methods (only those that there are) -> complaints and the numbers in words.
+        tabular: whether it is about tabular data only.
+    """
+
+    number: int
+    statement: str
+    figure: str
+    rule: str
+    methods: tuple[str, ...]
+    check: Callable[[Curves], tuple[list[str], str]]
+    tabular: bool = False
+
+    def judge(self, curves: Curves, panel: str = "a") -> Finding:
+        """The finding for one data set; `panel` is the letter that it fills."""
+        needed = [m for m in self.methods if m not in NOT_RUN_IN.get(panel, ())]
+        known = {m: curves[m] for m in needed if m in curves and len(curves[m]) > 1}  # one point shows no shape
+        missing = [m for m in needed if m not in known]
+        if not known:
+            return Finding(NOT_RUN, "", "There are no numbers yet.")
+        complaints, numbers = self.check(known)
+        if complaints:
+            return Finding(NOT_REPRODUCED, numbers, f"{'; '.join(complaints)}.")
+        if missing:
+            return Finding(NOT_RUN, numbers, f"No numbers for {labels(missing)} (not run, or diverged).")
+        return Finding(REPRODUCED, numbers, "Every condition holds.")
+
+
+@dataclass(frozen=True)
+class Result:
+    """A claim on one data set: ours, and the same rule on the published numbers (None where there are none)."""
+
+    dataset: str
+    title: str
+    ours: Finding
+    published: Finding | None
+    published_title: str = ""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A claim on all data sets, and its overall verdict: reproduced only if it is on each that was run."""
+
+    claim: Claim
+    results: tuple[Result, ...]
+
+    @property
+    def verdict(self) -> str:
+        verdicts = {r.ours.verdict for r in self.results} - {NOT_RUN}
+        if len(verdicts) == 2:
+            return IN_PART
+        return verdicts.pop() if verdicts else NOT_RUN
+
+    @property
+    def summary(self) -> str:
+        """On which data sets it holds, in words."""
+        titles = {v: [r.title for r in self.results if r.ours.verdict == v] for v in (REPRODUCED, NOT_REPRODUCED)}
+        pending = [r.title for r in self.results if r.ours.verdict == NOT_RUN]
+        pieces = [f"holds on {listed(titles[REPRODUCED])}"] if titles[REPRODUCED] else []
+        pieces += [f"does not hold on {listed(titles[NOT_REPRODUCED])}"] if titles[NOT_REPRODUCED] else []
+        pieces += [f"not run on {listed(pending)}"] if pending else []
+        return "; ".join(pieces)
+
+
+_HIGH, _DECAY, _ZERO = (THRESHOLDS[k].value for k in ("high", "decay", "zero"))
+CLAIMS = (
+    Claim(
+        1,
+        "First-order methods (Grad-Dot, DataInf) start high and decay.",
+        "fig02",
+        f"First similarity at least {_HIGH:g}, last at most {_DECAY:g} times the first, for both methods.",
+        FIRST_ORDER,
+        high_then_decay,
+    ),
+    Claim(
+        2,
+        "Influence-function methods (CG, LiSSA, EK-FAC) change less, and stay below the first-order start.",
+        "fig02",
+        "For each: its largest minus its smallest similarity is less than that of Grad-Dot (the method without any "
+        "curvature), and its largest is below the first similarity of Grad-Dot and of DataInf.",
+        (*INFLUENCE, *FIRST_ORDER),
+        persistent_but_lower,
+    ),
+    Claim(
+        3,
+        "Averaging over seeds raises every similarity.",
+        "fig07",
+        "For every method the similarity with the most seeds averaged is above that of single seeds.",
+        PAPER_METHODS,
+        rises_with_seeds,
+    ),
+    Claim(
+        4,
+        "TRAK and LiSSA-H stay near zero on tabular data.",
+        "fig02",
+        f"Absolute similarity, averaged over epochs, below {_ZERO:g} for both methods.",
+        NEAR_ZERO_METHODS,
+        near_zero,
+        tabular=True,
+    ),
+    Claim(
+        5,
+        "No method predicts re-training from scratch.",
+        "fig11",
+        f"Absolute similarity, averaged over epochs, below {_ZERO:g} for every method.",
+        PAPER_METHODS,
+        near_zero,
+    ),
+)
+
+
+# --- From files to outcomes -----------------------------------------------------------------------------------------
+
+
+def check_claims(folder: Path | str) -> list[Outcome]:
+    """Judges every claim on the figures of a folder; a figure that is not there counts as not run."""
+    return [outcome(claim, read_table(folder, claim.figure)) for claim in CLAIMS]
+
+
+def outcome(claim: Claim, table: pd.DataFrame | None) -> Outcome:
+    """One claim on the numbers of its figure: columns panel, dataset, method, x and value as `curves_of` takes them."""
+    if table is None or not {"panel", "dataset", "method"} <= set(table):
+        return Outcome(claim, ())
+    results = []
+    for (panel, dataset), rows in table.groupby(["panel", "dataset"]):
+        if claim.tabular and panel not in TABULAR_PANELS:
+            continue
+        published = published_panel(claim.figure, panel, dataset)
+        results.append(
+            Result(
+                dataset,
+                title(dataset),
+                claim.judge(curves_of(rows), panel),
+                claim.judge(curves_of(published), panel) if len(published) else None,
+                title(published.dataset.iloc[0]) if len(published) else "",
+            )
+        )
+    return Outcome(claim, tuple(results))
+
+
+def read_table(folder: Path | str, figure: str) -> pd.DataFrame | None:
+    """The numbers that a figure was drawn from; None if there are none.
+
+    Raises:
+        ValueError: the file is not a CSV table.
+    """
+    path = Path(folder) / f"{figure}.csv"
+    if not path.exists():
+        return None
+    try:
+        return pd.read_csv(path)
+    except (ValueError, UnicodeDecodeError) as error:  # pandas raises kinds of ValueError
+        raise ValueError(f"{path} is not a readable CSV table ({error}); draw the figure anew.") from error
+
+
+def curves_of(rows: pd.DataFrame) -> dict[str, pd.Series]:
+    """The curves of one panel: columns method, one of `X` and one of `VALUE`. A curve with gaps (a run diverged, say)
+    is left out: the rest of it would pass for the whole."""
+    x, value = (next((c for c in names if c in rows), None) for names in (X, VALUE))
+    if x is None or value is None:
+        return {}
+    curves = {m: g.set_index(x)[value].sort_index() for m, g in rows.groupby("method", sort=False)}
+    return {m: c for m, c in curves.items() if c.notna().all() and c.index.notna().all()}
+
+
+X, VALUE = ("seeds_averaged", "block", "epoch", "step", "x"), ("mean", "value")  # names of columns, in this order
+
+
+def published_panel(figure: str, panel: str, dataset: str) -> pd.DataFrame:
+    """The published numbers of the panel that a data set fills (columns dataset, x, method, value).
+
+    No rows where nothing was published, and none beside data that ships with scikit-learn: it fills a panel, but has
+    nothing else in common with the paper's. Adult poses the same question as Folktables, so that they are compared.
+    """
+    published = published_curves()
+    if dataset in DATASETS and DATASETS[dataset].embedded:
+        return published[:0]
+    digits = figure.removeprefix("fig").lstrip("0")
+    return published[[f"{digits}{panel}" in names.split("+") for names in published.figure]]
+
+
+def title(dataset: str) -> str:
+    """How a data set is called: "FICO HELOC", "Folktables"."""
+    return DATASETS[dataset].title.split(" (")[0] if dataset in DATASETS else dataset.upper()

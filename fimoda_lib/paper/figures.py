@@ -1,0 +1,386 @@
+"""The paper's figures: one function each, from stored results to PDF, PNG, and a CSV of the plotted numbers.
+
+`panels` are keyed by their letters in Figure 2, (a) to (f), whatever they fill; a figure that shows only some of them,
+or under other letters, takes what it needs (`LETTERS`). Results are read, not computed (but for `figure_damping`): a
+panel whose results are missing says how to make them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..experiments.panel import PAPER_METHODS, Panel
+from ..experiments.profiles import get_profile
+from ..experiments.settings import SMALL
+from ..plots import access, damping, extremes, retraining, seeds, similarity, sorted_scores, thumbnails
+from ..plots.damping import table as damping_sweep
+from ..plots.drawing import (
+    LOOK,
+    PUBLISHED,
+    RULES,
+    STYLE,
+    Look,
+    Panels,
+    Tables,
+    caption,
+    foot,
+    panel_figure,
+    provenance,
+    save,
+    save_numbers,
+    say,
+)
+from ..plots.kept import panels_and_tables
+from ..plots.panels import LETTERS, shown_in
+from ..plots.pictures import gallery
+from ..plots.published import draw_published, published_curves, published_points
+
+__all__ = ["FIGURES", "LETTERS", "LOOK", "STYLE", "Look", "damping_sweep", "published_curves", "shown_in"]
+METRICS = {"cosine": ("cosine similarity", "to"), "spearman": ("Spearman correlation", "with")}
+MARKS = {  # what a caption says of an entry of the legend
+    "lft": "the thick black line is linearised further training (ours)",
+    "ceiling": "the dotted grey line is the noise ceiling, the most that any method could reach against so many seeds",
+    PUBLISHED: "open markers are the published numbers (100 seeds)",
+}
+
+
+def figure1(panels: Panels, folder: Path | str) -> Figure:
+    """Figure 1: levels of access, and further training: a drawing. `panels` only say for which profile."""
+    note = provenance(panels, figure="fig01", title="Levels of access, and further training", measured=None)
+    note["caption"] = access.CAPTION
+    with mpl.rc_context({**STYLE, "axes.grid": False}):
+        figure, axes = plt.subplots(2, 1, figsize=(7.1, 5.6), layout="constrained", height_ratios=(2.75, 2.3))
+        access.draw_levels(axes[0])
+        access.draw_further_training(axes[1])
+        axes[0].set_title("(a) Levels of access")
+        axes[1].set_title("(b) Further training, the gold standard with the final model only")
+        save(figure, None, folder, "fig01", note)
+    return figure
+
+
+# --- Similarity against the amount of further training --------------------------------------------------------------
+
+
+def figure2(panels: Panels, folder: Path | str, methods: Sequence[str] = PAPER_METHODS) -> Figure:
+    """Figure 2: cosine similarity against the amount of further training, mean adjustment, SGD (text: AdamW)."""
+    return similarity_figure("fig02", panels, folder, methods)
+
+
+def figure4(panels: Panels, folder: Path | str, methods: Sequence[str] = PAPER_METHODS) -> Figure:
+    """Figure 4: as Figure 2, with Adam."""
+    return similarity_figure("fig04", panels, folder, methods, optimizer="adam")
+
+
+def figure5(panels: Panels, folder: Path | str, methods: Sequence[str] = PAPER_METHODS) -> Figure:
+    """Figure 5: as Figure 2, with the full adjustment."""
+    return similarity_figure("fig05", panels, folder, methods, adjustment="full")
+
+
+def figure6(panels: Panels, folder: Path | str, methods: Sequence[str] = PAPER_METHODS) -> Figure:
+    """Figure 6: as Figure 2, with Spearman correlation."""
+    return similarity_figure("fig06", panels, folder, methods, metric="spearman")
+
+
+def similarity_figure(
+    name: str,
+    panels: Panels,
+    folder: Path | str,
+    methods: Sequence[str],
+    *,
+    optimizer: str = "sgd",
+    adjustment: str = "mean",
+    metric: str = "cosine",
+    notebook: str = "04_figures",
+) -> Figure:
+    """A figure of the kind of Figure 2; `name` begins with "fig" and the number of the figure with the same data."""
+    shown, tables, kept = panels_and_tables(
+        name,
+        panels,
+        folder,
+        lambda s: similarity.table(s, methods, adjustment=adjustment, metric=metric),
+        optimizer=optimizer,
+        compute=False,
+    )
+    points = {k: _published(f"{int(name[3:5])}{k}", s) for k, s in shown.items()}
+
+    def draw(ax: Axes, letter: str) -> None:
+        similarity.draw(ax, tables[letter], shown[letter].dataset)
+        draw_published(ax, points[letter])
+
+    legend = _legend(methods, tables, points)
+    words, preposition = METRICS[metric]
+    trained = f"{RULES[optimizer]}, {adjustment} adjustment"
+    measure = f"{words[0].upper()}{words[1:]}"
+    extra = ", with LFT" if "lft" in methods else ""
+    return panel_figure(
+        provenance(
+            shown,
+            kept=kept,
+            figure=name,
+            title=f"{measure} {preposition} further training ({trained}){extra}",
+            notebook=notebook,
+            optimizer=optimizer,
+            adjustment=adjustment,
+            metric=metric,
+            how=lambda s: {**_ceiling(metric), **_followed(s, methods)},
+        ),
+        shown,
+        folder,
+        tables,
+        draw,
+        what=similarity.WHAT.format(Measure=measure, trained=trained),
+        marks=_marks(legend),
+        ylabel=f"{words} {preposition} further training",
+        legend=legend,
+    )
+
+
+def _ceiling(metric: str) -> dict:
+    """For provenance: how the noise ceiling is estimated."""
+    return {"ceiling": "variances"} if metric == "cosine" else {}
+
+
+def _followed(shown: Panel, methods: Sequence[str]) -> dict:
+    """For provenance: what LFT follows on a data set, if it is drawn."""
+    if "lft" not in methods:
+        return {}
+    hyper = shown.hyper("lft")
+    return {"lft": {name: hyper[name] for name in ("runs", "segments")} if shown.lft else None}
+
+
+# --- Similarity against the number of seeds averaged ----------------------------------------------------------------
+
+
+def figure3(panels: Panels, folder: Path | str, methods: Sequence[str] = PAPER_METHODS) -> Figure:
+    """Figure 3: cosine similarity against the number of seeds averaged; two panels of Figure 7."""
+    return _seeds("fig03", panels, folder, methods)
+
+
+def figure7(panels: Panels, folder: Path | str, methods: Sequence[str] = PAPER_METHODS) -> Figure:
+    """Figure 7: as Figure 3, all panels."""
+    return _seeds("fig07", panels, folder, methods)
+
+
+def figure8(panels: Panels, folder: Path | str, methods: Sequence[str] = PAPER_METHODS) -> Figure:
+    """Figure 8: as Figure 7, with Adam."""
+    return _seeds("fig08", panels, folder, methods, optimizer="adam")
+
+
+def figure9(panels: Panels, folder: Path | str, methods: Sequence[str] = PAPER_METHODS) -> Figure:
+    """Figure 9: as Figure 7, with the full adjustment."""
+    return _seeds("fig09", panels, folder, methods, adjustment="full")
+
+
+def _seeds(
+    name: str,
+    panels: Panels,
+    folder: Path | str,
+    methods: Sequence[str],
+    *,
+    optimizer: str = "sgd",
+    adjustment: str = "mean",
+) -> Figure:
+    shown, tables, kept = panels_and_tables(
+        name,
+        panels,
+        folder,
+        lambda s: seeds.table(s, methods, adjustment=adjustment),
+        optimizer=optimizer,
+        compute=False,
+    )
+    points = {k: _published(f"{int(name[3:])}{k}", s) for k, s in shown.items()}
+
+    def draw(ax: Axes, letter: str) -> None:
+        seeds.draw(ax, tables[letter], points[letter].x)
+        draw_published(ax, points[letter])
+
+    legend = _legend(methods, tables, points)
+    trained = f"{RULES[optimizer]}, {adjustment} adjustment"
+    return panel_figure(
+        provenance(
+            shown,
+            kept=kept,
+            figure=name,
+            title=f"Similarity against the number of seeds averaged ({trained})",
+            optimizer=optimizer,
+            adjustment=adjustment,
+            metric="cosine",
+        ),
+        shown,
+        folder,
+        tables,
+        draw,
+        what=seeds.WHAT.format(trained=trained),
+        marks=_marks(legend),
+        ylabel="cosine similarity to further training",
+        legend=legend,
+    )
+
+
+# --- The other figures ----------------------------------------------------------------------------------------------
+
+
+def figure10(panels: Panels, folder: Path | str, methods: Sequence[str] = ("grad_dot", "grad_cos")) -> Figure:
+    """Figure 10: sorted attribution scores of first-order methods and of further training at two amounts."""
+    shown, tables, kept = panels_and_tables(
+        "fig10", panels, folder, lambda s: sorted_scores.table(s, methods), compute=False
+    )
+    note = provenance(
+        shown, kept=kept, figure="fig10", title="Sorted attribution scores", optimizer="sgd", adjustment="mean"
+    )
+    return panel_figure(
+        note,
+        shown,
+        folder,
+        tables,
+        lambda ax, letter: sorted_scores.draw(ax, tables[letter], shown[letter].dataset),
+        what=sorted_scores.WHAT,
+        marks=sorted_scores.MARKS,
+        ylabel="sorted attribution score",
+    )
+
+
+def figure11(panels: Panels, folder: Path | str, methods: Sequence[str] = PAPER_METHODS) -> Figure:
+    """Figure 11: cosine similarity to re-training from scratch without each left-out instance."""
+    shown, tables, kept = panels_and_tables(
+        "fig11", panels, folder, lambda s: retraining.table(s, methods), compute=False
+    )
+    note = provenance(
+        shown,
+        kept=kept,
+        figure="fig11",
+        title="Similarity to re-training from scratch",
+        measured=lambda s: s.retrained,
+        optimizer="sgd",
+        adjustment="mean",
+        metric="cosine",
+    )
+    return panel_figure(
+        note,
+        shown,
+        folder,
+        tables,
+        lambda ax, letter: retraining.draw(ax, tables[letter]),
+        what=retraining.WHAT,
+        marks=retraining.MARKS,
+        ylabel="cosine similarity to re-training",
+        legend=_legend((*methods, "further_last"), tables),
+    )
+
+
+def table2(panels: Panels, folder: Path | str, name: str = "table2") -> pd.DataFrame | None:
+    """Table 2: the most helpful and most harmful training instance for a few test instances; CSV, HTML and JSON."""
+    (shown,) = shown_in(name, panels, compute=False).values()
+    table = extremes.table(shown)
+    title = "The most helpful and the most harmful training instances"
+    note = provenance({"a": shown}, figure=name, title=title, optimizer="sgd", adjustment="mean")
+    note["caption"] = caption({"a": shown}, note, extremes.WHAT, extremes.MARKS)
+    save_numbers(pd.DataFrame(columns=extremes.FIRST) if table is None else table, folder, name, note)
+    page = extremes.html(table, note["caption"])
+    (Path(folder) / f"{name}.html").write_text(page, encoding="utf-8")
+    return table
+
+
+def table2_text(panels: Panels, folder: Path | str) -> pd.DataFrame | None:
+    """Table 2, its sentences."""
+    return table2(panels, folder, "table2_text")
+
+
+def figure_images(panels: Panels, folder: Path | str) -> Figure:
+    """The most helpful and the most harmful training images for several test images."""
+    (shown,) = shown_in("fig_images", panels, compute=False).values()
+    note = provenance(
+        {"a": shown},
+        figure="fig_images",
+        title="The most helpful and the most harmful training images",
+        optimizer="sgd",
+        adjustment="mean",
+    )
+    note["caption"] = caption({"a": shown}, note, thumbnails.WHAT, thumbnails.MARKS)
+    scores = thumbnails.scores(shown)
+    with mpl.rc_context({**STYLE, "axes.grid": False}):
+        if scores is None:
+            figure, ax = plt.subplots(figsize=(7.1, 2))
+            say(ax, f"Not run yet: ./run_all.sh --profile {shown.profile} --only fig_images --datasets {shown.dataset}")
+        else:
+            figure = gallery(shown.task, scores, n=thumbnails.N_TRAIN, title=shown.title)
+        foot(figure, note)
+        save(figure, thumbnails.table(shown, scores), folder, "fig_images", note)
+    return figure
+
+
+def figure_damping(panels: Panels, folder: Path | str, method: str = "exact") -> Figure:
+    """Similarity of influence functions against damping and horizon, with λ = 1/(learning rate x steps) drawn on it."""
+    shown = shown_in("fig_damping", panels)  # computes what is missing, if they may: no other notebook asks for it
+    tables = {k: damping.table(s, method) for k, s in shown.items()}
+
+    def draw(ax: Axes, letter: str) -> None:
+        chosen = shown[letter].settings
+        damping.draw(ax, tables[letter], chosen.further.learning_rate, chosen.damping_multiples)
+
+    return panel_figure(
+        provenance(
+            shown,
+            figure="fig_damping",
+            title="Damping is time",
+            notebook="05_damping_is_time",
+            optimizer="sgd",
+            adjustment="mean",
+            metric="cosine",
+            method=method,
+        ),
+        shown,
+        folder,
+        tables,
+        draw,
+        what=damping.WHAT,
+        marks=damping.MARKS,
+        ylabel=r"damping $\lambda$",
+    )
+
+
+def _published(panel: str, shown: Panel) -> pd.DataFrame:
+    """The published numbers of a panel, none if a smaller model stands in its place."""
+    points = published_points(panel, shown.dataset)
+    small = shown.dataset in SMALL and not get_profile(shown.profile).full_size
+    return points[:0] if small else points
+
+
+def _legend(methods: Sequence[str], tables: Tables, points: Mapping[str, pd.DataFrame] | None = None) -> list[str]:
+    """What the legend of a figure explains: what is in its tables, in the order given, and published numbers if any."""
+    known = {name for table in tables.values() if table is not None for name in table["method"]}
+    published = any(len(points[k]) for k, table in tables.items() if table is not None) if points else False
+    return [m for m in (*methods, "ceiling") if m in known] + [PUBLISHED] * published
+
+
+def _marks(legend: Sequence[str]) -> str:
+    """The sentence of a caption on bands, lines and markers."""
+    words = ["bands are one standard error over test instances", *(MARKS[name] for name in legend if name in MARKS)]
+    sentence = "; ".join(words)
+    return f"{sentence[0].upper()}{sentence[1:]}."
+
+
+FIGURES: dict[str, Callable[[Panels, Path | str], Figure | pd.DataFrame | None]] = {
+    "fig01": figure1,
+    "fig02": figure2,
+    "fig03": figure3,
+    "fig04": figure4,
+    "fig05": figure5,
+    "fig06": figure6,
+    "fig07": figure7,
+    "fig08": figure8,
+    "fig09": figure9,
+    "fig10": figure10,
+    "fig11": figure11,
+    "table2": table2,
+    "table2_text": table2_text,
+    "fig_images": figure_images,
+    "fig_damping": figure_damping,
+}

@@ -1,0 +1,1 @@
+"""How is everything computed with one command, on one machine or many?"""

@@ -1,0 +1,184 @@
+"""Names of losses and models that last: the same in every process, and another for anything that computes otherwise.
+
+Stored results are found by these names, so that two losses under one name would be mistaken for each other. A name
+therefore follows code and values wherever a loss may keep them: its own code, what it captures, its default values,
+the globals it reads, the attributes of an object. Libraries are taken by name, not followed inside.
+"""
+
+from __future__ import annotations
+
+import dis
+import functools
+import hashlib
+import pickle
+import sys
+import sysconfig
+import types
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor, nn
+
+from ..tasks import cross_entropy, squared_error
+from .store import fingerprint
+
+PLAIN = {squared_error: "squared_error", cross_entropy: "cross_entropy"}
+LIBRARIES = tuple({sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")})
+# Layers whose `repr` says everything about them but their weights.
+TOLD_BY_REPR = {
+    *(nn.Sequential, nn.ModuleList, nn.Identity, nn.Flatten, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding),
+    *(nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.Softplus, nn.LeakyReLU, nn.Dropout, nn.Dropout2d),
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d),
+}
+SIMPLE = (bool, int, float, complex, str, bytes, types.NoneType, types.EllipsisType)
+
+
+def loss_name(loss: Any) -> str:
+    """The name of a loss in specifications: readable, then 16 hexadecimal digits of all that determines it.
+
+    Raises:
+        ValueError: the loss holds something that cannot be told from another of its kind.
+    """
+    if isinstance(loss, types.FunctionType) and loss in PLAIN:
+        return PLAIN[loss]
+    return f"{_readable(loss)}#{_digest('loss', [loss])}"
+
+
+def model_name(model: nn.Module) -> str | None:
+    """16 hexadecimal digits of what `repr(model)` does not say: code and settings of its modules, but no weights.
+
+    None if there is nothing to add: layers that `repr` tells everything about, and this library's own models.
+    """
+    parts = list(_modules(model, ""))
+    return _digest("model", parts) if parts else None
+
+
+def _modules(module: nn.Module, path: str) -> Iterator[Any]:
+    kind = type(module)
+    if kind.__module__.split(".")[0] == "fimoda_lib":
+        return
+    if kind not in TOLD_BY_REPR:
+        kept = {k: v for k, v in vars(module).items() if k not in ("_parameters", "_buffers", "_modules")}
+        if _of_library(kind):  # settings only: beside them lie paths, caches and the like
+            kept = {k: v for k, v in kept.items() if isinstance(v, (*SIMPLE, tuple, types.FunctionType))}
+        yield [path, kind, kept]
+    for name, child in module.named_children():
+        yield from _modules(child, f"{path}.{name}")
+
+
+def _readable(value: Any) -> str:
+    if isinstance(value, functools.partial):
+        return _readable(value.func)
+    return getattr(value, "__qualname__", None) or type(value).__name__
+
+
+def _digest(what: str, parts: list[Any]) -> str:
+    return hashlib.sha256(_describe(parts, {}, what).encode()).hexdigest()[:16]
+
+
+def _describe(value: Any, seen: dict[int, tuple[int, Any]], what: str) -> str:
+    """A text that differs for values that differ. `seen`: id -> number and value of what has been described already."""
+    if isinstance(value, SIMPLE):
+        return f"{type(value).__name__}:{value!r}"
+    if id(value) in seen:
+        return f"<{seen[id(value)][0]}>"
+    if not isinstance(value, tuple | types.CodeType):  # whether Python shares these is its own affair
+        seen[id(value)] = len(seen), value
+
+    def inside(*pieces: Any) -> str:
+        return f"{type(value).__name__}({','.join(_describe(piece, seen, what) for piece in pieces)})"
+
+    if isinstance(value, Tensor | np.ndarray):
+        return f"array:{fingerprint(value)}"
+    if isinstance(value, tuple | list):
+        return inside(*value)
+    if isinstance(value, set | frozenset):
+        return f"set({','.join(sorted(_describe(v, {}, what) for v in value))})"
+    if isinstance(value, Mapping):
+        return inside(*(part for key in sorted(value, key=repr) for part in (key, value[key])))
+    if isinstance(value, functools.partial):
+        return inside(value.func, value.args, value.keywords)
+    if isinstance(value, types.MethodType):
+        return inside(value.__func__, value.__self__)
+    if isinstance(value, staticmethod | classmethod):
+        return inside(value.__func__)
+    if isinstance(value, property):
+        return inside(value.fget)
+    if isinstance(value, types.ModuleType):
+        return f"module:{value.__name__}:{_source(value)}"
+    if isinstance(value, types.FunctionType):
+        return inside(*_function_parts(value))
+    if isinstance(value, types.BuiltinFunctionType | types.MethodDescriptorType | types.WrapperDescriptorType):
+        return f"builtin:{getattr(value, '__module__', None)}.{value.__qualname__}"
+    if isinstance(value, types.CodeType):
+        return inside(value.co_code, value.co_names, value.co_consts)
+    if isinstance(value, type):
+        name = f"{value.__module__}.{value.__qualname__}"
+        return name if _of_library(value) else inside(value.__qualname__, _class_members(value), value.__bases__)
+    if hasattr(value, "__dict__"):
+        return inside(type(value), vars(value))
+    try:
+        return f"{type(value).__name__}:{hashlib.sha256(pickle.dumps(value, protocol=4)).hexdigest()}"
+    except Exception as error:
+        raise ValueError(
+            f"The {what} holds a {type(value).__name__}, which has no lasting name, so that stored results could be "
+            "mistaken for each other; keep numbers, strings, tensors or functions there instead."
+        ) from error
+
+
+def _function_parts(function: types.FunctionType) -> list[Any]:
+    cells = [cell.cell_contents for cell in function.__closure__ or () if _filled(cell)]
+    parts = [function.__qualname__, function.__code__, function.__defaults__, function.__kwdefaults__, cells]
+    if function.__code__.co_filename.startswith(LIBRARIES):
+        return [function.__module__, *parts]
+    globals_read = {name: function.__globals__[name] for name in _globals(function.__code__) & {*function.__globals__}}
+    return [*parts, globals_read, vars(function)]
+
+
+def _globals(code: types.CodeType) -> set[str]:
+    """The global names that a code object reads, in nested functions as well."""
+    names = {i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    nested = [_globals(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    return names.union(*nested)
+
+
+def _filled(cell: types.CellType) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:  # a local function that is not defined yet
+        return False
+    return True
+
+
+def _class_members(kind: type) -> dict[str, Any]:
+    function = (types.FunctionType, staticmethod, classmethod, property)
+    slot = (types.GetSetDescriptorType, types.MemberDescriptorType)
+    return {
+        name: member
+        for name, member in vars(kind).items()
+        if isinstance(member, function)
+        or not (name.startswith("__") or name == "_abc_impl" or isinstance(member, slot))
+    }
+
+
+def _of_library(kind: type) -> bool:
+    """Whether a class is found under its name in a library's module (classes made by `exec` may claim to be)."""
+    module = sys.modules.get(kind.__module__)
+    found: Any = module
+    for name in kind.__qualname__.split("."):
+        found = getattr(found, name, None)
+    return found is kind and _from_library(module)
+
+
+def _from_library(module: types.ModuleType | None) -> bool:
+    file = getattr(module, "__file__", None)
+    return module is not None and (file.startswith(LIBRARIES) if file else module.__name__ != "__main__")
+
+
+def _source(module: types.ModuleType) -> str:
+    """The SHA-256 of the file of a module of one's own; nothing for a library's."""
+    if _from_library(module) or getattr(module, "__file__", None) is None:
+        return ""
+    return hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()

@@ -1,0 +1,186 @@
+"""Results on disk: one NetCDF file per finished piece of work, found again by a hash of its whole specification.
+
+A shard is written under a temporary name and renamed, so that it is there whole or not at all. Beside it lies a JSON
+sidecar that a person can read: the specification, the file's SHA-256, versions, duration. A shard that does not match
+its sidecar, or whose sidecar does not match the specification asked for, is refused by name. Several runs may share a
+folder: a shard is computed by one of them, and the others wait for it (`folders`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from torch import Tensor
+from torch.utils._pytree import tree_flatten
+
+from ..checks import reason, shown
+from .folders import StoreError, claimed, part_of, unwritable
+from .provenance import provenance
+
+FORMAT = 1  # part of every specification: raise it when the meaning of stored numbers changes
+
+_asked: ContextVar[list[Path] | None] = ContextVar("asked", default=None)
+
+
+class Missing(LookupError):
+    """A result that has not been computed yet, where computing was not allowed."""
+
+
+@contextlib.contextmanager
+def questions() -> Iterator[list[Path]]:
+    """Inside, `cached` neither computes nor loads: it notes which shard it was asked for and raises `Missing`."""
+    token = _asked.set([])
+    try:
+        yield _asked.get()
+    finally:
+        _asked.reset(token)
+
+
+def asked(piece: Callable[[], Any]) -> Path:
+    """The file of the first stored result that `piece` asks for."""
+    with questions() as paths:
+        try:
+            piece()
+        except Missing:
+            pass
+    return paths[0]
+
+
+def fingerprint(*trees: Any) -> str:
+    """16 hexadecimal digits that change when any tensor in the given pytrees changes in value, shape or type."""
+    digest = hashlib.sha256()
+    for tree in trees:
+        leaves, structure = tree_flatten(tree)
+        digest.update(str(structure).encode())
+        for leaf in leaves:
+            array = leaf.detach().cpu().contiguous().numpy() if isinstance(leaf, Tensor) else np.asarray(leaf)
+            digest.update(f"{array.dtype}{array.shape}".encode())
+            digest.update(array.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def specification_hash(spec: Mapping[str, Any]) -> str:
+    """16 hexadecimal digits of the specification's canonical JSON."""
+    return hashlib.sha256(_json({**spec, "format": FORMAT}).encode()).hexdigest()[:16]
+
+
+def cached(
+    folder: Path | str | None,
+    name: str,
+    spec: Mapping[str, Any],
+    compute: Callable[[], xr.Dataset],
+    *,
+    compute_missing: bool = True,
+) -> xr.Dataset:
+    """The stored result of `spec`, or `compute()`, which is then stored.
+
+    While one run computes a result, any other that asks for it waits, and then loads it.
+
+    Args:
+        folder: where results live, created if missing; None stores nothing.
+        name: the readable beginning of the file name.
+        spec: everything that determines the result, as JSON values; tensors by their `fingerprint`.
+        compute_missing: whether to compute a result that is not there.
+
+    Raises:
+        Missing: it is not there, and is not to be computed.
+        StoreError: the stored file is damaged or belongs to another specification; or nothing can be written in the
+            folder, which is noticed before anything is computed.
+    """
+    if folder is None:
+        return compute()
+    if not isinstance(folder, str | Path) or "\0" in str(folder):
+        raise ValueError(f"store: got {shown(folder)}, expected the path of a folder, or None.")
+    path = Path(folder) / f"{name}-{specification_hash(spec)}.nc"
+    if _asked.get() is not None:
+        _asked.get().append(path)
+        raise Missing(f"Result {path} was asked for by name only.")
+    if os.path.exists(path):  # unlike Path.exists, False where the folder cannot be searched
+        return load(path, spec)
+    if not compute_missing:
+        raise Missing(f"Result {path} has not been computed yet.")
+    with claimed(path):
+        if path.exists():  # another run has finished it in the meantime
+            return load(path, spec)
+        started = time.perf_counter()
+        dataset = compute()
+        save(path, spec, dataset, seconds=time.perf_counter() - started)
+    return dataset
+
+
+def save(path: Path, spec: Mapping[str, Any], dataset: xr.Dataset, *, seconds: float = float("nan")) -> None:
+    """Writes a shard and its sidecar; the shard's final name appears last, so a shard without sidecar never exists."""
+    import dask  # as xarray does, when it writes
+
+    temporary = part_of(path)
+    note = temporary.with_suffix(".json.part")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with dask.config.set(scheduler="synchronous"):  # else xarray writes under a lock of the scheduler that is set
+            dataset.to_netcdf(temporary, engine="h5netcdf")
+        sidecar = {"specification": {**spec, "format": FORMAT}, "sha256": _sha256(temporary), **provenance(seconds)}
+        note.write_text(_json(sidecar, indent=1))
+        for part in (note, temporary):
+            _flush(part)
+        os.replace(note, path.with_suffix(".json"))
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # RuntimeError: HDF5, when it cannot flush
+        raise unwritable(path, error) from error
+    finally:
+        for left_over in (temporary, note):
+            with contextlib.suppress(OSError):
+                left_over.unlink()
+
+
+def load(path: Path, spec: Mapping[str, Any]) -> xr.Dataset:
+    """Reads a shard after checking it against its sidecar and the specification asked for."""
+    advice = "move the file away to have it computed again"
+    try:
+        sidecar = json.loads(path.with_suffix(".json").read_text())
+        stored, sha256 = dict(sidecar["specification"]), sidecar["sha256"]
+    except FileNotFoundError:
+        raise StoreError(f"Result {path} has no sidecar {path.with_suffix('.json').name}; {advice}.") from None
+    except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
+        raise StoreError(f"The sidecar of result {path} cannot be read ({reason(error)}); {advice}.") from error
+    wanted = json.loads(_json({**spec, "format": FORMAT}))
+    if stored != wanted:
+        keys = sorted(k for k in {*stored, *wanted} if stored.get(k) != wanted.get(k))
+        raise StoreError(f"Result {path} belongs to another specification (it differs in {', '.join(keys)}); {advice}.")
+    try:
+        if _sha256(path) != sha256:
+            raise StoreError(f"Result {path} is damaged: its SHA-256 is not the one in its sidecar; {advice}.")
+        return xr.load_dataset(path, engine="h5netcdf")
+    except StoreError:
+        raise
+    except Exception as error:  # HDF5 answers a file that is none with errors of many types
+        raise StoreError(f"Result {path} cannot be read ({reason(error)}); {advice}.") from error
+
+
+def read_sidecar(path: Path) -> dict[str, Any]:
+    """The sidecar of a shard: specification, sha256, versions, duration."""
+    return json.loads(path.with_suffix(".json").read_text())
+
+
+def _json(value: Any, indent: int | None = None) -> str:
+    return json.dumps(value, sort_keys=True, indent=indent)
+
+
+def _flush(path: Path) -> None:
+    """Has the system write a file to the disk, so that a power cut cannot leave its name without its content."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,127 @@
+"""What further training is asked to do, checked: every wrong input ends here, in one sentence."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import checks
+from ..devices import random_devices
+from ..storage.naming import loss_name, model_name
+from ..storage.store import fingerprint
+from ..tasks import Instances, Params, Task, take, to
+from .ensembles import Optimizer
+from .minibatches import REMOVALS
+
+MOST_EPOCHS = MOST_STEPS = 10_000_000  # far beyond what is useful, and still to be held in a list
+LARGEST_SEED = 2**32 - 1
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A checked specification of further training; everything but the task, the parameters and the seed."""
+
+    optimizer: Optimizer
+    batch_size: int
+    epochs: int
+    removal: str
+    fraction: float
+    left_out: tuple[int, ...]
+    test: tuple[int, ...]
+    steps: tuple[int, ...]  # evaluation after these many optimiser steps
+
+    def __post_init__(self) -> None:
+        sizes = {
+            "batch_size": checks.whole("batch_size", self.batch_size),
+            "epochs": checks.whole("epochs", self.epochs, at_most=MOST_EPOCHS),
+        }
+        checks.choice("removal", self.removal, REMOVALS)
+        expected = (
+            f"with removal '{self.removal}' a number from 0 to 1 (and 1 with 'drop', which can only remove a whole "
+            "instance)"
+        )
+        fraction = checks.number("fraction", self.fraction, expected, zero=True)
+        if fraction > 1 or (self.removal == "drop" and fraction != 1):
+            raise ValueError(f"fraction: got {fraction}, expected {expected}.")
+        self.__dict__.update(sizes, fraction=fraction)  # plain numbers, which JSON can hold
+
+
+def check_seeds(seeds: Iterable[int] | int) -> list[int]:
+    """Seeds as a list, each once and not negative."""
+    expected = f"at least one, each a different whole number of 0 or more (up to {LARGEST_SEED})"
+    seeds = [checks.plain(seeds)] if checks.is_whole(checks.plain(seeds)) else checks.elements("seeds", seeds, expected)
+    whole = all(checks.is_whole(seed) and 0 <= seed <= LARGEST_SEED for seed in seeds)
+    if not seeds or not whole or len(set(seeds)) != len(seeds):
+        raise ValueError(f"seeds: got {checks.shown(seeds)}, expected {expected}.")
+    return [int(seed) for seed in seeds]
+
+
+def evaluation_steps(evaluate: Any, epochs: int, per_epoch: int) -> tuple[int, ...]:
+    """Optimiser steps after which to evaluate, from "epoch" or a list of steps."""
+    epochs = checks.whole("epochs", epochs, at_most=MOST_EPOCHS)
+    if isinstance(evaluate, str):
+        if evaluate != "epoch":
+            raise ValueError(f"evaluate: got {evaluate!r}, expected 'epoch' or a list of optimiser steps.")
+        return tuple(per_epoch * (e + 1) for e in range(epochs))
+    total = epochs * per_epoch
+    expected = f"increasing optimiser steps from 0 to {total} ({epochs} epochs of {per_epoch} steps), or 'epoch'"
+    steps = checks.elements("evaluate", evaluate, expected)
+    whole = all(map(checks.is_whole, steps))
+    if not steps or not whole or steps != sorted(set(steps)) or steps[0] < 0 or steps[-1] > total:
+        raise ValueError(f"evaluate: got {checks.shown(steps)}, expected {expected}.")
+    return tuple(int(s) for s in steps)
+
+
+def check_loss(task: Task, params: Params) -> None:
+    """Raises ValueError unless the model runs on the instances and the loss gives one value for each of them."""
+    for part in ("train", "test"):
+        two = take(getattr(task, part), torch.zeros(2, dtype=torch.long))
+        try:
+            losses = try_model(task, params, two, with_loss=True)
+        except Exception as error:  # whatever the caller's model and loss may raise
+            raise ValueError(
+                f"The model or the loss of task '{task.name}' fails on its {part} instances ({checks.reason(error)}); "
+                "expected loss(model(inputs), targets) to give one value per instance."
+            ) from error
+        shape = tuple(losses.shape) if isinstance(losses, Tensor) else f"no tensor but {checks.shown(losses)}"
+        if shape != (2,):
+            raise ValueError(
+                f"The loss of task '{task.name}' returned shape {shape} for 2 instances, expected (2,): one "
+                "value per instance, not reduced."
+            )
+
+
+def try_model(task: Task, params: Params, instances: Instances, with_loss: bool = False) -> Tensor:
+    """Outputs (or losses) of the model, as it is, on some instances; the caller's random state is left alone."""
+    like = next(iter(params.values()))
+    inputs, targets = to(instances, like.device, like.dtype)
+    model = copy.deepcopy(task.model).to(like.device, like.dtype)  # frozen parameters and buffers, too
+    with torch.no_grad(), torch.random.fork_rng(devices=random_devices(like.device)):
+        outputs = torch.func.functional_call(model, params, (inputs,))
+        return task.loss(outputs, targets) if with_loss else outputs
+
+
+def has_dropout(model: nn.Module) -> bool:
+    """Whether training draws dropout masks."""
+    return any(isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p > 0 for m in model.modules())
+
+
+def specification(task: Task, params: Params, plan: Plan) -> dict[str, Any]:
+    """Everything that determines the numbers, as JSON values."""
+    frozen = {name: value for name, value in task.model.state_dict().items() if name not in params}
+    return {
+        "task": task.name,
+        "model": repr(task.model),
+        "loss": loss_name(task.loss),
+        "data": fingerprint(task.train, take(task.test, torch.tensor(plan.test, dtype=torch.long))),
+        "params": fingerprint(params),
+        **{k: v for k, v in asdict(plan).items()},
+        **({"model_code": code} if (code := model_name(task.model)) else {}),
+        **({"frozen": fingerprint(frozen)} if frozen else {}),
+        **({"dropout": "active"} if has_dropout(task.model) else {}),
+    }

@@ -1,0 +1,162 @@
+"""The claims: each is found reproduced on data that follow it, refused on data that break it, and open without data."""
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fimoda_lib.experiments.panel import PAPER_METHODS
+from fimoda_lib.paper import claims
+from fimoda_lib.paper.claims import CLAIMS, IN_PART, NOT_REPRODUCED, NOT_RUN, REPRODUCED
+from fimoda_lib.plots.published import published_curves
+
+EPOCHS = [1, 2, 3, 4]
+GOOD = {  # similarity at four epochs: the shape that the paper describes
+    "grad_dot": [0.7, 0.5, 0.3, 0.2],
+    "grad_cos": [0.5, 0.4, 0.3, 0.1],
+    "datainf": [0.7, 0.6, 0.4, 0.2],
+    "cg": [0.1, 0.2, 0.3, 0.4],
+    "lissa": [0.2, 0.2, 0.3, 0.4],
+    "lissa_h": [0.01, 0.02, -0.03, 0.02],
+    "ekfac": [0.3, 0.3, 0.3, 0.3],
+    "trak": [0.0, 0.01, 0.01, 0.02],
+}
+FLAT = {m: [0.05, -0.05, 0.02, 0.09] for m in PAPER_METHODS}
+RISING = {m: [0.1, 0.2, 0.21, 0.211] for m in PAPER_METHODS}
+FITTING = {1: GOOD, 2: GOOD, 3: RISING, 4: GOOD, 5: FLAT}  # claim -> curves for which it holds
+
+
+def table(curves, *, panel="b", dataset="energy", x="epoch"):
+    """A figure's CSV as a table, with the noise ceiling, which no claim is about."""
+    curves = {**curves, "ceiling": [0.99] * 4}
+    return pd.concat(
+        [
+            pd.DataFrame({x: EPOCHS, "mean": values, "method": m, "panel": panel, "dataset": dataset})
+            for m, values in curves.items()
+        ],
+        ignore_index=True,
+    )
+
+
+def claim(number):
+    return next(c for c in CLAIMS if c.number == number)
+
+
+def verdict(number, rows):
+    (result,) = claims.outcome(claim(number), rows).results
+    return result.ours.verdict
+
+
+def columns(number):
+    return {"x": "seeds_averaged"} if number == 3 else {}
+
+
+@pytest.mark.parametrize("number", FITTING)
+def test_a_claim_is_reproduced_where_it_holds(number):
+    outcome = claims.outcome(claim(number), table(FITTING[number], **columns(number)))
+    assert outcome.verdict == REPRODUCED and outcome.summary == "holds on Energy"
+
+
+VIOLATIONS = [
+    (1, {"grad_dot": [0.4, 0.3, 0.2, 0.1]}, "Grad-Dot starts at 0.40"),
+    (1, {"datainf": [0.7, 0.3, 0.5, 0.65]}, "DataInf ends at 0.65 after 0.70"),
+    (2, {"cg": [0.05, 0.2, 0.3, 0.58]}, "CG changes by 0.53, Grad-Dot by 0.50"),
+    (2, {"lissa": [0.4, 0.75, 0.7, 0.7]}, "LiSSA reaches 0.75, first-order start 0.70"),
+    (2, {"ekfac": [0.71, 0.71, 0.71, 0.71]}, "EK-FAC reaches 0.71, first-order start 0.70"),
+    (3, {"trak": [0.10, 0.2, 0.3, 0.099]}, "TRAK changes by -0.001"),
+    (3, {"cg": [0.10, 0.2, 0.3, 0.10]}, "CG changes by +0.000"),
+    (4, {"trak": [0.1, 0.1, 0.1, 0.11]}, "TRAK is 0.10 on average"),
+    (4, {"lissa_h": [0.3, -0.3, 0.3, -0.3]}, "LiSSA-H is 0.30 on average"),  # signs do not cancel
+    (5, {"ekfac": [-0.2, -0.2, -0.1, -0.1]}, "EK-FAC is 0.15 on average"),
+]
+
+
+@pytest.mark.parametrize(("number", "change", "reason"), VIOLATIONS)
+def test_a_claim_is_not_reproduced_where_it_is_broken(number, change, reason):
+    rows = table({**FITTING[number], **change}, **columns(number))
+    (result,) = claims.outcome(claim(number), rows).results
+    assert result.ours.verdict == NOT_REPRODUCED
+    assert result.ours.reason == f"{reason}."
+
+
+@pytest.mark.parametrize("number", FITTING)
+def test_without_numbers_a_claim_is_not_run(number, tmp_path):
+    assert claims.outcome(claim(number), None).verdict == NOT_RUN
+    assert {o.verdict for o in claims.check_claims(tmp_path)} == {NOT_RUN}
+    empty = pd.DataFrame({"panel": [], "dataset": [], "method": []})
+    assert claims.outcome(claim(number), empty).verdict == NOT_RUN
+    rows = table(FITTING[number], **columns(number))
+    assert verdict(number, rows.assign(mean=np.nan)) == NOT_RUN  # every method diverged
+    assert verdict(number, rows[rows[columns(number).get("x", "epoch")] == 1]) == NOT_RUN  # one point is no shape
+
+
+@pytest.mark.parametrize("number", FITTING)
+def test_a_claim_needs_numbers_for_each_method_it_names(number):
+    for method in claim(number).methods:
+        rows = table({m: c for m, c in FITTING[number].items() if m != method}, **columns(number))
+        (result,) = claims.outcome(claim(number), rows).results
+        assert result.ours.verdict == NOT_RUN and claims.labels([method]) in result.ours.reason, method
+
+
+def test_a_curve_with_a_gap_is_not_taken_for_a_whole_one():
+    rows = table(GOOD)
+    rows.loc[(rows.method == "grad_dot") & (rows.epoch == 3), "mean"] = np.nan
+    assert verdict(1, rows) == NOT_RUN
+
+
+def test_a_broken_claim_stays_broken_when_other_methods_are_missing():
+    assert verdict(4, table({"trak": [0.3] * 4})) == NOT_REPRODUCED
+
+
+def test_the_order_of_rows_does_not_matter():
+    assert verdict(1, table(GOOD).iloc[::-1]) == REPRODUCED
+
+
+def test_a_claim_is_reproduced_only_if_it_is_on_every_data_set():
+    broken = {**GOOD, "trak": [0.5] * 4}
+    both = pd.concat([table(GOOD), table(broken, panel="c", dataset="fico")])
+    outcome = claims.outcome(claim(4), both)
+    assert outcome.verdict == IN_PART
+    assert outcome.summary == "holds on Energy; does not hold on FICO HELOC"
+    pending = pd.concat([table(GOOD), table({"grad_dot": [1.0] * 4}, panel="c", dataset="fico")])
+    outcome = claims.outcome(claim(4), pending)
+    assert outcome.verdict == REPRODUCED and outcome.summary == "holds on Energy; not run on FICO HELOC"
+
+
+def test_text_and_image_panels_are_judged_by_the_methods_that_the_paper_runs_there():
+    rows = table({m: c for m, c in GOOD.items() if m not in ("cg", "lissa_h")}, panel="f", dataset="sst2")
+    assert verdict(2, rows) == REPRODUCED
+    assert claims.outcome(claim(4), rows).results == ()  # a claim about tabular data
+    high = table(GOOD | {"cg": [0.3, 0.6, 0.99, 0.9]}, panel="e", dataset="cifar10_jpeg")  # run on images, so it counts
+    assert verdict(2, high) == NOT_REPRODUCED
+
+
+def test_the_published_numbers_satisfy_the_rules():
+    """Otherwise the bounds would be wrong: the claims are read off these numbers."""
+    found = 0
+    for c in CLAIMS:
+        for panel in "bd":
+            rows = claims.published_panel(c.figure, panel, "")
+            if len(rows):
+                finding = c.judge(claims.curves_of(rows), panel)
+                assert finding.verdict == REPRODUCED, (c.number, panel, finding)
+                found += 1
+    assert found == 8
+
+
+def test_published_numbers_stand_beside_ours():
+    (result,) = claims.outcome(claim(1), table(GOOD)).results
+    rows = published_curves().query("figure == '2b' and method == 'grad_dot'").sort_values("x")
+    first, last = rows.value.iloc[0], rows.value.iloc[-1]
+    assert result.published.numbers.startswith(f"Grad-Dot {first:.2f}\u00a0→\u00a0{last:.2f}")
+    (result,) = claims.outcome(claim(1), table(GOOD, panel="d", dataset="adult")).results
+    assert (result.title, result.published_title) == ("Adult", "Folktables")
+    (result,) = claims.outcome(claim(1), table(GOOD, panel="a", dataset="concrete")).results
+    assert result.published is None  # nothing was published
+    (result,) = claims.outcome(claim(1), table(GOOD, dataset="wine")).results
+    assert result.published is None  # wine fills the panel of Energy, but is other data
+
+
+def test_a_damaged_table_is_named(tmp_path):
+    (tmp_path / "fig02.csv").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"fig02\.csv is not a readable CSV table .* draw the figure anew\.$"):
+        claims.check_claims(tmp_path)

@@ -1,0 +1,207 @@
+"""Names of losses and models: lasting, and never shared by two that compute differently."""
+
+import functools
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from problems import tiny
+from small_files import refusal
+from torch import nn
+
+from fimoda_lib.datasets import DATASETS
+from fimoda_lib.datasets.models import mlp
+from fimoda_lib.storage.naming import loss_name, model_name
+from fimoda_lib.tasks import cross_entropy, squared_error
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def test_names_in_stored_specifications_do_not_change():
+    assert (loss_name(squared_error), loss_name(cross_entropy)) == ("squared_error", "cross_entropy")
+    assert DATASETS and model_name(mlp(3, 1)) is None  # nothing is added to what `repr` says
+
+
+def captured(delta):
+    return lambda o, t: F.huber_loss(o, t, delta=delta, reduction="none").sum(1)
+
+
+def captured_twice(delta):
+    inner = captured(delta)
+    return lambda o, t: inner(o, t)
+
+
+def by_default(delta):
+    def loss(o, t, delta=delta):
+        return F.huber_loss(o, t, delta=delta, reduction="none").sum(1)
+
+    return loss
+
+
+def by_keyword_default(delta):
+    def loss(o, t, *, delta=delta):
+        return F.huber_loss(o, t, delta=delta, reduction="none").sum(1)
+
+    return loss
+
+
+def from_source(delta, text="def loss(o, t): return F.huber_loss(o, t, delta=DELTA)"):
+    scope = {"F": F, "DELTA": delta}
+    exec(text, scope)
+    return scope["loss"]
+
+
+def with_helper(delta):
+    text = f"def helper(o, t): return F.huber_loss(o, t, delta={delta})\ndef loss(o, t): return helper(o, t)"
+    return from_source(0, text)
+
+
+def bound(delta):
+    return functools.partial(F.huber_loss, delta=delta, reduction="none")
+
+
+def positional(delta):
+    return functools.partial(captured, delta)
+
+
+def module(delta):
+    return nn.HuberLoss(delta=delta, reduction="none")
+
+
+def weights(delta):
+    return nn.CrossEntropyLoss(weight=torch.tensor([1.0, delta], dtype=torch.float64), reduction="none")
+
+
+class Own:
+    def __init__(self, delta):
+        self.delta = delta
+
+    def loss(self, o, t):
+        return F.huber_loss(o, t, delta=self.delta)
+
+    def __call__(self, o, t):
+        return self.loss(o, t)
+
+
+def method_of(delta):
+    return Own(delta).loss
+
+
+def nested_constant(delta):
+    return eval(f"lambda o, t: (lambda x: x * {delta})((o - t).abs().sum(1))")
+
+
+def class_code(delta):
+    scope = {}
+    exec(f"class Loss:\n  def __call__(self, o, t): return (o - t).abs().sum(1) * {delta}", scope)
+    return scope["Loss"]()
+
+
+def class_constant(delta):
+    return type("Loss", (), {"delta": delta, "__call__": lambda self, o, t: self.delta * (o - t).sum(1)})()
+
+
+def base_class(delta):
+    base = type("Base", (), {"delta": delta, "__call__": lambda self, o, t: self.delta * (o - t).sum(1)})
+    return type("Loss", (base,), {})()
+
+
+KINDS = (
+    *(captured, captured_twice, by_default, by_keyword_default, from_source, with_helper, bound, positional, module),
+    *(weights, Own, method_of, nested_constant, class_code, class_constant, base_class),
+)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_losses_that_differ_in_one_value_have_different_names(kind):
+    assert loss_name(kind(1.0)) == loss_name(kind(1.0))
+    assert loss_name(kind(1.0)) != loss_name(kind(1.0 + 1e-12))
+    assert len(loss_name(kind(1.0)).splitlines()) == 1 and "0x" not in loss_name(kind(1.0))
+
+
+def test_losses_of_different_code_have_different_names():
+    texts = ["o - t", "t - o", "(o - t) ** 2", "(o - t) ** 4", "(o - t).sum()", "(o - t).mean()", "F.l1_loss(o, t)"]
+    losses = [from_source(1.0, f"def loss(o, t): return {text}") for text in texts]
+    names = {loss_name(loss) for loss in [*losses, *(kind(1.0) for kind in KINDS), F.mse_loss, F.l1_loss, nn.MSELoss()]}
+    assert len(names) == len(losses) + len(KINDS) + 3
+    same_name = from_source(1.0, "def loss(o, t): return o\nloss.__qualname__ = 'cross_entropy'")
+    assert loss_name(same_name) != loss_name(cross_entropy)
+
+
+def test_a_function_that_calls_itself_has_a_name():
+    text = "def loss(o, t, k=2): return loss(o, t, k - 1) if k else o"
+    assert loss_name(from_source(1, text)) == loss_name(from_source(1, text))
+
+
+def test_names_are_the_same_in_another_process_and_after_use():
+    code = """
+from test_naming import KINDS, loss_name
+import torch
+o = torch.rand(4, 2)
+for kind in KINDS:
+    loss = kind(1.0)
+    try:
+        for _ in range(20):  # Python rewrites code that runs often
+            loss(o, o)
+    except Exception:
+        pass
+    print(loss_name(loss))
+"""
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
+        "PYTHONHASHSEED": "7",
+    }
+    command = [sys.executable, "-c", code]
+    names = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout.split()
+    assert names == [loss_name(kind(1.0)) for kind in KINDS]
+
+
+def test_what_has_no_lasting_name_is_refused():
+    generator = (x for x in [1])
+    message = refusal(loss_name, lambda o, t: next(generator), error=ValueError)
+    assert "The loss holds a generator" in message and "keep numbers" in message
+
+
+# Models
+
+
+def test_models_that_repr_does_not_tell_apart_have_different_names():
+    heads = [nn.MultiheadAttention(8, k) for k in (2, 4)]
+    assert repr(heads[0]) == repr(heads[1]) and model_name(heads[0]) != model_name(heads[1])
+    texts = ["torch.relu(self.a(x))", "torch.tanh(self.a(x))"]
+    models = []
+    for text in texts:
+        scope = {"nn": nn, "torch": torch}
+        exec(
+            "class Net(nn.Module):\n"
+            "  def __init__(self, k=1):\n    super().__init__()\n    self.a, self.k = nn.Linear(2, 2), k\n"
+            f"  def forward(self, x): return {text}",
+            scope,
+        )
+        models.append(scope["Net"])
+    assert repr(models[0]()) == repr(models[1]()) and model_name(models[0]()) != model_name(models[1]())
+    assert model_name(nn.Sequential(models[0]())) != model_name(nn.Sequential(models[1]()))
+    assert model_name(models[0](1)) != model_name(models[0](2))
+    assert model_name(models[0]()) == model_name(models[0]())  # weights are not part of it: they travel as parameters
+
+
+def test_an_edited_model_or_loss_is_not_found_in_the_store(tmp_path):
+    """The whole way: same names and data, another forward pass."""
+    import dataclasses
+
+    from fimoda_lib.training.further_training import further_train
+
+    task, params = tiny()
+    settings = dict(optimizer="sgd", learning_rate=0.05, batch_size=5, epochs=1, seeds=[0], left_out=[0])
+    results = []
+    for text in ("torch.tanh", "torch.sin"):
+        scope = {"nn": nn, "torch": torch}
+        exec(f"class Act(nn.Module):\n  def forward(self, x): return {text}(x)", scope)
+        edited = dataclasses.replace(task, model=nn.Sequential(task.model[0], scope["Act"](), task.model[2]))
+        results.append(further_train(edited, params, **settings, store=tmp_path, progress=False))
+    assert len(list(tmp_path.glob("*.nc"))) == 2 and not results[0].full_loss.equals(results[1].full_loss)

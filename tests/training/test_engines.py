@@ -1,0 +1,156 @@
+"""Batched or one after another: the same numbers, the faster chosen by measurement and kept; running out of memory."""
+
+import logging
+
+import numpy as np
+import pytest
+import torch
+import xarray as xr
+from torch import nn
+
+from fimoda_lib import Task, further_train
+from fimoda_lib.datasets import models
+from fimoda_lib.tasks import cross_entropy, parameters_of, take
+from fimoda_lib.training import engines, further_training
+from fimoda_lib.training.engines import Engine, choose_engine, needs_measuring
+from fimoda_lib.training.ensembles import Ensemble, Optimizer
+
+SETTINGS = dict(learning_rate=0.05, batch_size=4, epochs=2, seeds=[3], left_out=[0, 2, 5, 7, 8], progress=False)
+
+
+def problem(dropout=0.0):
+    torch.manual_seed(1)
+    instances = [(torch.randn(n, 1, 8, 8), torch.arange(n) % 3) for n in (10, 3)]
+    layers = [*models.convnet(1, 3, side=8, width=2)]
+    model = nn.Sequential(*layers[:-1], nn.Dropout(dropout), layers[-1]) if dropout else nn.Sequential(*layers)
+    return Task("tiny", model, cross_entropy, *instances)
+
+
+def engine(monkeypatch, batched):
+    monkeypatch.setattr(further_training, "choose_engine", lambda *_, **__: Engine(batched, 1e-3))
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("removal", ["drop", "mask", "subtract"])
+def test_both_engines_give_the_same_runs(monkeypatch, removal, dropout):
+    task = problem(dropout)
+    params = {k: v.double() for k, v in parameters_of(task.model).items()}
+    found = {}
+    for batched in (True, False):
+        engine(monkeypatch, batched)
+        found[batched] = further_train(
+            task, params, **SETTINGS, optimizer="adamw", removal=removal, max_grad_norm=1.0, weight_decay=0.01
+        )
+    if dropout and removal != "mask":  # each engine draws its own masks ...
+        assert np.isfinite(found[False].delta).all()
+    else:
+        xr.testing.assert_allclose(found[True].full_loss, found[False].full_loss, rtol=1e-9)
+        np.testing.assert_allclose(found[True].delta, found[False].delta, rtol=1e-5, atol=1e-9)
+    assert float(abs(found[False].delta).max()) > 1e-5
+
+
+@pytest.mark.parametrize("removal", ["mask", "subtract"])
+def test_one_after_another_dropout_is_paired(monkeypatch, removal):
+    engine(monkeypatch, batched=False)
+    task = problem(dropout=0.5)
+    gold = further_train(task, parameters_of(task.model), **SETTINGS, optimizer="sgd", removal=removal, fraction=0.0)
+    assert (gold.delta == 0).all()
+    again = further_train(
+        task, parameters_of(task.model), **SETTINGS, optimizer="sgd", removal=removal, fraction=0.0, replicas=2
+    )
+    xr.testing.assert_identical(gold.full_loss, again.full_loss)
+
+
+def test_shared_and_own_batches_agree():
+    task = problem()
+    params = parameters_of(task.model)
+    weights = torch.full((3, 4), 0.25)
+    rows = torch.tensor([1, 2, 3, 4])
+    shared, own = (Ensemble(task, params, 3, Optimizer("sgd", 0.1), batched=False) for _ in range(2))
+    shared.step(take(task.train, rows[None]), weights)
+    own.step(take(task.train, rows.expand(3, 4)), weights)
+    assert all(torch.equal(shared.params[k], own.params[k]) for k in params)
+
+
+def test_small_dense_models_are_not_measured_and_others_are():
+    dense = Task("dense", models.mlp(3, 1), cross_entropy, *[(torch.zeros(4, 3), torch.zeros(4).long())] * 2)
+    assert not needs_measuring(dense, parameters_of(dense.model))
+    assert needs_measuring(problem(), parameters_of(problem().model))
+    wide = Task("wide", models.mlp(3, 1, width=1000), cross_entropy, dense.train, dense.test)
+    assert needs_measuring(wide, parameters_of(wide.model))
+
+
+def choice(store=None, replicas=None, removal="mask"):
+    task = problem()
+    return choose_engine(
+        task, parameters_of(task.model), Optimizer("sgd", 0.1), 4,
+        removal=removal, device=torch.device("cpu"), replicas=replicas, store=store,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(("seconds", "batched"), [((1.0, 2.0), True), ((2.0, 1.0), False), ((0.99, 1.0), False)])
+def test_the_faster_engine_is_chosen(monkeypatch, seconds, batched):
+    measured = xr.Dataset({"seconds_per_step": ("engine", list(seconds))}, coords={"engine": ["batched", "sequential"]})
+    monkeypatch.setattr(engines, "measure", lambda *_: measured)
+    assert choice() == Engine(batched, min(seconds) if batched or seconds[0] > 1 else 1.0)
+
+
+def test_a_measurement_is_kept_and_a_single_replica_needs_none(monkeypatch, tmp_path):
+    first = choice(tmp_path)
+    assert first.seconds > 0
+    monkeypatch.setattr(engines, "measure", lambda *_: pytest.fail("measured again"))
+    assert choice(tmp_path) == first
+    assert choice(replicas=1) == Engine(False)
+    with pytest.raises(pytest.fail.Exception):
+        choice(tmp_path, removal="subtract")
+
+
+@pytest.mark.parametrize("removal", ["drop", "mask", "subtract"])
+def test_out_of_memory_halves_the_chunk_and_goes_on(monkeypatch, caplog, removal):
+    """A device with room for two replicas at most gives the same result as one with room for all."""
+    engine(monkeypatch, batched=False)
+    task = problem()
+    arguments = dict(**SETTINGS, optimizer="sgd", removal=removal)
+    expected = further_train(task, parameters_of(task.model), **arguments)
+    step, asked = Ensemble.step, []
+
+    def cramped(self, batch, weights):
+        asked.append(self.size)
+        if self.size > 2 and self.steps == 1:  # not at once: half of the chunk's losses may be there already
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        step(self, batch, weights)
+
+    monkeypatch.setattr(Ensemble, "step", cramped)
+    with caplog.at_level(logging.WARNING):
+        found = further_train(task, parameters_of(task.model), **arguments, replicas=6)
+    xr.testing.assert_identical(found.drop_vars("seconds"), expected.drop_vars("seconds"))
+    assert max(asked) > 2 and asked[-1] <= 2 and "Out of memory with" in caplog.text
+
+
+def test_out_of_memory_with_the_fewest_replicas_is_an_error(monkeypatch):
+    def full(self, batch, weights):
+        raise torch.OutOfMemoryError("CUDA out of memory.")
+
+    monkeypatch.setattr(Ensemble, "step", full)
+    with pytest.raises(torch.OutOfMemoryError):
+        further_train(problem(), parameters_of(problem().model), **SETTINGS, optimizer="sgd", removal="mask")
+
+
+def test_a_long_seed_is_announced_with_its_time_and_memory(monkeypatch, capsys):
+    monkeypatch.setattr(further_training, "choose_engine", lambda *_, **__: Engine(False, 10.0))
+    task = problem()
+    further_train(task, parameters_of(task.model), **{**SETTINGS, "progress": True}, optimizer="sgd", removal="mask")
+    words = capsys.readouterr().out
+    # (1 + 5) runs of 6 steps of 10 s
+    assert "36 model-steps" in words and "about 6 min" in words and "sequential" in words and "GB" in words
+
+
+def test_chunks_hold_every_instance_once_and_a_full_run_where_it_belongs():
+    for removal in ("drop", "mask"):
+        for replicas in (1, 2, 3, 50):
+            found = further_training.chunks([4, 5, 6, 7], removal, replicas)
+            left_out = [i for chunk in found for i in chunk.tolist() if i >= 0]
+            full = [chunk[0].item() == -1 for chunk in found]
+            assert left_out == [4, 5, 6, 7]
+            assert full == ([True] + [False] * (len(found) - 1) if removal == "drop" else [True] * len(found))
+    assert [c.tolist() for c in further_training.chunks([4], "drop", 5, first=False)] == [[4]]
