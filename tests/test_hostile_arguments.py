@@ -27,7 +27,7 @@ from fimoda_lib.derivatives.adjoints import adjoint_train
 from fimoda_lib.derivatives.tangents import tangent_train
 from fimoda_lib.derivatives.trajectories import record_full_run
 from fimoda_lib.methods import METHODS, MethodDiverged
-from fimoda_lib.training import further_training
+from fimoda_lib.training import runs
 from fimoda_lib.training.final_model import choose_learning_rate, train_final_model
 from fimoda_lib.training.further_training import further_train
 
@@ -109,7 +109,7 @@ def test_odd_arguments_end_in_a_sentence_or_a_result(number, problem, monkeypatc
         raise Trained
 
     if function in (further_train, train_final_model):
-        monkeypatch.setattr(further_training.Runner, "train", stop)
+        monkeypatch.setattr(runs.Runner, "train", stop)
     if function is not load_task:
         assert function(**right) is not None if function not in (further_train, train_final_model) else True
     for argument in right:

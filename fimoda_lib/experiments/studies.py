@@ -23,8 +23,9 @@ from ..training.further_training import further_train
 from ..training.minibatches import steps_per_epoch
 from ..training.plans import Plan, specification
 from .panel import Panel
+from .paper_settings import EXPERIMENTS, Training
 from .profiles import get_profile
-from .settings import EXPERIMENTS, Training, experiment_of
+from .settings import experiment_of
 
 FRACTIONS = (0.1, 0.5, 1.0)  # of an instance's weight
 SHORT = 0.2  # of the horizon, where a study needs no more

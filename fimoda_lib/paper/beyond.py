@@ -16,11 +16,14 @@ from ..experiments.studies import first_order_runs, removal_runs
 from ..methods import METHODS
 from ..plots import filters, first_order, removal
 from ..plots import similarity as curves
-from ..plots.drawing import Panels, panel_figure, provenance, save_numbers
+from ..plots.captions import provenance
+from ..plots.drawing import panel_figure, save_numbers
 from ..plots.kept import panels_and_tables
+from ..plots.panels import Panels
 from ..storage.store import asked, read_sidecar
 from ..training.minibatches import steps_per_epoch
-from .figures import shown_in, similarity_figure
+from .curves import similarity_figure
+from .figures import shown_in
 
 NOTEBOOK = "06_why_methods_decay"
 

@@ -7,7 +7,7 @@ panel whose results are missing says how to make them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import matplotlib as mpl
@@ -16,39 +16,19 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..experiments.panel import PAPER_METHODS, Panel
-from ..experiments.profiles import get_profile
-from ..experiments.settings import SMALL
-from ..plots import access, damping, extremes, retraining, seeds, similarity, sorted_scores, thumbnails
+from ..experiments.panel import PAPER_METHODS
+from ..plots import access, damping, extremes, retraining, sorted_scores, thumbnails
+from ..plots.captions import caption, provenance
 from ..plots.damping import table as damping_sweep
-from ..plots.drawing import (
-    LOOK,
-    PUBLISHED,
-    RULES,
-    STYLE,
-    Look,
-    Panels,
-    Tables,
-    caption,
-    foot,
-    panel_figure,
-    provenance,
-    save,
-    save_numbers,
-    say,
-)
+from ..plots.drawing import foot, panel_figure, save, save_numbers, say
 from ..plots.kept import panels_and_tables
-from ..plots.panels import LETTERS, shown_in
+from ..plots.look import LOOK, STYLE, Look
+from ..plots.panels import LETTERS, Panels, shown_in
 from ..plots.pictures import gallery
-from ..plots.published import draw_published, published_curves, published_points
+from ..plots.published import published_curves
+from .curves import legend_of, seeds_figure, similarity_figure
 
 __all__ = ["FIGURES", "LETTERS", "LOOK", "STYLE", "Look", "damping_sweep", "published_curves", "shown_in"]
-METRICS = {"cosine": ("cosine similarity", "to"), "spearman": ("Spearman correlation", "with")}
-MARKS = {  # what a caption says of an entry of the legend
-    "lft": "the thick black line is linearised further training (ours)",
-    "ceiling": "the dotted grey line is the noise ceiling, the most that any method could reach against so many seeds",
-    PUBLISHED: "open markers are the published numbers (100 seeds)",
-}
 
 
 def figure1(panels: Panels, folder: Path | str) -> Figure:
@@ -88,140 +68,27 @@ def figure6(panels: Panels, folder: Path | str, methods: Sequence[str] = PAPER_M
     return similarity_figure("fig06", panels, folder, methods, metric="spearman")
 
 
-def similarity_figure(
-    name: str,
-    panels: Panels,
-    folder: Path | str,
-    methods: Sequence[str],
-    *,
-    optimizer: str = "sgd",
-    adjustment: str = "mean",
-    metric: str = "cosine",
-    notebook: str = "04_figures",
-) -> Figure:
-    """A figure of the kind of Figure 2; `name` begins with "fig" and the number of the figure with the same data."""
-    shown, tables, kept = panels_and_tables(
-        name,
-        panels,
-        folder,
-        lambda s: similarity.table(s, methods, adjustment=adjustment, metric=metric),
-        optimizer=optimizer,
-        compute=False,
-    )
-    points = {k: _published(f"{int(name[3:5])}{k}", s) for k, s in shown.items()}
-
-    def draw(ax: Axes, letter: str) -> None:
-        similarity.draw(ax, tables[letter], shown[letter].dataset)
-        draw_published(ax, points[letter])
-
-    legend = _legend(methods, tables, points)
-    words, preposition = METRICS[metric]
-    trained = f"{RULES[optimizer]}, {adjustment} adjustment"
-    measure = f"{words[0].upper()}{words[1:]}"
-    extra = ", with LFT" if "lft" in methods else ""
-    return panel_figure(
-        provenance(
-            shown,
-            kept=kept,
-            figure=name,
-            title=f"{measure} {preposition} further training ({trained}){extra}",
-            notebook=notebook,
-            optimizer=optimizer,
-            adjustment=adjustment,
-            metric=metric,
-            how=lambda s: {**_ceiling(metric), **_followed(s, methods)},
-        ),
-        shown,
-        folder,
-        tables,
-        draw,
-        what=similarity.WHAT.format(Measure=measure, trained=trained),
-        marks=_marks(legend),
-        ylabel=f"{words} {preposition} further training",
-        legend=legend,
-    )
-
-
-def _ceiling(metric: str) -> dict:
-    """For provenance: how the noise ceiling is estimated."""
-    return {"ceiling": "variances"} if metric == "cosine" else {}
-
-
-def _followed(shown: Panel, methods: Sequence[str]) -> dict:
-    """For provenance: what LFT follows on a data set, if it is drawn."""
-    if "lft" not in methods:
-        return {}
-    hyper = shown.hyper("lft")
-    return {"lft": {name: hyper[name] for name in ("runs", "segments")} if shown.lft else None}
-
-
 # --- Similarity against the number of seeds averaged ----------------------------------------------------------------
 
 
 def figure3(panels: Panels, folder: Path | str, methods: Sequence[str] = PAPER_METHODS) -> Figure:
     """Figure 3: cosine similarity against the number of seeds averaged; two panels of Figure 7."""
-    return _seeds("fig03", panels, folder, methods)
+    return seeds_figure("fig03", panels, folder, methods)
 
 
 def figure7(panels: Panels, folder: Path | str, methods: Sequence[str] = PAPER_METHODS) -> Figure:
     """Figure 7: as Figure 3, all panels."""
-    return _seeds("fig07", panels, folder, methods)
+    return seeds_figure("fig07", panels, folder, methods)
 
 
 def figure8(panels: Panels, folder: Path | str, methods: Sequence[str] = PAPER_METHODS) -> Figure:
     """Figure 8: as Figure 7, with Adam."""
-    return _seeds("fig08", panels, folder, methods, optimizer="adam")
+    return seeds_figure("fig08", panels, folder, methods, optimizer="adam")
 
 
 def figure9(panels: Panels, folder: Path | str, methods: Sequence[str] = PAPER_METHODS) -> Figure:
     """Figure 9: as Figure 7, with the full adjustment."""
-    return _seeds("fig09", panels, folder, methods, adjustment="full")
-
-
-def _seeds(
-    name: str,
-    panels: Panels,
-    folder: Path | str,
-    methods: Sequence[str],
-    *,
-    optimizer: str = "sgd",
-    adjustment: str = "mean",
-) -> Figure:
-    shown, tables, kept = panels_and_tables(
-        name,
-        panels,
-        folder,
-        lambda s: seeds.table(s, methods, adjustment=adjustment),
-        optimizer=optimizer,
-        compute=False,
-    )
-    points = {k: _published(f"{int(name[3:])}{k}", s) for k, s in shown.items()}
-
-    def draw(ax: Axes, letter: str) -> None:
-        seeds.draw(ax, tables[letter], points[letter].x)
-        draw_published(ax, points[letter])
-
-    legend = _legend(methods, tables, points)
-    trained = f"{RULES[optimizer]}, {adjustment} adjustment"
-    return panel_figure(
-        provenance(
-            shown,
-            kept=kept,
-            figure=name,
-            title=f"Similarity against the number of seeds averaged ({trained})",
-            optimizer=optimizer,
-            adjustment=adjustment,
-            metric="cosine",
-        ),
-        shown,
-        folder,
-        tables,
-        draw,
-        what=seeds.WHAT.format(trained=trained),
-        marks=_marks(legend),
-        ylabel="cosine similarity to further training",
-        legend=legend,
-    )
+    return seeds_figure("fig09", panels, folder, methods, adjustment="full")
 
 
 # --- The other figures ----------------------------------------------------------------------------------------------
@@ -271,7 +138,7 @@ def figure11(panels: Panels, folder: Path | str, methods: Sequence[str] = PAPER_
         what=retraining.WHAT,
         marks=retraining.MARKS,
         ylabel="cosine similarity to re-training",
-        legend=_legend((*methods, "further_last"), tables),
+        legend=legend_of((*methods, "further_last"), tables),
     )
 
 
@@ -344,27 +211,6 @@ def figure_damping(panels: Panels, folder: Path | str, method: str = "exact") ->
         marks=damping.MARKS,
         ylabel=r"damping $\lambda$",
     )
-
-
-def _published(panel: str, shown: Panel) -> pd.DataFrame:
-    """The published numbers of a panel, none if a smaller model stands in its place."""
-    points = published_points(panel, shown.dataset)
-    small = shown.dataset in SMALL and not get_profile(shown.profile).full_size
-    return points[:0] if small else points
-
-
-def _legend(methods: Sequence[str], tables: Tables, points: Mapping[str, pd.DataFrame] | None = None) -> list[str]:
-    """What the legend of a figure explains: what is in its tables, in the order given, and published numbers if any."""
-    known = {name for table in tables.values() if table is not None for name in table["method"]}
-    published = any(len(points[k]) for k, table in tables.items() if table is not None) if points else False
-    return [m for m in (*methods, "ceiling") if m in known] + [PUBLISHED] * published
-
-
-def _marks(legend: Sequence[str]) -> str:
-    """The sentence of a caption on bands, lines and markers."""
-    words = ["bands are one standard error over test instances", *(MARKS[name] for name in legend if name in MARKS)]
-    sentence = "; ".join(words)
-    return f"{sentence[0].upper()}{sentence[1:]}."
 
 
 FIGURES: dict[str, Callable[[Panels, Path | str], Figure | pd.DataFrame | None]] = {

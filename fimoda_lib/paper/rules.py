@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from ..plots.drawing import LOOK
+from ..plots.look import LOOK
 from ..plots.retraining import NEAR_ZERO
 
 FIRST_ORDER = ("grad_dot", "datainf")

@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.patches import Circle, FancyArrowPatch, FancyBboxPatch
 
-from .drawing import LOOK
+from .look import LOOK
 
 INK, PALE, TEXT = "#222222", "#D0D0D0", "#555555"
 BLUE, VERMILION, GREEN = (LOOK[name].colour for name in ("grad_dot", "cg", "trak"))

@@ -11,7 +11,7 @@ from ..derivatives.curvature import GaussNewton, Reduction, recommended_damping
 from ..derivatives.gradients import Gradients
 from ..experiments.panel import Panel, finished
 from ..experiments.settings import Settings
-from .drawing import LOOK
+from .look import LOOK
 
 SHADES = ("#9ecae1", "#4292c6", "#08306b")  # horizons, light to dark
 WHAT = (

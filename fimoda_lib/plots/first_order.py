@@ -22,7 +22,7 @@ from ..experiments.studies import (
     with_units,
 )
 from ..tasks import squared_error
-from .drawing import LOOK
+from .look import LOOK
 from .panels import horizon_axis
 
 SHADES = {0.1: "#9ecae1", 0.5: "#4292c6", 1.0: "#08306b"}  # fractions of the weight removed, light to dark
@@ -66,9 +66,7 @@ LOOKS = {  # column -> colour, line, label
 }
 
 
-def limit_table(
-    shown: Panel, fractions: Sequence[float] = FRACTIONS, *, beside: bool = True
-) -> pd.DataFrame | None:
+def limit_table(shown: Panel, fractions: Sequence[float] = FRACTIONS, *, beside: bool = True) -> pd.DataFrame | None:
     """Columns fraction, step, epoch, mean, sem, median (over test instances), quantity; None if the runs are missing.
 
     The quantity is the test "loss"; "lft" has LFT's scores in place of the derivative. With `beside`, there are also

@@ -13,7 +13,8 @@ from pathlib import Path
 import pandas as pd
 
 from ..experiments.panel import Panel
-from ..experiments.settings import EXPERIMENTS, panel_letter
+from ..experiments.paper_settings import EXPERIMENTS
+from ..experiments.settings import panel_letter
 from .panels import LETTERS, shown_in
 
 Notes = dict[str, dict]  # panel letter -> the provenance of its data set, as saved with the panel

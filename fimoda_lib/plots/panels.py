@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+
+import pandas as pd
+from matplotlib.axes import Axes
 
 from ..experiments.panel import Panel
 from ..experiments.settings import counted_in_steps
+
+Panels = Mapping[str, Panel]  # panel letter -> what it shows
+Tables = Mapping[str, pd.DataFrame | None]  # panel letter -> the numbers drawn there; None if not computed yet
+Draw = Callable[[Axes, str], None]  # draws the numbers of the panel of that letter
 
 ALL, TABULAR = {k: k for k in "abcdef"}, {k: k for k in "abcd"}
 LETTERS: dict[str, dict[str, str]] = {  # figure -> letter of each of its panels -> that panel's letter in Figure 2
@@ -35,7 +42,7 @@ LETTERS: dict[str, dict[str, str]] = {  # figure -> letter of each of its panels
 }
 
 
-def shown_in(figure: str, panels: Mapping[str, Panel], **changes: str | bool) -> dict[str, Panel]:
+def shown_in(figure: str, panels: Panels, **changes: str | bool) -> dict[str, Panel]:
     """The panels of a figure under its own letters.
 
     Args:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from .drawing import LOOK
+from .look import LOOK
 
 
 @cache

@@ -10,7 +10,7 @@ from matplotlib.axes import Axes
 
 from ..comparison import noise_ceiling, sensitivity, similarity
 from ..experiments.panel import Panel, finished
-from .drawing import LOOK
+from .look import LOOK
 from .panels import horizon_axis
 
 WHAT = (

@@ -13,7 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from ..comparison import sensitivity
 from ..experiments.panel import Panel, finished
 from ..experiments.settings import counted_in_steps
-from .drawing import LOOK
+from .look import LOOK
 from .similarity import diverged, stored_scores
 
 WHAT = (

@@ -8,202 +8,28 @@ one begins again. dask is imported where workers are wanted, and nowhere else.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import logging
 import os
-import sys
 import uuid
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
-from functools import cache, lru_cache
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
 
-from ..experiments.panel import Panel, one_seed
 from ..storage.folders import check_writable, part_of
-from ..storage.provenance import code_version
-from ..storage.store import Missing, asked
-from ..tasks import Task
-from ..training.ensembles import OPTIMIZERS
+from ..storage.store import Missing
+from .shards import KINDS, Shard
+from .workers import SpreadError, UnfitWorker, compute_shard, this_code
 
 if TYPE_CHECKING:
     from distributed import Client, SpecCluster
 
 CONNECT_SECONDS = 20  # a scheduler that has not answered by then is not there
-KINDS = ("final model", "retraining", "further training", "scores")  # in this order: long shards before short ones
-
-
-class SpreadError(RuntimeError):
-    """Shards that could not be computed; one sentence says why and what to do."""
-
-
-class UnfitWorker(SpreadError):
-    """A worker that would compute something else, or put it elsewhere."""
-
-
-@dataclass(frozen=True)
-class Shard:
-    """One file of the store, described in a few words that mean the same on every machine.
-
-    Args:
-        kind: one of `KINDS`.
-        part: the seed of further training, the method of scores; None for the others.
-    """
-
-    dataset: str
-    profile: str
-    results: str
-    kind: str
-    optimizer: str = "sgd"
-    part: int | str | None = None
-    data_dir: str | None = None
-
-    @property
-    def label(self) -> str:
-        """Names the shard for people, and within its profile like no other."""
-        follows = self.kind == "further training" or self.part == "lft"
-        part = [] if self.part is None else [f"seed {self.part}" if self.kind == "further training" else self.part]
-        return ", ".join([self.kind, self.dataset, *([self.optimizer] if follows else []), *part])
-
-    @property
-    def needs_final_model(self) -> bool:
-        return self.kind in ("further training", "scores")
-
-    def shown(self, compute: bool) -> Panel:
-        shown = Panel(self.dataset, self.profile, self.optimizer, self.results, self.data_dir, compute)
-        vars(shown)["task"] = _task(self.dataset, self.profile, self.results, self.data_dir)
-        return shown
-
-    def piece(self, shown: Panel) -> Callable[[], Any]:
-        """What loads the shard, or computes and stores it."""
-        return {
-            "final model": lambda: shown.params,
-            "retraining": lambda: shown.retrained,
-            "further training": lambda: one_seed(shown, self.part).gold,
-            "scores": lambda: shown.scores(self.part),
-        }[self.kind]
-
-    def path(self, shown: Panel) -> Path:
-        """The shard's file.
-
-        Raises:
-            Missing: its name depends on a final model that is not there, and is not to be computed.
-        """
-        if self.needs_final_model:
-            _ = shown.params  # read now: inside `asked` nothing is
-        return asked(self.piece(shown))
-
-    @property
-    def stored(self) -> bool:
-        try:
-            return self.path(self.shown(compute=False)).exists()
-        except Missing:
-            return False
-
-
-@lru_cache(maxsize=4)
-def _task(dataset: str, profile: str, results: str, data_dir: str | None) -> Task:
-    return Panel(dataset, profile, results=results, data_dir=data_dir).task
-
-
-def shards_of(
-    work: Iterable[tuple[str, str]], profile: str, results: Path | str, data_dir: Path | str | None = None
-) -> list[Shard]:
-    """The shards behind a list of (data set, kind), the kinds being those of `status.lines` and "lft, <optimizer>"."""
-    where = {"profile": profile, "results": str(Path(results).resolve())}
-    where["data_dir"] = None if data_dir is None else str(Path(data_dir).resolve())
-    found = []
-    for dataset, kind in work:
-        if kind in OPTIMIZERS:
-            shown = Shard(dataset, kind="further training", optimizer=kind, **where).shown(compute=False)
-            found += [
-                Shard(dataset, kind="further training", optimizer=kind, part=seed, **where)
-                for seed in shown.settings.seeds
-            ]
-        elif kind == "scores":
-            shown = Shard(dataset, kind="scores", **where).shown(compute=False)
-            found += [Shard(dataset, kind="scores", part=method, **where) for method in shown.methods]
-        elif kind.startswith("lft, "):
-            found.append(Shard(dataset, kind="scores", optimizer=kind.removeprefix("lft, "), part="lft", **where))
-        else:
-            found.append(Shard(dataset, kind=kind, **where))
-    return found
 
 
 # In a worker
-
-
-@dataclass(frozen=True)
-class Answer:
-    """What a worker says of a shard: its file's name, or why it failed, or why the worker will not do. Only words:
-    exceptions bring their tracebacks along, which not all can be sent."""
-
-    file: str = ""
-    failed: str = ""
-    unfit: str = ""
-
-
-def compute_shard(shard: Shard, sign: str, code: tuple[str, str]) -> Answer:
-    """Computes a shard unless the store holds it.
-
-    Args:
-        sign: a file that the starting machine has put into the results folder.
-        code: the starting machine's `this_code()`.
-    """
-    from distributed import get_worker
-
-    try:
-        check_worker(get_worker().address, get_worker().state.nthreads, sign, code)
-        if threads := os.environ.get("OMP_NUM_THREADS"):  # it may have been set after PyTorch had looked
-            torch.set_num_threads(int(threads))
-        shown = shard.shown(compute=True)
-        path = shard.path(shown)
-        forget_compiled(shard.dataset, shard.kind, shard.optimizer)
-        shard.piece(shown)()
-        return Answer(file=path.name)
-    except UnfitWorker as reason:
-        return Answer(unfit=str(reason))
-    except Exception as error:  # whatever is wrong with this shard, the others go on
-        return Answer(failed=str(error) if isinstance(error, ValueError) else f"{type(error).__name__}: {error}")
-
-
-def check_worker(address: str, threads: int, sign: str, code: tuple[str, str]) -> None:
-    """Raises UnfitWorker unless this worker has the same code, sees the results folder and has one thread."""
-    if code[0] != this_code()[0]:
-        raise UnfitWorker(
-            f"Worker {address} has other code in fimoda_lib (commit {this_code()[1]}) than the machine that started "
-            f"this run (commit {code[1]}); bring both to the same version and start the worker anew."
-        )
-    if not os.path.exists(sign):
-        raise UnfitWorker(
-            f"Worker {address} does not see the results folder {os.path.dirname(sign)} as the machine that started "
-            "this run does; give --results a folder that all machines share under the same path."
-        )
-    if threads != 1:
-        raise UnfitWorker(
-            f"Worker {address} has {threads} threads, and random numbers of shards in one process would mix; start it "
-            "with --nthreads 1 (and --nworkers for several)."
-        )
-
-
-@cache
-def this_code() -> tuple[str, str]:
-    """A hash of the library's modules, and for people the commit."""
-    folder = Path(__file__).parents[1]
-    digest = hashlib.sha256()
-    for file in sorted(folder.rglob("*.py")):
-        digest.update(str(file.relative_to(folder)).encode() + file.read_bytes())
-    return digest.hexdigest()[:16], code_version()
-
-
-@lru_cache(maxsize=1)
-def forget_compiled(dataset: str, kind: str, optimizer: str) -> None:
-    """Drops what `torch.compile` made, when other shards begin; it gives up silently after some dozens of kernels."""
-    if "torch._dynamo" in sys.modules:
-        sys.modules["torch._dynamo"].reset()
 
 
 # On the machine that starts the run

@@ -18,9 +18,9 @@ from ..devices import choose_device
 from ..storage.store import cached
 from ..tasks import Params, Task, check_params, check_task, parameters_of, take, to
 from .ensembles import Ensemble, Optimizer
-from .further_training import Runner
 from .minibatches import FULL_RUN, steps_per_epoch
 from .plans import Plan, check_loss, check_seeds, specification
+from .runs import Runner
 
 PIECE = 1024  # instances whose mean loss is computed at once
 

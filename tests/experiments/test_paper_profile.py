@@ -12,14 +12,14 @@ from test_images import archive
 
 from fimoda_lib.datasets import images, models, text
 from fimoda_lib.datasets.encoders import small_bert
-from fimoda_lib.experiments import profiles
+from fimoda_lib.experiments import paper_settings, profiles
 from fimoda_lib.experiments import settings as experiments
 from fimoda_lib.experiments.panel import PAPER_METHODS, Panel
 from fimoda_lib.paper import figures
 from fimoda_lib.paper.beyond import figure2_plus
-from fimoda_lib.run.command import with_lft
+from fimoda_lib.run.plan import with_lft
 from fimoda_lib.run.status import lines
-from fimoda_lib.training import engines, further_training
+from fimoda_lib.training import engines, runs
 
 WORDS = ["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]", "good", "bad", "film", "very", "not"]
 
@@ -47,8 +47,8 @@ def paper(tmp_path, monkeypatch):
     two = replace(profiles.PROFILES["paper"], seeds={"sgd": {"*": 2}}, final=0.05, left_out=5, lissa_depth=20)
     monkeypatch.setitem(profiles.PROFILES, "paper", two)
     for name, curvature in {"cifar10": 20, "sst2": 30}.items():
-        few = replace(experiments.EXPERIMENTS[name], curvature=curvature, n_test=6)
-        monkeypatch.setitem(experiments.EXPERIMENTS, name, few)
+        few = replace(paper_settings.EXPERIMENTS[name], curvature=curvature, n_test=6)
+        monkeypatch.setitem(paper_settings.EXPERIMENTS, name, few)
     return lambda name: Panel(name, "paper", results=tmp_path / "results")
 
 
@@ -58,7 +58,7 @@ def paper(tmp_path, monkeypatch):
     [("cifar10", "GroupNorm", "sgd", {"lissa_h"}), ("sst2", "BertLayer", "adamw", {"cg", "lissa_h"})],
 )
 def test_from_the_files_to_the_figures(paper, name, model, optimizer, without, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(further_training, "WORTH_SAYING", 0)
+    monkeypatch.setattr(runs, "WORTH_SAYING", 0)
     monkeypatch.setattr(engines, "MEASURED_ABOVE", 0)  # as BERT is larger
     shown = paper(name)
     assert model in repr(shown.task.model) and len(list(shown.task.model.parameters())) == len(shown.params)
@@ -85,7 +85,7 @@ def test_from_the_files_to_the_figures(paper, name, model, optimizer, without, t
 
 def test_a_seed_that_is_finished_is_kept(paper, monkeypatch):
     """The run stops in its second seed, as if it were killed, and goes on from there."""
-    run, seeds = further_training.Runner.run, []
+    run, seeds = runs.Runner.run, []
 
     def stopping(runner, seed, bar):
         seeds.append(seed)
@@ -93,7 +93,7 @@ def test_a_seed_that_is_finished_is_kept(paper, monkeypatch):
             raise KeyboardInterrupt
         return run(runner, seed, bar)
 
-    monkeypatch.setattr(further_training.Runner, "run", stopping)
+    monkeypatch.setattr(runs.Runner, "run", stopping)
     with pytest.raises(KeyboardInterrupt):
         _ = paper("sst2").gold
     gold = paper("sst2").gold

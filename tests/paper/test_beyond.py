@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from fimoda_lib.comparison import noise_ceiling, seed_agreement, sensitivity, similarity
-from fimoda_lib.experiments import settings as experiments
+from fimoda_lib.experiments import paper_settings
 from fimoda_lib.experiments.panel import LFT_RUNS, LFT_SEED, Panel
 from fimoda_lib.experiments.profiles import get_profile
 from fimoda_lib.experiments.studies import (
@@ -59,12 +59,12 @@ def test_precision_of_steps_and_weights_of_the_papers_size(tmp_path):
     whole = first_order_runs(shown, fractions=[1.0])
     assert whole.step.values.tolist() == list(shown.settings.further.evaluate)
     n = shown.task.n_train
-    small = replace(experiments.EXPERIMENTS["sentences"], n_train=n, n_all=10 * n)
+    small = replace(paper_settings.EXPERIMENTS["sentences"], n_train=n, n_all=10 * n)
     further = {"adamw": replace(small.further["adamw"], learning_rate=1e-6)}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(experiments.SMALL, "sentences", small)
+        patch.setitem(paper_settings.SMALL, "sentences", small)
         found = first_order_runs(shown, fractions=[1.0])
-        patch.setitem(experiments.EXPERIMENTS, "sentences", replace(small, further=further))
+        patch.setitem(paper_settings.EXPERIMENTS, "sentences", replace(small, further=further))
         slower = first_order_runs(shown, fractions=[1.0])
     ratio = found.delta.sel(run="tangent") / whole.delta.sel(run="tangent")
     np.testing.assert_allclose(ratio, 0.1, rtol=1e-6)

@@ -19,9 +19,11 @@ from PIL import Image
 
 from fimoda_lib.paper import notebook_pages
 from fimoda_lib.paper.claims import CLAIMS
-from fimoda_lib.paper.report import ROOT, TITLES, main, report
+from fimoda_lib.paper.entries import TITLES
+from fimoda_lib.paper.report import ROOT, main, report
 from fimoda_lib.plots.published import published_curves
 from fimoda_lib.run import command as run
+from fimoda_lib.run import notebooks
 
 GRAD_DOT = [0.8, 0.6, 0.2, 0.1]
 OTHERS = {"datainf": [0.7, 0.6, 0.3, 0.2], "trak": [0.3, 0.3, 0.3, 0.3], "ceiling": [0.9, 0.9, 0.9, 0.9]}
@@ -256,7 +258,7 @@ def test_it_works_by_itself_and_keeps_earlier_notebook_pages(made, tmp_path, cap
 
 @pytest.mark.parametrize("good", [True, False])
 def test_a_run_ends_with_its_report_and_survives_a_failing_one(good, made, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(run, "execute", lambda *_, **__: None)
+    monkeypatch.setattr(notebooks, "execute", lambda *_, **__: None)
     shutil.copytree(made[0], tmp_path / "figures" / "laptop")
     if not good:
         (tmp_path / "figures" / "laptop" / "fig02.csv").write_bytes(b"")

@@ -7,7 +7,7 @@ import pytest
 import xarray as xr
 
 from fimoda_lib.plots import extremes, seeds, similarity, sorted_scores
-from fimoda_lib.plots.drawing import LOOK
+from fimoda_lib.plots.look import LOOK
 from fimoda_lib.plots.published import draw_published, published_points
 
 

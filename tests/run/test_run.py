@@ -11,23 +11,24 @@ import pandas as pd
 import pytest
 
 from fimoda_lib.datasets import DATASETS
-from fimoda_lib.experiments import profiles
+from fimoda_lib.experiments import paper_settings, profiles
 from fimoda_lib.experiments import settings as experiments
 from fimoda_lib.experiments.panel import PAPER_METHODS
 from fimoda_lib.methods import METHODS
 from fimoda_lib.paper import beyond
 from fimoda_lib.paper.figures import FIGURES, LETTERS, LOOK
 from fimoda_lib.run import command as run
+from fimoda_lib.run import plan
 
 ROOT = Path(run.__file__).parents[2]
 
 
 def test_the_command_line_names_what_the_library_has():
     assert set(run.PROFILES) == set(profiles.PROFILES)
-    assert set(run.PANELS) == set(experiments.PANELS)
+    assert set(run.PANELS) == set(paper_settings.PANELS)
     assert set(run.PANELS + run.STAND_INS) == set(DATASETS)
-    assert list(run.FIGURES) == [*FIGURES, *beyond.FIGURES] and set(run.BEYOND) == set(beyond.FIGURES)
-    assert set(run.OPTIMIZERS_OF) < set(run.FIGURES) == set(LETTERS)
+    assert list(run.FIGURES) == [*FIGURES, *beyond.FIGURES] and set(plan.BEYOND) == set(beyond.FIGURES)
+    assert set(plan.OPTIMIZERS_OF) < set(run.FIGURES) == set(LETTERS)
     assert set(PAPER_METHODS) <= set(METHODS) and set(METHODS) <= set(LOOK)
 
 
@@ -117,7 +118,7 @@ def test_only_figure_11_trains_from_scratch_and_only_what_it_shows(monkeypatch):
 def test_quick_takes_embedded_data_where_the_papers_is_missing(monkeypatch, tmp_path):
     monkeypatch.delenv("FIMODA_DATA", raising=False)
     monkeypatch.setenv("FIMODA_CACHE", str(tmp_path))
-    chosen = [experiments.choose_dataset(panel, "quick") for panel in experiments.PANELS]
+    chosen = [experiments.choose_dataset(panel, "quick") for panel in paper_settings.PANELS]
     assert chosen == ["diabetes", "wine", "breast_cancer", "digits", "digit_images", "sentences"]
     assert experiments.panel_title("wine") == "Wine (stands in for Energy)"
 
@@ -127,11 +128,11 @@ def test_settings_are_the_papers():
 
     wine = experiments.settings(load_task("wine"), "paper", "adam")
     assert len(wine.seeds) == 100 and len(wine.left_out) == 100
-    energy = experiments.EXPERIMENTS["energy"]
-    assert energy.further["sgd"] == experiments.Training("sgd", 3e-2, 500, 128)
+    energy = paper_settings.EXPERIMENTS["energy"]
+    assert energy.further["sgd"] == paper_settings.Training("sgd", 3e-2, 500, 128)
     assert energy.damping_multiples == (1, 10, 100, 1000)
-    assert experiments.EXPERIMENTS["fico"].further["adam"] == experiments.Training("adam", 1e-6, 200, 128)
-    assert {k: len(v) for k, v in experiments.reference_left_out().items()} == {
+    assert paper_settings.EXPERIMENTS["fico"].further["adam"] == paper_settings.Training("adam", 1e-6, 200, 128)
+    assert {k: len(v) for k, v in paper_settings.reference_left_out().items()} == {
         "concrete": 100,
         "energy": 100,
         "fico": 100,
@@ -148,7 +149,7 @@ def smoke(tmp_path_factory):
     command = [
         sys.executable,
         "-m",
-        "fimoda_lib.run.command",
+        "fimoda_lib.run",
         "--profile",
         "smoke",
         "--results",

@@ -16,8 +16,9 @@ import xarray as xr
 
 from fimoda_lib.experiments.panel import PAPER_METHODS, Panel, one_seed
 from fimoda_lib.run import command as run
-from fimoda_lib.run import spread
-from fimoda_lib.run.spread import SpreadError, UnfitWorker, shards_of
+from fimoda_lib.run import notebooks, shards, spread, workers
+from fimoda_lib.run.shards import shards_of
+from fimoda_lib.run.workers import SpreadError, UnfitWorker
 from fimoda_lib.storage.folders import is_running
 
 ROOT = Path(run.__file__).parents[2]
@@ -207,10 +208,10 @@ def test_a_notebook_that_runs_alone_has_all_cores_and_shows_its_progress(monkeyp
     monkeypatch.setenv("OMP_NUM_THREADS", theirs or "")
     if theirs is None:
         monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.setattr(run, "spread_out", lambda stages, options: None)
-    monkeypatch.setattr(run, "write_report", lambda options: None)
+    monkeypatch.setattr(notebooks, "spread_out", lambda stages, options: None)
+    monkeypatch.setattr(notebooks, "write_report", lambda options: None)
     monkeypatch.setattr(
-        run, "execute", lambda item, folder, shown: seen.append((item, shown, os.environ.get("OMP_NUM_THREADS")))
+        notebooks, "execute", lambda item, folder, shown: seen.append((item, shown, os.environ.get("OMP_NUM_THREADS")))
     )
     items = [run.NotebookRun(name, name, {}) for name in "abc"]
     options = run.parser().parse_args(["--jobs", "4", "--results", str(tmp_path)])
@@ -260,7 +261,7 @@ def test_a_shard_that_fails_does_not_stop_the_others(here, tmp_path, monkeypatch
 
     monkeypatch.setattr(Panel, "retrained", property(bad))
     shards = wine(tmp_path, ["final model", "sgd"]) + wine(tmp_path, ["retraining"])
-    monkeypatch.setattr(spread.Shard, "stored", False)
+    monkeypatch.setattr(shards.Shard, "stored", False)
     with pytest.raises(SpreadError) as caught:
         spread.spread(shards, scheduler=here)
     assert sentence(caught) == ("1 of 4 shards failed, the first (retraining, wine) with: The data is bad; mend it.")
@@ -271,8 +272,8 @@ def test_without_a_final_model_nothing_that_needs_it_is_tried(here, tmp_path, mo
     def bad(self):
         raise RuntimeError("It diverged.")
 
-    monkeypatch.setattr(spread.Shard, "stored", False)
-    monkeypatch.setattr(spread.Shard, "path", lambda self, shown: Path(self.label))
+    monkeypatch.setattr(shards.Shard, "stored", False)
+    monkeypatch.setattr(shards.Shard, "path", lambda self, shown: Path(self.label))
     monkeypatch.setattr(Panel, "params", property(bad))
     with pytest.raises(SpreadError) as caught:
         spread.spread(wine(tmp_path), scheduler=here)
@@ -281,7 +282,8 @@ def test_without_a_final_model_nothing_that_needs_it_is_tried(here, tmp_path, mo
 
 
 def test_a_worker_that_names_a_shard_differently_is_refused(here, tmp_path, monkeypatch):
-    monkeypatch.setattr(spread, "compute_shard", lambda shard, sign, code: spread.Answer("final-wine-of-other-data.nc"))
+    answer = workers.Answer("final-wine-of-other-data.nc")
+    monkeypatch.setattr(spread, "compute_shard", lambda shard, sign, code: answer)
     with pytest.raises(UnfitWorker) as caught:
         spread.spread(wine(tmp_path, ["final model"]), scheduler=here)
     assert "made final-wine-of-other-data.nc where this machine looks for final-wine-" in sentence(caught)
@@ -313,9 +315,9 @@ def test_the_command_line_says_it_in_one_sentence(tmp_path, monkeypatch, capsys)
 )
 def test_a_worker_that_does_not_fit(threads, sign, code, message, tmp_path):
     (tmp_path / "sign").touch()
-    spread.check_worker("tcp://far:1", 1, str(tmp_path / "sign"), spread.this_code())
+    workers.check_worker("tcp://far:1", 1, str(tmp_path / "sign"), workers.this_code())
     with pytest.raises(UnfitWorker) as caught:
-        spread.check_worker("tcp://far:1", threads, str(tmp_path / sign), code or spread.this_code())
+        workers.check_worker("tcp://far:1", threads, str(tmp_path / sign), code or workers.this_code())
     assert message in sentence(caught) and "Worker tcp://far:1" in sentence(caught)
 
 

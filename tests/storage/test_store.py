@@ -15,7 +15,8 @@ from torch import nn
 from fimoda_lib.storage import store
 from fimoda_lib.storage.store import StoreError, cached, fingerprint, read_sidecar
 from fimoda_lib.tasks import parameters_of
-from fimoda_lib.training.further_training import Runner, further_train
+from fimoda_lib.training.further_training import further_train
+from fimoda_lib.training.runs import Runner
 
 SETTINGS = dict(
     optimizer="sgd", learning_rate=0.05, batch_size=5, epochs=1, seeds=[2, 0], left_out=[0, 7], progress=False

@@ -19,7 +19,8 @@ from small_files import refusal
 from fimoda_lib.storage import folders, store
 from fimoda_lib.storage.folders import claimed, is_running, lock_of, part_of, set_aside
 from fimoda_lib.storage.store import Missing, StoreError, cached, questions, read_sidecar
-from fimoda_lib.training.further_training import Runner, further_train
+from fimoda_lib.training.further_training import further_train
+from fimoda_lib.training.runs import Runner
 
 # Children come from a server that has imported the library once, so that each starts at once and without our threads.
 PROCESSES = multiprocessing.get_context("forkserver")

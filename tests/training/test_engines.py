@@ -11,7 +11,7 @@ from torch import nn
 from fimoda_lib import Task, further_train
 from fimoda_lib.datasets import models
 from fimoda_lib.tasks import cross_entropy, parameters_of, take
-from fimoda_lib.training import engines, further_training
+from fimoda_lib.training import engines, runs
 from fimoda_lib.training.engines import Engine, choose_engine, needs_measuring
 from fimoda_lib.training.ensembles import Ensemble, Optimizer
 
@@ -27,7 +27,7 @@ def problem(dropout=0.0):
 
 
 def engine(monkeypatch, batched):
-    monkeypatch.setattr(further_training, "choose_engine", lambda *_, **__: Engine(batched, 1e-3))
+    monkeypatch.setattr(runs, "choose_engine", lambda *_, **__: Engine(batched, 1e-3))
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
@@ -137,7 +137,7 @@ def test_out_of_memory_with_the_fewest_replicas_is_an_error(monkeypatch):
 
 
 def test_a_long_seed_is_announced_with_its_time_and_memory(monkeypatch, capsys):
-    monkeypatch.setattr(further_training, "choose_engine", lambda *_, **__: Engine(False, 10.0))
+    monkeypatch.setattr(runs, "choose_engine", lambda *_, **__: Engine(False, 10.0))
     task = problem()
     further_train(task, parameters_of(task.model), **{**SETTINGS, "progress": True}, optimizer="sgd", removal="mask")
     words = capsys.readouterr().out
@@ -148,9 +148,9 @@ def test_a_long_seed_is_announced_with_its_time_and_memory(monkeypatch, capsys):
 def test_chunks_hold_every_instance_once_and_a_full_run_where_it_belongs():
     for removal in ("drop", "mask"):
         for replicas in (1, 2, 3, 50):
-            found = further_training.chunks([4, 5, 6, 7], removal, replicas)
+            found = runs.chunks([4, 5, 6, 7], removal, replicas)
             left_out = [i for chunk in found for i in chunk.tolist() if i >= 0]
             full = [chunk[0].item() == -1 for chunk in found]
             assert left_out == [4, 5, 6, 7]
             assert full == ([True] + [False] * (len(found) - 1) if removal == "drop" else [True] * len(found))
-    assert [c.tolist() for c in further_training.chunks([4], "drop", 5, first=False)] == [[4]]
+    assert [c.tolist() for c in runs.chunks([4], "drop", 5, first=False)] == [[4]]

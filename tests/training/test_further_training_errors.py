@@ -9,7 +9,7 @@ from small_files import refusal
 from torch import nn
 
 from fimoda_lib.tasks import parameters_of
-from fimoda_lib.training import further_training
+from fimoda_lib.training import runs
 from fimoda_lib.training.further_training import further_train
 
 GOOD = dict(optimizer="sgd", learning_rate=0.05, batch_size=5, epochs=3, seeds=[0], left_out=[0, 7], progress=False)
@@ -24,7 +24,7 @@ def no_training(monkeypatch):
     def train(*_):
         raise AssertionError("training has started")
 
-    monkeypatch.setattr(further_training.Runner, "train", train)
+    monkeypatch.setattr(runs.Runner, "train", train)
 
 
 def test_the_good_arguments_would_start_training():

@@ -1,0 +1,162 @@
+"""Figures of curves: similarity against the amount of further training, and against the number of seeds averaged."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from ..experiments.panel import Panel
+from ..experiments.paper_settings import SMALL
+from ..experiments.profiles import get_profile
+from ..plots import seeds, similarity
+from ..plots.captions import provenance
+from ..plots.drawing import panel_figure
+from ..plots.kept import panels_and_tables
+from ..plots.look import PUBLISHED, RULES
+from ..plots.panels import Panels, Tables
+from ..plots.published import draw_published, published_points
+
+METRICS = {"cosine": ("cosine similarity", "to"), "spearman": ("Spearman correlation", "with")}
+MARKS = {  # what a caption says of an entry of the legend
+    "lft": "the thick black line is linearised further training (ours)",
+    "ceiling": "the dotted grey line is the noise ceiling, the most that any method could reach against so many seeds",
+    PUBLISHED: "open markers are the published numbers (100 seeds)",
+}
+
+
+def similarity_figure(
+    name: str,
+    panels: Panels,
+    folder: Path | str,
+    methods: Sequence[str],
+    *,
+    optimizer: str = "sgd",
+    adjustment: str = "mean",
+    metric: str = "cosine",
+    notebook: str = "04_figures",
+) -> Figure:
+    """A figure of the kind of Figure 2; `name` begins with "fig" and the number of the figure with the same data."""
+    shown, tables, kept = panels_and_tables(
+        name,
+        panels,
+        folder,
+        lambda s: similarity.table(s, methods, adjustment=adjustment, metric=metric),
+        optimizer=optimizer,
+        compute=False,
+    )
+    points = {k: published_of(f"{int(name[3:5])}{k}", s) for k, s in shown.items()}
+
+    def draw(ax: Axes, letter: str) -> None:
+        similarity.draw(ax, tables[letter], shown[letter].dataset)
+        draw_published(ax, points[letter])
+
+    legend = legend_of(methods, tables, points)
+    words, preposition = METRICS[metric]
+    trained = f"{RULES[optimizer]}, {adjustment} adjustment"
+    measure = f"{words[0].upper()}{words[1:]}"
+    extra = ", with LFT" if "lft" in methods else ""
+    return panel_figure(
+        provenance(
+            shown,
+            kept=kept,
+            figure=name,
+            title=f"{measure} {preposition} further training ({trained}){extra}",
+            notebook=notebook,
+            optimizer=optimizer,
+            adjustment=adjustment,
+            metric=metric,
+            how=lambda s: {**_ceiling(metric), **_followed(s, methods)},
+        ),
+        shown,
+        folder,
+        tables,
+        draw,
+        what=similarity.WHAT.format(Measure=measure, trained=trained),
+        marks=marks_of(legend),
+        ylabel=f"{words} {preposition} further training",
+        legend=legend,
+    )
+
+
+def _ceiling(metric: str) -> dict:
+    """For provenance: how the noise ceiling is estimated."""
+    return {"ceiling": "variances"} if metric == "cosine" else {}
+
+
+def _followed(shown: Panel, methods: Sequence[str]) -> dict:
+    """For provenance: what LFT follows on a data set, if it is drawn."""
+    if "lft" not in methods:
+        return {}
+    hyper = shown.hyper("lft")
+    return {"lft": {name: hyper[name] for name in ("runs", "segments")} if shown.lft else None}
+
+
+def seeds_figure(
+    name: str,
+    panels: Panels,
+    folder: Path | str,
+    methods: Sequence[str],
+    *,
+    optimizer: str = "sgd",
+    adjustment: str = "mean",
+) -> Figure:
+    shown, tables, kept = panels_and_tables(
+        name,
+        panels,
+        folder,
+        lambda s: seeds.table(s, methods, adjustment=adjustment),
+        optimizer=optimizer,
+        compute=False,
+    )
+    points = {k: published_of(f"{int(name[3:])}{k}", s) for k, s in shown.items()}
+
+    def draw(ax: Axes, letter: str) -> None:
+        seeds.draw(ax, tables[letter], points[letter].x)
+        draw_published(ax, points[letter])
+
+    legend = legend_of(methods, tables, points)
+    trained = f"{RULES[optimizer]}, {adjustment} adjustment"
+    return panel_figure(
+        provenance(
+            shown,
+            kept=kept,
+            figure=name,
+            title=f"Similarity against the number of seeds averaged ({trained})",
+            optimizer=optimizer,
+            adjustment=adjustment,
+            metric="cosine",
+        ),
+        shown,
+        folder,
+        tables,
+        draw,
+        what=seeds.WHAT.format(trained=trained),
+        marks=marks_of(legend),
+        ylabel="cosine similarity to further training",
+        legend=legend,
+    )
+
+
+def published_of(panel: str, shown: Panel) -> pd.DataFrame:
+    """The published numbers of a panel, none if a smaller model stands in its place."""
+    points = published_points(panel, shown.dataset)
+    small = shown.dataset in SMALL and not get_profile(shown.profile).full_size
+    return points[:0] if small else points
+
+
+def legend_of(methods: Sequence[str], tables: Tables, points: Mapping[str, pd.DataFrame] | None = None) -> list[str]:
+    """What the legend of a figure explains: what is in its tables, in the order given, and published numbers if any."""
+    known = {name for table in tables.values() if table is not None for name in table["method"]}
+    published = any(len(points[k]) for k, table in tables.items() if table is not None) if points else False
+    return [m for m in (*methods, "ceiling") if m in known] + [PUBLISHED] * published
+
+
+def marks_of(legend: Sequence[str]) -> str:
+    """The sentence of a caption on bands, lines and markers."""
+    words = ["bands are one standard error over test instances", *(MARKS[name] for name in legend if name in MARKS)]
+    sentence = "; ".join(words)
+    return f"{sentence[0].upper()}{sentence[1:]}."

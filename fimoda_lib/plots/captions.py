@@ -1,0 +1,142 @@
+"""What a figure was made from, and how its caption says it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import torch
+import xarray as xr
+
+from ..experiments.panel import Panel, finished, one_seed
+from ..experiments.settings import experiment_of
+from ..storage.provenance import code_version
+from ..storage.store import asked, read_sidecar
+from .look import LOOK, RULES
+from .panels import Panels
+
+
+def provenance(
+    panels: Panels,
+    *,
+    figure: str,
+    title: str,
+    measured: Callable[[Panel], xr.Dataset] | None = lambda shown: shown.gold,
+    methods: bool = True,
+    remark_on: Callable[[Panel], str] = lambda shown: experiment_of(shown.dataset, shown.profile).remark,
+    how: Callable[[Panel], dict] = lambda shown: {},
+    notebook: str = "04_figures",
+    kept: Mapping[str, dict] | None = None,
+    **settings: str,
+) -> dict:
+    """What a figure was made from: profile, seeds, specification hashes, time, versions, commit.
+
+    Args:
+        measured: the training runs that a panel shows; further training by default, None for a mere drawing.
+        methods: whether methods are shown, so that their curvature and those that are not run matter.
+        remark_on: what captions say of a panel's model and data.
+        how: further entries of a panel that captions speak of, see `_aside`.
+        notebook: the notebook that draws the figure.
+        kept: letter -> this function's entry for the data set of a panel that was drawn earlier; "drawn" is the commit.
+        settings: whatever else tells this figure from others.
+    """
+    datasets = {}
+    for letter, shown in panels.items() if measured else ():
+        if letter in (kept or {}):
+            datasets[shown.dataset] = kept[letter]
+            continue
+        runs = finished(lambda s=shown: measured(s))
+        if runs is not None:
+            datasets[shown.dataset] = {
+                "seeds": runs.seed.values.tolist(),
+                "left_out": runs.sizes["left_out"],
+                "test": runs.sizes["test"],
+                "optimizer": runs.attrs["optimizer"],
+                "removal": runs.attrs["removal"],
+                "learning_rate": runs.attrs["learning_rate"],
+                **({"remark": remark} if (remark := remark_on(shown)) else {}),
+                **({"curvature": len(some)} if methods and (some := shown.settings.curvature) else {}),
+                **({"without": without} if methods and (without := shown.left_aside) else {}),
+                **how(shown),
+                "specification": runs.attrs["specification"],
+                "seconds": round(float(runs.seconds.sum()), 1),
+                "diverged_runs": int(runs.diverged.sum()),
+                **computed_on(shown, measured, int(runs.seed[0])),
+            }
+    return {
+        "figure": figure,
+        "title": title,
+        "notebook": notebook,
+        "profile": next((shown.profile for shown in panels.values()), "any"),
+        **settings,
+        "datasets": datasets,
+        "device": ", ".join(sorted({d["device"] for d in datasets.values() if "device" in d})),
+        "versions": {"torch": torch.__version__, "numpy": np.__version__, "matplotlib": mpl.__version__},
+        "commit": code_version(),
+    }
+
+
+def computed_on(shown: Panel, measured: Callable[[Panel], xr.Dataset], seed: int) -> dict[str, Any]:
+    """The device and the peak memory of the process that computed the first of the runs behind a panel."""
+    one = one_seed(shown, seed)  # has read its final model: inside `asked` nothing is
+    note = read_sidecar(asked(lambda: measured(one)))
+    return {key: note[key] for key in ("device", "peak_memory_MiB", "peak_gpu_memory_MiB") if key in note}
+
+
+def caption(panels: Panels, note: dict, what: str, marks: str = "") -> str:
+    """A figure's caption: what is drawn, what the marks mean, the settings of each panel, and what is missing."""
+    settings, missing = [], []
+    told = {entry for runs in note["datasets"].values() for entry in ("ceiling", "lft") if entry in runs}
+    for letter, shown in panels.items():
+        panel = f"({letter}) {shown.title}" if len(panels) > 1 else shown.title
+        runs = note["datasets"].get(shown.dataset)
+        if runs is None:
+            missing.append(panel)
+        else:
+            settings.append(
+                f"{panel}: {counted(len(runs['seeds']), 'seed')}, {runs['left_out']} left-out and {runs['test']} test "
+                f"instances, {RULES[runs['optimizer']] + ' with ' if 'optimizer' in runs else ''}learning rate "
+                f"{runs['learning_rate']:g}{_aside(runs, told)}"
+            )
+    sentences = [what, marks, "; ".join(settings) + "." if settings else ""]
+    sentences.append(f"Not run yet: {', '.join(missing)}." if missing else "")
+    return " ".join(filter(None, sentences))
+
+
+def _aside(runs: dict, told: set[str]) -> str:
+    """What else a caption says of a panel: how instances are left out if not dropped, the model, methods not run.
+
+    Args:
+        runs: the panel's entry in the provenance; "lft" holds what LFT follows, None if it is not run, and "ceiling"
+            how the noise ceiling was estimated.
+        told: which of these two other panels have: those drawn by earlier versions have neither.
+    """
+    removal = runs.get("removal", "drop")
+    words = [f"left out by `{removal}`" if removal != "drop" else "", runs.get("remark", "")]
+    words += [f"curvature from {runs['curvature']:,} training instances" if "curvature" in runs else ""]
+    if runs.get("without"):
+        words.append(f"not run, for their cost: {', '.join(LOOK[m].label for m in runs['without'])}")
+    if "lft" in runs:
+        lft = runs["lft"]
+        words.append("LFT not run, for its cost" if lft is None else f"LFT follows {counted(lft['runs'], 'run')}")
+        words[-1] += f" in {lft['segments']} segments" if lft and lft["segments"] > 1 else ""
+    elif "lft" in told:
+        words.append("LFT of an earlier version, which followed one run")
+    if "ceiling" in told and "ceiling" not in runs:
+        words.append("noise ceiling by the cosines of seeds, as if all were equally noisy")
+    said = "; ".join(filter(None, words))
+    return f" ({said})" if said else ""
+
+
+def counted(n: int, thing: str) -> str:
+    """1 seed, 2 seeds."""
+    return f"{n} {thing}" if n == 1 else f"{n} {thing}s"
+
+
+def line_of(note: dict) -> str:
+    """Provenance in one line, for the foot of a figure."""
+    pieces = [f"{name} {len(d['seeds'])} × {d['left_out']}" for name, d in note["datasets"].items()]
+    runs = f"seeds × left out: {', '.join(pieces)}" if pieces else "no results"
+    return f"{note['figure']} · profile {note['profile']} · {runs} · {note['commit']}"

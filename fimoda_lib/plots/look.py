@@ -1,0 +1,57 @@
+"""How methods look, in every figure: colours, markers, lines, labels; and the style of all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a method is drawn, in every figure. Colours are told apart by colour-blind readers; families by line style:
+    solid for first-order methods, dashed for influence functions, dotted for projections, a thick black line for ours,
+    dash-dotted for what is measured by training. CG, LiSSA and LiSSA-H often lie on each other: their dashes
+    interleave."""
+
+    label: str
+    colour: str
+    marker: str
+    line: str | tuple = "-"
+    width: float = 1.4
+
+
+LOOK: dict[str, Look] = {
+    "grad_dot": Look("Grad-Dot", "#0072B2", "o"),
+    "grad_cos": Look("Grad-Cos", "#56B4E9", "s"),
+    "datainf": Look("DataInf", "#332288", "^"),
+    "cg": Look("CG", "#D55E00", "v", (0, (4, 5))),
+    "lissa": Look("LiSSA", "#E69F00", "D", (3, (4, 5))),
+    "lissa_h": Look("LiSSA-H", "#8C510A", "P", (6, (4, 5))),
+    "ekfac": Look("EK-FAC", "#CC79A7", "X", (0, (4, 2))),
+    "exact": Look("Exact", "#882255", "*", (0, (4, 2))),
+    "trak": Look("TRAK", "#009E73", "h", ":"),
+    "lft": Look("LFT (ours)", "#111111", "d", "-", 2.2),
+    "further_first": Look("further training, first epoch", "#999933", "<", (0, (5, 1.5, 1, 1.5))),
+    "further_last": Look("further training, last epoch", "#117733", ">", (0, (5, 1.5, 1, 1.5))),
+    "ceiling": Look("noise ceiling", "#666666", "", (0, (1, 1)), 1.0),
+}
+RULES = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
+PUBLISHED = "published"  # the open markers, in legends
+STYLE = {
+    "font.size": 9,
+    "axes.labelsize": 9,
+    "axes.titlesize": 9.5,
+    "legend.fontsize": 8.5,
+    "lines.linewidth": 1.4,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.6,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "savefig.dpi": 200,
+    "figure.dpi": 100,
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+    "axes.titlelocation": "left",
+}
