@@ -1,13 +1,16 @@
 """Small data files in the formats of the originals, and how tests ask for a refusal."""
 
+import io
+import pickle
 import re
+import tarfile
 
 import counting
 import numpy as np
 import pandas as pd
 import pytest
 
-from fimoda_lib.datasets import DataFileError, census, tabular
+from fimoda_lib.datasets import DataFileError, census, images, tabular
 
 
 def refusal(call, *arguments, error=DataFileError, **options):
@@ -83,3 +86,22 @@ def adult_text(rows=40, seed=4, dot=""):
     return "".join(
         f"{ages[k]}, {jobs[k]}, {middle}, {hours[k]}, United-States, {incomes[k]}{dot}\n" for k in range(rows)
     )
+
+
+def batch(n, seed, **changes):
+    random = np.random.default_rng(seed)
+    content = {b"data": random.integers(0, 256, (n, 3072), dtype=np.uint8), b"labels": [k % 10 for k in range(n)]}
+    return content | changes
+
+
+def archive(path, batches=None, *, extra=()):
+    """An archive as CIFAR-10 comes in, with small batches."""
+    batches = {name: batch(20, k) for k, name in enumerate(images.BATCHES)} | (batches or {})
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(path, "w:gz") as opened:
+        for name, content in [*extra, *batches.items()]:
+            data = content if isinstance(content, bytes) else pickle.dumps(content, protocol=2)
+            member = tarfile.TarInfo(name)
+            member.size = len(data)
+            opened.addfile(member, io.BytesIO(data))
+    return path

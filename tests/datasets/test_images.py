@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from small_files import put, refusal
+from small_files import archive, batch, put, refusal
 
 from fimoda_lib import Task, attribute, further_train, load_task
 from fimoda_lib.datasets import images, models
@@ -20,25 +20,6 @@ from fimoda_lib.derivatives.gradients import Gradients
 from fimoda_lib.methods import METHODS
 from fimoda_lib.plots.pictures import gallery, pictures_of
 from fimoda_lib.tasks import cross_entropy, parameters_of
-
-
-def batch(n, seed, **changes):
-    random = np.random.default_rng(seed)
-    content = {b"data": random.integers(0, 256, (n, 3072), dtype=np.uint8), b"labels": [k % 10 for k in range(n)]}
-    return content | changes
-
-
-def archive(path, batches=None, *, extra=()):
-    """An archive as CIFAR-10 comes in, with small batches."""
-    batches = {name: batch(20, k) for k, name in enumerate(images.BATCHES)} | (batches or {})
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w:gz") as opened:
-        for name, content in [*extra, *batches.items()]:
-            data = content if isinstance(content, bytes) else pickle.dumps(content, protocol=2)
-            member = tarfile.TarInfo(name)
-            member.size = len(data)
-            opened.addfile(member, io.BytesIO(data))
-    return path
 
 
 def test_the_python_version_is_read_in_its_order(tmp_path):

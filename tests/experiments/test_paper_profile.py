@@ -7,8 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small_files import put
-from test_images import archive
+from small_files import archive, put
 
 from fimoda_lib.datasets import images, models, text
 from fimoda_lib.datasets.encoders import small_bert
