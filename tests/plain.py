@@ -29,8 +29,7 @@ def train(
     model.load_state_dict({**model.state_dict(), **params})
     trained = [p for p in model.parameters() if p.requires_grad]
     rule = OPTIMIZERS[optimizer](trained, lr=learning_rate, weight_decay=weight_decay)
-    inputs, targets = task.train
-    inputs, targets = inputs.to(dtype), targets.to(dtype) if targets.is_floating_point() else targets
+    inputs, targets = (part.to(dtype) if part.is_floating_point() else part for part in task.train)
     n = len(targets)
     sampler = RandomSampler(range(n), generator=torch.Generator().manual_seed(seed))
     full_steps = -(-n // batch_size)
@@ -59,6 +58,6 @@ def train(
 
 def test_losses(task, model):
     evaluated = copy.deepcopy(model).double().eval()
-    inputs, targets = task.test
+    inputs, targets = (part.double() if part.is_floating_point() else part for part in task.test)
     with torch.no_grad():
-        return task.loss(evaluated(inputs.double()), targets.double() if targets.is_floating_point() else targets)
+        return task.loss(evaluated(inputs), targets)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,10 +21,11 @@ from tqdm import tqdm
 
 from .. import checks
 from ..devices import choose_device, random_devices, strict_arithmetic
-from ..tasks import Params, Task, check_params, check_task, resolve_rows, take, to
+from ..tasks import Instances, Params, Task, check_params, check_task, resolve_rows, take, to
 from ..training.ensembles import Optimizer
 from ..training.minibatches import FULL_RUN, run_batches
 from ..training.plans import MOST_STEPS, Plan, check_loss, check_seeds
+from .second_order import check_run, twice_differentiable
 from .tangents import DifferentiableRun
 
 
@@ -65,13 +67,15 @@ def adjoint_train(
     plan = Plan(rule, batch_size, 1, "mask", 1.0, (), tuple(rows.tolist()), (horizon,))
     check_loss(task, params)
     where = choose_device(device)
+    exact = DifferentiableRun(task, to(params, dtype=torch.float64), plan, where)
+    check_run(exact, partial(pulled, exact))
     run = DifferentiableRun(task, params, plan, where)
     every = math.isqrt(horizon - 1) + 1  # steps between kept states: the others are computed anew on the way back
     batches = run_batches(task.n_train, plan.batch_size, torch.tensor([FULL_RUN]), seed, removal="mask")
     batches = [(r, w[0]) for _, (r, w) in zip(range(horizon), batches, strict=False)]
     scores = torch.zeros(len(rows), task.n_train, dtype=torch.float64)
     bar = tqdm(total=2 * horizon, desc="adjoints", disable=not progress)
-    with torch.random.fork_rng(devices=random_devices(where)), strict_arithmetic(where), bar:
+    with torch.random.fork_rng(devices=random_devices(where)), strict_arithmetic(where), twice_differentiable(), bar:
         kept = {0: (run.params, run.state)}
         state: Any = kept[0]
         for number in range(1, horizon + 1):
@@ -114,6 +118,14 @@ def backward(
     pull = vjp(run.update(number, run.batch(rows)), *state, run.weights(weights))[1]
     params, moments, slopes = vmap(pull)(adjoint)
     return tree_map(Tensor.detach, (params, moments)), slopes.detach()
+
+
+def pulled(run: DifferentiableRun, batch: Instances, weights: Tensor, along: Params) -> Params:
+    """The Hessian of the weighted loss of a batch times a direction [1, ...], in reverse."""
+    with twice_differentiable():
+        pull = vjp(lambda p: run.gradients(p, batch, weights), run.params)[1]
+        (found,) = vmap(pull)({k: v[None] for k, v in along.items()})
+    return {k: product[0].detach() for k, product in found.items()}
 
 
 def loss_gradients(run: DifferentiableRun, params: Params, test: Any) -> Params:

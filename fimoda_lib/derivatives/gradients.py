@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.func import functional_call, grad, hessian, jvp, vjp, vmap
 
 from ..tasks import Instances, Params, Task, check_params, check_task, count, take, to
+from .second_order import ROWS, check_product, second_derivative_of, twice_differentiable
 
 BLOCK_BYTES = 2**28  # of gradients in one block
 
@@ -129,7 +131,8 @@ class Gradients:
                 return self.outputs(take((inputs_i, directions_i), None)[0], p).reshape(-1)
 
             pull_back = vjp(output, self.params)[1]
-            return self.flatten(vmap(lambda d: pull_back(d)[0])(directions_i))
+            # One direction after the other, which takes no longer: under two nested `vmap` PReLU's rule fails.
+            return torch.stack([self.flatten(pull_back(d)[0]) for d in directions_i])
 
         return vmap(one)(inputs, directions)
 
@@ -145,22 +148,40 @@ class Gradients:
         def one(output: Tensor, target: Tensor) -> Tensor:
             return self.task.loss(output[None], target[None])[0]
 
-        return vmap(hessian(one))(outputs, targets)
+        with second_derivative_of(self.task.name):
+            return vmap(hessian(one))(outputs, targets)
 
-    def hessian_products(self, instances: Instances, vectors: Tensor) -> Tensor:
-        """The Hessian of the mean loss of the instances times each vector: [k, P] -> [k, P]."""
+    def of_mean_loss(self, instances: Instances, params: Params) -> Params:
+        """Gradient of the mean loss of the instances at the given parameters."""
 
         def mean_loss(p: Params) -> Tensor:
             inputs, targets = instances
             return self.task.loss(self.outputs(inputs, p), targets).mean()
 
+        return grad(mean_loss)(params)
+
+    def hessian_products(self, instances: Instances, vectors: Tensor) -> Tensor:
+        """The Hessian of the mean loss of the instances times each vector: [k, P] -> [k, P]."""
+
         def product(v: Tensor) -> Tensor:
-            return self.flatten(jvp(grad(mean_loss), (self.params,), (self.unflatten(v),))[1])
+            return self.flatten(jvp(partial(self.of_mean_loss, instances), (self.params,), (self.unflatten(v),))[1])
 
         size = max(
             BLOCK_BYTES // (torch.finfo(self.dtype).bits // 8 * max(count(instances) * 512, self.n_params * 4)), 1
         )
-        return torch.cat([vmap(product)(piece) for piece in vectors.split(size)])
+        with twice_differentiable():
+            return torch.cat([vmap(product)(piece) for piece in vectors.split(size)])
+
+    def check_hessian(self) -> None:
+        """Raises ValueError if `hessian_products` are not derivatives of gradients; looks at few instances."""
+        at = self if self.dtype == torch.float64 else Gradients(self.task, self.params, device=self.device)
+        instances = at.train(torch.arange(min(ROWS, self.task.n_train)))
+        check_product(
+            self.task.name,
+            at.params,
+            partial(at.of_mean_loss, instances),
+            lambda v: at.unflatten(at.hessian_products(instances, at.flatten(v)[None])[0]),
+        )
 
 
 def _order(task: Task, params: Params) -> list[str]:

@@ -24,6 +24,7 @@ from ..tasks import Instances, Params, Task, check_params, check_task, resolve_r
 from ..training.ensembles import Ensemble, Optimizer
 from ..training.minibatches import FULL_RUN, run_batches, steps_per_epoch
 from ..training.plans import Plan, check_loss, check_seeds, evaluation_steps, has_dropout
+from .second_order import check_run, twice_differentiable
 
 TANGENTS = 64  # carried at once; more leave the cache
 OWN_BATCHES = 8  # likewise, where each has a batch of its own
@@ -81,6 +82,8 @@ def tangent_train(
     check_loss(task, params)
     seeds = check_seeds(seeds)
     where = choose_device(device)
+    exact = DifferentiableRun(task, to(params, dtype=torch.float64), plan, where)
+    check_run(exact, exact.product)
     own_batches = removal == "subtract" and has_dropout(task.model)
     pieces = torch.tensor(plan.left_out).split(OWN_BATCHES if own_batches else TANGENTS)
     with tqdm(total=len(seeds) * len(pieces) * plan.steps[-1], desc="tangents", disable=not progress) as bar:
@@ -169,6 +172,7 @@ class DifferentiableRun:
             square.fill_(torch.finfo(square.dtype).tiny ** 0.75)
         self.train = to(task.train, device, self.ensemble.dtype)
         self.noisy = has_dropout(task.model)
+        self.name = task.name
 
     def seed_dropout(self, number: int, seed: int) -> None:
         """The masks of `further_train` for the step of this number."""
@@ -183,12 +187,42 @@ class DifferentiableRun:
         """Their weights, likewise."""
         return weights.to(self.device, self.ensemble.dtype)
 
+    def gradients(self, params: Params, batch: Instances, weights: Tensor) -> Params:
+        """Of the weighted loss of a batch in the stacked parameters, to be differentiated once more.
+
+        Without a `vmap` around the one replica: PyTorch's batching rules for normalising layers take mean and variance
+        for constants, so that a derivative of `vmap(grad(...))` would be wrong; `vmap` around derivatives is right.
+        """
+        found = self.ensemble.gradient({k: p[0] for k, p in params.items()}, batch, weights)
+        return {k: g[None] for k, g in found.items()}
+
+    def products(self, batch: Instances, weights: Tensor, along: Params, change: Tensor, own: bool = False) -> Any:
+        """The gradient and its derivatives along k changes of (parameters, weights): Hessian-vector products.
+
+        Args:
+            along: [k, 1, ...]; change: [k, B].
+            own: every change has a batch of its own [k, B, ...]; then the first result has a leading dimension k, too.
+        """
+
+        def one(dp: Params, dw: Tensor, batch: Instances) -> Any:
+            return jvp(lambda p, w: self.gradients(p, batch, w), (self.params, weights), (dp, dw))
+
+        over = {"in_dims": (0, 0, 0 if own else None), "out_dims": (0 if own else None, 0)}
+        with twice_differentiable():
+            return vmap(one, **over, randomness="same")(along, change, batch)
+
+    def product(self, batch: Instances, weights: Tensor, along: Params) -> Params:
+        """One of `products`, along a change of the parameters [1, ...] alone."""
+        no_change = weights.new_zeros(1, len(weights))
+        found = self.products(batch, weights, {k: v[None] for k, v in along.items()}, no_change)[1]
+        return {k: product[0] for k, product in found.items()}
+
     def update(self, number: int, batch: Instances) -> Any:
         """The optimiser step of this number as a function of parameters, state and weights."""
         rule = self.rule(number)
 
         def step(params: Params, state: dict, weights: Tensor) -> tuple[Params, dict]:
-            return rule(params, state, self.ensemble.gradients(params, batch, weights[None], True))
+            return rule(params, state, self.gradients(params, batch, weights))
 
         return step
 
@@ -214,16 +248,12 @@ class DifferentiableRun:
         """
         batch, weights, own = self.batch(rows), self.weights(weights), rows.dim() == 2
 
-        def gradients(dp: Params, dw: Tensor, batch: Instances) -> Any:
-            return jvp(lambda p, w: self.ensemble.gradients(p, batch, w[None], True), (self.params, weights), (dp, dw))
-
         def pushed(dp: Params, ds: dict, dg: Params) -> Any:
             return jvp(self.rule(number), (self.params, self.state, here), (dp, ds, dg))
 
         self.seed_dropout(number, seed)
         with torch.no_grad():
-            over = {"in_dims": (0, 0, 0 if own else None), "out_dims": (0 if own else None, 0)}
-            here, moved = vmap(gradients, **over, randomness="same")(tangents[0], self.weights(change), batch)
+            here, moved = self.products(batch, weights, tangents[0], self.weights(change), own)
             here = tree_map(lambda g: g[0], here) if own else here
             (self.params, self.state), tangents = vmap(pushed, out_dims=(None, 0))(*tangents, moved)
         return tangents
@@ -237,5 +267,5 @@ class DifferentiableRun:
 
         here = {k: p[0].double() for k, p in self.params.items()}
         along = {k: t[:, 0].double() for k, t in tangents.items()}
-        with torch.no_grad():
+        with torch.no_grad(), twice_differentiable():  # forward mode is what attention's fused kernels lack, too
             return vmap(lambda dp: jvp(one, (here,), (dp,)), out_dims=(None, 0))(along)

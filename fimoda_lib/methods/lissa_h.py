@@ -30,6 +30,7 @@ def lissa_h(
 ) -> tuple[Tensor, Report]:
     """`lissa` with the Hessian of the loss in place of the Gauss-Newton matrix; arguments and results are the same."""
     at = Gradients(task, params, dtype=dtype)
+    at.check_hessian()
     damping = resolve_damping(damping, multiple, lambda: recommended_damping(at, curvature))
 
     def batch_product(h: Tensor, positions: Tensor | None) -> Tensor:

@@ -79,7 +79,9 @@ class Optimizer:
 
 def clip_grad_norm(grads: Params, max_norm: float) -> Params:
     """Scales each replica's gradient (all parameters together) down to norm `max_norm` where it is longer."""
-    norm = torch.stack([g.flatten(1).square().sum(1) for g in grads.values()]).sum(0).sqrt()  # [M]
+    squares = torch.stack([g.flatten(1).square().sum(1) for g in grads.values()]).sum(0)
+    # The root of a gradient of exactly zero has no derivative; a clamped one has zero, and its product with 0 is right.
+    norm = squares.clamp(min=torch.finfo(squares.dtype).tiny).sqrt()  # [M]
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)
     return {k: g * factor.reshape(-1, *[1] * (g.dim() - 1)) for k, g in grads.items()}
 
@@ -138,23 +140,27 @@ class Ensemble:
         """Updates stacked parameters and optimiser state in place; see `step`."""
         self.optimizer.update(params, self.gradients(params, batch, weights, shared), state, correction)
 
+    def gradient(self, params: Params, batch: Instances, weights: Tensor) -> Params:
+        """Of the weighted loss of one replica, whose parameters are not stacked."""
+
+        def objective(p: Params) -> Tensor:
+            inputs, targets = batch
+            return (weights * self.loss(functional_call(self.model, p, (inputs,)), targets)).sum()
+
+        return grad(objective)(params)
+
     def gradients(self, params: Params, batch: Instances, weights: Tensor, shared: bool) -> Params:
-        """Of every replica's weighted loss in its parameters."""
-
-        def objective(p: Params, b: Instances, w: Tensor) -> Tensor:
-            inputs, targets = b
-            return (w * self.loss(functional_call(self.model, p, (inputs,)), targets)).sum()
-
-        per_replica = grad(objective)
+        """Of every replica's weighted loss in its parameters; not to be differentiated again (see `tangents`)."""
         if self.batched:
             # randomness="same": every replica draws the same dropout mask, as paired runs must.
-            return vmap(per_replica, in_dims=(0, None if shared else 0, 0), randomness="same")(params, batch, weights)
+            over = {"in_dims": (0, None if shared else 0, 0), "randomness": "same"}
+            return vmap(self.gradient, **over)(params, batch, weights)
         found: Params = {k: torch.empty_like(p) for k, p in params.items()}
         state = random_state(weights.device)
         for m in range(self.size):
             set_random_state(state, weights.device)  # for the same reason
             own = batch if shared else take(batch, m)
-            for name, g in per_replica({k: p[m] for k, p in params.items()}, own, weights[m]).items():
+            for name, g in self.gradient({k: p[m] for k, p in params.items()}, own, weights[m]).items():
                 found[name][m] = g
         return found
 
