@@ -7,8 +7,8 @@ Each function returns what the store holds, or computes and stores it. With `com
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ LFT_SEED = 1000  # of its first full run: none of the gold standard's, whose noi
 LFT_RUNS = 5  # averaged
 # The paper's methods in the paper's order; "exact" is the yardstick of the influence functions and is not drawn there.
 PAPER_METHODS = ("grad_dot", "grad_cos", "datainf", "cg", "lissa", "lissa_h", "ekfac", "trak")
+GIVEN = ("given_task", "given_params", "given_settings")
 HOLD_FLOAT64 = 5_000  # training instances x outputs; beyond, gradients are kept in float32 to fit memory
 
 
@@ -43,6 +44,7 @@ class Panel:
     Args:
         results: folder of the stored results.
         compute: whether missing pieces are computed.
+        given_task, given_params, given_settings: in place of the data set's own, which are loaded when first needed.
     """
 
     dataset: str
@@ -51,6 +53,9 @@ class Panel:
     results: Path | str = "results"
     data_dir: Path | str | None = None
     compute: bool = True
+    given_task: Task | None = field(default=None, compare=False, repr=False)
+    given_params: Params | None = field(default=None, compare=False, repr=False)
+    given_settings: Settings | None = field(default=None, compare=False, repr=False)
 
     @property
     def folder(self) -> Path:
@@ -58,6 +63,8 @@ class Panel:
 
     @cached_property
     def task(self) -> Task:
+        if self.given_task is not None:
+            return self.given_task
         experiment = experiment_of(self.dataset, self.profile)
         task = load_task(self.dataset, self.data_dir, model=experiment.model)
         if experiment.trained_layers is None:
@@ -67,7 +74,7 @@ class Panel:
 
     @cached_property
     def settings(self) -> Settings:
-        return settings(self.task, self.profile, self.optimizer)
+        return self.given_settings or settings(self.task, self.profile, self.optimizer)
 
     @property
     def title(self) -> str:
@@ -76,6 +83,8 @@ class Panel:
     @cached_property
     def params(self) -> Params:
         """The final model's parameters (training seed 0)."""
+        if self.given_params is not None:
+            return self.given_params
         return train_final_model(
             self.task, **self.settings.final.arguments(), seed=0, store=self.folder, compute_missing=self.compute
         )
@@ -190,17 +199,28 @@ class Panel:
             "scores"
         ]
 
+    def stored(self, methods: Iterable[str]) -> tuple[xr.Dataset | None, dict[str, xr.DataArray]]:
+        """What has been computed: further training (None if it has not), and method -> scores."""
+        found = {name: finished(lambda name=name: self.scores(name)) for name in methods}
+        return finished(lambda: self.gold), {name: scores for name, scores in found.items() if scores is not None}
+
     def other(self, **changes: Any) -> Panel:
-        """The same with another optimiser, profile, ...; itself, with all that it has loaded, if nothing changes."""
-        unchanged = all(getattr(self, name) == value for name, value in changes.items())
-        return self if unchanged else replace(self, **changes)
+        """The same with another optimiser, profile, ...; itself, with all that it has loaded, if nothing changes. What
+        was given in place of its own stays as long as it is the same piece of the paper."""
+        if all(getattr(self, name) == value for name, value in changes.items()):
+            return self
+        own = {} if changes.keys() <= {"compute", "results"} else dict.fromkeys(GIVEN)
+        return replace(self, **{**own, **changes})
 
 
-def one_seed(shown: Panel, seed: int) -> Panel:
+def one_seed(panel: Panel, seed: int) -> Panel:
     """The same with a single seed of further training; data and final model are shared."""
-    one = replace(shown)
-    vars(one).update(task=shown.task, params=shown.params, settings=replace(shown.settings, seeds=(seed,)))
-    return one
+    return replace(
+        panel,
+        given_task=panel.task,
+        given_params=panel.params,
+        given_settings=replace(panel.settings, seeds=(seed,)),
+    )
 
 
 def upper_task(task: Task, trained_layers: int, rows: Sequence[int] | None, folder: Path) -> Task:

@@ -1,6 +1,6 @@
 """Beyond the paper: further runs that show where methods that are linear in the removed weight must stop, and why.
 
-Each study is a handful of runs of one data set, computed once and kept, as the pieces of `reproduction` are.
+Each study is a handful of runs of one data set, computed once and kept, as the pieces of a panel are.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def log_epochs(epochs: int) -> list[int]:
     return sorted({round(e) for e in np.geomspace(1, epochs, 14)})
 
 
-def first_order_runs(shown: Panel, fractions: Sequence[float] = FRACTIONS) -> xr.Dataset:
+def first_order_runs(panel: Panel, fractions: Sequence[float] = FRACTIONS) -> xr.Dataset:
     """One seed of further training in several versions, with "mask" or, for images and text, "subtract".
 
     Where a profile has a smaller model and fewer instances in place of the paper's, steps and weights keep the paper's
@@ -50,12 +50,12 @@ def first_order_runs(shown: Panel, fractions: Sequence[float] = FRACTIONS) -> xr
         float64), "0.1", "0.5", "1.0" (differences of float64 runs with that fraction of the weight removed, over the
         fraction) and "float32" (the whole weight, in float32); all else, attributes too, is of the run "1.0".
     """
-    s = shown.settings
-    further, whole = paper_sized(shown)
-    some = get_profile(shown.profile).study_left_out
+    s = panel.settings
+    further, whole = paper_sized(panel)
+    some = get_profile(panel.profile).study_left_out
     left_out = s.left_out[:: max(len(s.left_out) // some, 1)][:some]
-    double = {k: v.double() for k, v in shown.params.items()}
-    single = {k: v.float() for k, v in shown.params.items()}
+    double = {k: v.double() for k, v in panel.params.items()}
+    single = {k: v.float() for k, v in panel.params.items()}
     common = {
         **further.arguments(),
         "seeds": [0],
@@ -66,33 +66,33 @@ def first_order_runs(shown: Panel, fractions: Sequence[float] = FRACTIONS) -> xr
 
     def run(params: Params, fraction: float) -> xr.Dataset:
         gold = further_train(
-            shown.task,
+            panel.task,
             params,
             **common,
             fraction=fraction * whole,
-            store=shown.folder,
-            compute_missing=shown.compute,
-            progress=shown.compute,
+            store=panel.folder,
+            compute_missing=panel.compute,
+            progress=panel.compute,
         )
         return gold.assign(delta=gold.delta.astype("float64") / fraction)
 
     runs = {str(f): run(double, f) for f in fractions}
     runs["float32"] = run(single, 1.0)
-    tangents = stored_tangents(shown, double, further, common)
+    tangents = stored_tangents(panel, double, further, common)
     deltas = [gold.delta for gold in runs.values()] + [tangents.delta * whole]
     found = runs["1.0"].drop_vars("delta")
     return found.assign(delta=xr.concat(deltas, dim="run", join="exact").assign_coords(run=[*runs, "tangent"]))
 
 
-def paper_sized(shown: Panel) -> tuple[Training, float]:
+def paper_sized(panel: Panel) -> tuple[Training, float]:
     """What the studies run: further training with the paper's learning rate, evaluated at about a dozen steps.
 
     Returns:
         also the share of a training instance's weight that the paper's has: n of this profile over n of the paper's.
     """
-    s, here = shown.settings, experiment_of(shown.dataset, shown.profile)
-    paper = EXPERIMENTS[shown.dataset].further[s.further.optimizer]
-    per_epoch = steps_per_epoch(shown.task.n_train, s.further.batch_size)
+    s, here = panel.settings, experiment_of(panel.dataset, panel.profile)
+    paper = EXPERIMENTS[panel.dataset].further[s.further.optimizer]
+    per_epoch = steps_per_epoch(panel.task.n_train, s.further.batch_size)
     further = s.further if s.further.epochs * per_epoch <= LONG else s.further.scaled(SHORT)
     if further.evaluate:
         early = [step for step in further.evaluate if step <= FEW_STEPS] or [further.evaluate[0]]
@@ -103,7 +103,7 @@ def paper_sized(shown: Panel) -> tuple[Training, float]:
     return chosen, here.n_train / here.n_all if here.n_train else 1.0
 
 
-def stored_tangents(shown: Panel, params: Params, further: Training, arguments: dict) -> xr.Dataset:
+def stored_tangents(panel: Panel, params: Params, further: Training, arguments: dict) -> xr.Dataset:
     """`tangent_train`, computed once and kept."""
     plan = Plan(
         Optimizer(further.optimizer, further.learning_rate, further.weight_decay, further.max_grad_norm),
@@ -115,48 +115,45 @@ def stored_tangents(shown: Panel, params: Params, further: Training, arguments: 
         tuple(arguments["test"]),
         further.evaluate,
     )
-    spec = {**specification(shown.task, params, plan), "seeds": arguments["seeds"], "kind": "tangent"}
+    spec = {**specification(panel.task, params, plan), "seeds": arguments["seeds"], "kind": "tangent"}
     return cached(
-        shown.folder,
-        f"tangent-{shown.dataset}-{further.optimizer}",
+        panel.folder,
+        f"tangent-{panel.dataset}-{further.optimizer}",
         spec,
-        lambda: tangent_train(shown.task, params, **arguments, progress=shown.compute),
-        compute_missing=shown.compute,
+        lambda: tangent_train(panel.task, params, **arguments, progress=panel.compute),
+        compute_missing=panel.compute,
     )
 
 
-def linearised_run(shown: Panel) -> xr.DataArray:
+def linearised_run(panel: Panel) -> xr.DataArray:
     """LFT along the very run that `first_order_runs` differentiates, float64, scores [horizon, test, train]."""
-    further, _ = paper_sized(shown)
-    exact = replace(shown)
-    double = {k: v.double() for k, v in shown.params.items()}
-    vars(exact).update(task=shown.task, params=double, settings=replace(shown.settings, further=further))
+    further, _ = paper_sized(panel)
+    double = {k: v.double() for k, v in panel.params.items()}
+    settings = replace(panel.settings, further=further)
+    exact = replace(panel, given_task=panel.task, given_params=double, given_settings=settings)
     followed = exact.hyper("lft")["further_training"]
     return exact.scores("lft", further_training={**followed, "seed": 0}, runs=1)
 
 
-def output_runs(shown: Panel) -> xr.Dataset:
+def output_runs(panel: Panel) -> xr.Dataset:
     """`first_order_runs` with the model's one output in place of its squared error; all of the weight removed.
 
     Of two test instances with targets y + 1 and y - 1, the losses differ by 4 times (output - y).
     """
-    rows = torch.tensor(shown.settings.test)
-    inputs, targets = take(shown.task.test, rows)
+    rows = torch.tensor(panel.settings.test)
+    inputs, targets = take(panel.task.test, rows)
     twice = take((inputs, targets), torch.arange(len(rows)).repeat(2))[0], torch.cat([targets + 1, targets - 1])
-    other = replace(shown)
-    vars(other)["task"] = replace(shown.task, test=twice)
-    vars(other)["settings"] = replace(shown.settings, test=tuple(range(2 * len(rows))))
+    settings = replace(panel.settings, test=tuple(range(2 * len(rows))))
+    other = replace(panel, given_task=replace(panel.task, test=twice), given_settings=settings)
     delta = first_order_runs(other, fractions=[1.0]).delta
     above, below = delta.isel(test=slice(len(rows))), delta.isel(test=slice(len(rows), None))
     change = (below.assign_coords(test=above.test) - above) / 4
     return xr.Dataset({"delta": change.assign_coords(test=rows.numpy())})
 
 
-def with_units(shown: Panel, unit: type[nn.Module]) -> Panel:
+def with_units(panel: Panel, unit: type[nn.Module]) -> Panel:
     """The same data set with a model that has units of this kind in place of its own; trained from the same weights."""
-    other = replace(shown)
-    vars(other)["task"] = replace(shown.task, model=swap_units(shown.task.model, unit))
-    return other
+    return replace(panel, given_task=replace(panel.task, model=swap_units(panel.task.model, unit)))
 
 
 def swap_units(model: nn.Module, unit: type[nn.Module]) -> nn.Module:
@@ -209,23 +206,23 @@ def rounding(runs: xr.Dataset) -> xr.Dataset:
     )
 
 
-def removal_runs(shown: Panel) -> dict[str, xr.Dataset]:
+def removal_runs(panel: Panel) -> dict[str, xr.Dataset]:
     """The gold standard with "drop" and with "mask", the same seeds, over the first fifth of the horizon."""
-    s = shown.settings
+    s = panel.settings
     short = s.further.scaled(SHORT)
     masked = further_train(
-        shown.task,
-        shown.params,
+        panel.task,
+        panel.params,
         **short.arguments(),
         seeds=s.seeds,
         left_out=s.left_out,
         test=s.test,
         removal="mask",
-        store=shown.folder,
-        compute_missing=shown.compute,
-        progress=shown.compute,
+        store=panel.folder,
+        compute_missing=panel.compute,
+        progress=panel.compute,
     )
-    return {"drop": shown.gold.isel(step=slice(0, masked.sizes["step"])), "mask": masked}
+    return {"drop": panel.gold.isel(step=slice(0, masked.sizes["step"])), "mask": masked}
 
 
 def removal_seeds(runs: dict[str, xr.Dataset], adjustment: str = "mean", ceiling: float = 0.95) -> xr.Dataset:

@@ -40,16 +40,16 @@ def figure4_plus(panels: Panels, folder: Path | str) -> Figure:
 
 def figure_filter(panels: Panels, folder: Path | str) -> Figure:
     """The unifying filter (1 - (1 - ησ)^T)/σ over the spectrum of G, with the methods as special cases."""
-    shown = shown_in("fig_filter", panels)
-    tables = {k: filters.table(s) for k, s in shown.items()}
+    panels = shown_in("fig_filter", panels)
+    tables = {k: filters.table(s) for k, s in panels.items()}
 
     def draw(ax: Axes, letter: str) -> None:
-        s = shown[letter].settings
-        filters.draw(ax, tables[letter], s, steps_per_epoch(shown[letter].task.n_train, s.further.batch_size))
+        s = panels[letter].settings
+        filters.draw(ax, tables[letter], s, steps_per_epoch(panels[letter].task.n_train, s.further.batch_size))
 
-    note = provenance(shown, figure="fig_filter", title="One filter, all methods", notebook=NOTEBOOK, optimizer="sgd")
+    note = provenance(panels, figure="fig_filter", title="One filter, all methods", notebook=NOTEBOOK, optimizer="sgd")
     return panel_figure(
-        note, shown, folder, tables, draw,
+        note, panels, folder, tables, draw,
         what=filters.WHAT, marks=filters.MARKS, ylabel="share of the direction that is kept",
     )  # fmt: skip
 
@@ -67,7 +67,7 @@ def figure_units(panels: Panels, folder: Path | str) -> Figure:
     """The first-order limit with rectified and with smooth units."""
     return _study(
         "fig_units", panels, folder, first_order.units_table, first_order.draw_units,
-        first_order.UNITS_SAY, first_order.UNITS_MARKS, measured=first_order.smooth_runs, remark_on=lambda shown: "",
+        first_order.UNITS_SAY, first_order.UNITS_MARKS, measured=first_order.smooth_runs, remark_on=lambda panel: "",
         title="Rectified and smooth units", ylabel="similarity of derivative and difference",
     )  # fmt: skip
 
@@ -85,7 +85,7 @@ def figure_removal(panels: Panels, folder: Path | str) -> Figure:
     """How many seeds `drop` and `mask` need for the same noise ceiling."""
     return _study(
         "fig_removal", panels, folder, removal.table, removal.draw, removal.WHAT, removal.MARKS,
-        measured=lambda shown: removal_runs(shown)["mask"],
+        measured=lambda panel: removal_runs(panel)["mask"],
         title="mask against drop", ylabel="seeds for a noise ceiling of 0.95",
     )  # fmt: skip
 
@@ -109,13 +109,13 @@ def _study(
     Args:
         measured, more: for `provenance`.
     """
-    shown, tables, kept = panels_and_tables(name, panels, folder, make)
+    panels, tables, kept = panels_and_tables(name, panels, folder, make)
     note = provenance(
-        shown, measured=measured, kept=kept, figure=name, title=title, notebook=NOTEBOOK, optimizer="sgd",
+        panels, measured=measured, kept=kept, figure=name, title=title, notebook=NOTEBOOK, optimizer="sgd",
         methods=False, **more,
     )  # fmt: skip
     return panel_figure(
-        note, shown, folder, tables, lambda ax, letter: draw(ax, tables[letter], shown[letter].dataset),
+        note, panels, folder, tables, lambda ax, letter: draw(ax, tables[letter], panels[letter].dataset),
         what=what, marks=marks, ylabel=ylabel,
     )  # fmt: skip
 
@@ -131,34 +131,36 @@ def table_horizons(
     Returns:
         columns data set, method, mean over horizons, first, lowest, last, seconds.
     """
-    shown, tables, kept = panels_and_tables(
+    panels, tables, kept = panels_and_tables(
         "fig02plus", panels, folder, lambda s: curves.table(s, methods), compute=False
     )
     drawn = {letter: table for letter, table in tables.items() if table is not None}
     before = seconds_before(Path(folder))
     rows = []
     for letter, table in drawn.items():
-        s = shown[letter]
+        panel = panels[letter]
         for name, curve in table[table["method"].isin(methods)].groupby("method", sort=False):
             mean, weight = curve["mean"].to_numpy(), log_weights(curve["epoch"].to_numpy())
             if np.isnan(mean).all():  # it diverged
                 continue
             label = METHODS[name].label
-            earlier = before.get((s.title, label), np.nan)
+            earlier = before.get((panel.title, label), np.nan)
             rows.append(
                 {
-                    "data set": s.title,
+                    "data set": panel.title,
                     "method": label,
                     "mean over horizons": float((mean * weight).sum() / weight.sum()),
                     "first": float(mean[0]),
                     "lowest": float(mean.min()),
                     "last": float(mean[-1]),
-                    "seconds": earlier if letter in kept else seconds_of(lambda s=s, name=name: s.scores(name)),
+                    "seconds": earlier
+                    if letter in kept
+                    else seconds_of(lambda panel=panel, name=name: panel.scores(name)),
                 }
             )
     table, title = pd.DataFrame(rows), "All methods, over all horizons"
     note = provenance(
-        {letter: shown[letter] for letter in drawn},
+        {letter: panels[letter] for letter in drawn},
         kept=kept,
         figure="table_horizons",
         title=title,

@@ -40,7 +40,7 @@ def similarity_figure(
     notebook: str = "04_figures",
 ) -> Figure:
     """A figure of the kind of Figure 2; `name` begins with "fig" and the number of the figure with the same data."""
-    shown, tables, kept = panels_and_tables(
+    panels, tables, kept = panels_and_tables(
         name,
         panels,
         folder,
@@ -48,10 +48,10 @@ def similarity_figure(
         optimizer=optimizer,
         compute=False,
     )
-    points = {k: published_of(f"{int(name[3:5])}{k}", s) for k, s in shown.items()}
+    points = {k: published_of(f"{int(name[3:5])}{k}", s) for k, s in panels.items()}
 
     def draw(ax: Axes, letter: str) -> None:
-        similarity.draw(ax, tables[letter], shown[letter].dataset)
+        similarity.draw(ax, tables[letter], panels[letter].dataset)
         draw_published(ax, points[letter])
 
     legend = legend_of(methods, tables, points)
@@ -61,7 +61,7 @@ def similarity_figure(
     extra = ", with LFT" if "lft" in methods else ""
     return panel_figure(
         provenance(
-            shown,
+            panels,
             kept=kept,
             figure=name,
             title=f"{measure} {preposition} further training ({trained}){extra}",
@@ -71,7 +71,7 @@ def similarity_figure(
             metric=metric,
             how=lambda s: {**_ceiling(metric), **_followed(s, methods)},
         ),
-        shown,
+        panels,
         folder,
         tables,
         draw,
@@ -87,12 +87,12 @@ def _ceiling(metric: str) -> dict:
     return {"ceiling": "variances"} if metric == "cosine" else {}
 
 
-def _followed(shown: Panel, methods: Sequence[str]) -> dict:
+def _followed(panel: Panel, methods: Sequence[str]) -> dict:
     """For provenance: what LFT follows on a data set, if it is drawn."""
     if "lft" not in methods:
         return {}
-    hyper = shown.hyper("lft")
-    return {"lft": {name: hyper[name] for name in ("runs", "segments")} if shown.lft else None}
+    hyper = panel.hyper("lft")
+    return {"lft": {name: hyper[name] for name in ("runs", "segments")} if panel.lft else None}
 
 
 def seeds_figure(
@@ -104,7 +104,7 @@ def seeds_figure(
     optimizer: str = "sgd",
     adjustment: str = "mean",
 ) -> Figure:
-    shown, tables, kept = panels_and_tables(
+    panels, tables, kept = panels_and_tables(
         name,
         panels,
         folder,
@@ -112,7 +112,7 @@ def seeds_figure(
         optimizer=optimizer,
         compute=False,
     )
-    points = {k: published_of(f"{int(name[3:])}{k}", s) for k, s in shown.items()}
+    points = {k: published_of(f"{int(name[3:])}{k}", s) for k, s in panels.items()}
 
     def draw(ax: Axes, letter: str) -> None:
         seeds.draw(ax, tables[letter], points[letter].x)
@@ -122,7 +122,7 @@ def seeds_figure(
     trained = f"{RULES[optimizer]}, {adjustment} adjustment"
     return panel_figure(
         provenance(
-            shown,
+            panels,
             kept=kept,
             figure=name,
             title=f"Similarity against the number of seeds averaged ({trained})",
@@ -130,7 +130,7 @@ def seeds_figure(
             adjustment=adjustment,
             metric="cosine",
         ),
-        shown,
+        panels,
         folder,
         tables,
         draw,
@@ -141,10 +141,10 @@ def seeds_figure(
     )
 
 
-def published_of(panel: str, shown: Panel) -> pd.DataFrame:
+def published_of(name: str, panel: Panel) -> pd.DataFrame:
     """The published numbers of a panel, none if a smaller model stands in its place."""
-    points = published_points(panel, shown.dataset)
-    small = shown.dataset in SMALL and not get_profile(shown.profile).full_size
+    points = published_points(name, panel.dataset)
+    small = panel.dataset in SMALL and not get_profile(panel.profile).full_size
     return points[:0] if small else points
 
 

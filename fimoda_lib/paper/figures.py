@@ -96,18 +96,18 @@ def figure9(panels: Panels, folder: Path | str, methods: Sequence[str] = PAPER_M
 
 def figure10(panels: Panels, folder: Path | str, methods: Sequence[str] = ("grad_dot", "grad_cos")) -> Figure:
     """Figure 10: sorted attribution scores of first-order methods and of further training at two amounts."""
-    shown, tables, kept = panels_and_tables(
+    panels, tables, kept = panels_and_tables(
         "fig10", panels, folder, lambda s: sorted_scores.table(s, methods), compute=False
     )
     note = provenance(
-        shown, kept=kept, figure="fig10", title="Sorted attribution scores", optimizer="sgd", adjustment="mean"
+        panels, kept=kept, figure="fig10", title="Sorted attribution scores", optimizer="sgd", adjustment="mean"
     )
     return panel_figure(
         note,
-        shown,
+        panels,
         folder,
         tables,
-        lambda ax, letter: sorted_scores.draw(ax, tables[letter], shown[letter].dataset),
+        lambda ax, letter: sorted_scores.draw(ax, tables[letter], panels[letter].dataset),
         what=sorted_scores.WHAT,
         marks=sorted_scores.MARKS,
         ylabel="sorted attribution score",
@@ -116,11 +116,11 @@ def figure10(panels: Panels, folder: Path | str, methods: Sequence[str] = ("grad
 
 def figure11(panels: Panels, folder: Path | str, methods: Sequence[str] = PAPER_METHODS) -> Figure:
     """Figure 11: cosine similarity to re-training from scratch without each left-out instance."""
-    shown, tables, kept = panels_and_tables(
+    panels, tables, kept = panels_and_tables(
         "fig11", panels, folder, lambda s: retraining.table(s, methods), compute=False
     )
     note = provenance(
-        shown,
+        panels,
         kept=kept,
         figure="fig11",
         title="Similarity to re-training from scratch",
@@ -131,7 +131,7 @@ def figure11(panels: Panels, folder: Path | str, methods: Sequence[str] = PAPER_
     )
     return panel_figure(
         note,
-        shown,
+        panels,
         folder,
         tables,
         lambda ax, letter: retraining.draw(ax, tables[letter]),
@@ -144,11 +144,11 @@ def figure11(panels: Panels, folder: Path | str, methods: Sequence[str] = PAPER_
 
 def table2(panels: Panels, folder: Path | str, name: str = "table2") -> pd.DataFrame | None:
     """Table 2: the most helpful and most harmful training instance for a few test instances; CSV, HTML and JSON."""
-    (shown,) = shown_in(name, panels, compute=False).values()
-    table = extremes.table(shown)
+    (panel,) = shown_in(name, panels, compute=False).values()
+    table = extremes.table(panel)
     title = "The most helpful and the most harmful training instances"
-    note = provenance({"a": shown}, figure=name, title=title, optimizer="sgd", adjustment="mean")
-    note["caption"] = caption({"a": shown}, note, extremes.WHAT, extremes.MARKS)
+    note = provenance({"a": panel}, figure=name, title=title, optimizer="sgd", adjustment="mean")
+    note["caption"] = caption({"a": panel}, note, extremes.WHAT, extremes.MARKS)
     save_numbers(pd.DataFrame(columns=extremes.FIRST) if table is None else table, folder, name, note)
     page = extremes.html(table, note["caption"])
     (Path(folder) / f"{name}.html").write_text(page, encoding="utf-8")
@@ -162,39 +162,39 @@ def table2_text(panels: Panels, folder: Path | str) -> pd.DataFrame | None:
 
 def figure_images(panels: Panels, folder: Path | str) -> Figure:
     """The most helpful and the most harmful training images for several test images."""
-    (shown,) = shown_in("fig_images", panels, compute=False).values()
+    (panel,) = shown_in("fig_images", panels, compute=False).values()
     note = provenance(
-        {"a": shown},
+        {"a": panel},
         figure="fig_images",
         title="The most helpful and the most harmful training images",
         optimizer="sgd",
         adjustment="mean",
     )
-    note["caption"] = caption({"a": shown}, note, thumbnails.WHAT, thumbnails.MARKS)
-    scores = thumbnails.scores(shown)
+    note["caption"] = caption({"a": panel}, note, thumbnails.WHAT, thumbnails.MARKS)
+    scores = thumbnails.scores(panel)
     with mpl.rc_context({**STYLE, "axes.grid": False}):
         if scores is None:
             figure, ax = plt.subplots(figsize=(7.1, 2))
-            say(ax, f"Not run yet: ./run_all.sh --profile {shown.profile} --only fig_images --datasets {shown.dataset}")
+            say(ax, f"Not run yet: ./run_all.sh --profile {panel.profile} --only fig_images --datasets {panel.dataset}")
         else:
-            figure = gallery(shown.task, scores, n=thumbnails.N_TRAIN, title=shown.title)
+            figure = gallery(panel.task, scores, n=thumbnails.N_TRAIN, title=panel.title)
         foot(figure, note)
-        save(figure, thumbnails.table(shown, scores), folder, "fig_images", note)
+        save(figure, thumbnails.table(panel, scores), folder, "fig_images", note)
     return figure
 
 
 def figure_damping(panels: Panels, folder: Path | str, method: str = "exact") -> Figure:
     """Similarity of influence functions against damping and horizon, with λ = 1/(learning rate x steps) drawn on it."""
-    shown = shown_in("fig_damping", panels)  # computes what is missing, if they may: no other notebook asks for it
-    tables = {k: damping.table(s, method) for k, s in shown.items()}
+    panels = shown_in("fig_damping", panels)  # computes what is missing, if they may: no other notebook asks for it
+    tables = {k: damping.table(s, method) for k, s in panels.items()}
 
     def draw(ax: Axes, letter: str) -> None:
-        chosen = shown[letter].settings
+        chosen = panels[letter].settings
         damping.draw(ax, tables[letter], chosen.further.learning_rate, chosen.damping_multiples)
 
     return panel_figure(
         provenance(
-            shown,
+            panels,
             figure="fig_damping",
             title="Damping is time",
             notebook="05_damping_is_time",
@@ -203,7 +203,7 @@ def figure_damping(panels: Panels, folder: Path | str, method: str = "exact") ->
             metric="cosine",
             method=method,
         ),
-        shown,
+        panels,
         folder,
         tables,
         draw,

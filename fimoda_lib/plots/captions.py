@@ -23,10 +23,10 @@ def provenance(
     *,
     figure: str,
     title: str,
-    measured: Callable[[Panel], xr.Dataset] | None = lambda shown: shown.gold,
+    measured: Callable[[Panel], xr.Dataset] | None = lambda panel: panel.gold,
     methods: bool = True,
-    remark_on: Callable[[Panel], str] = lambda shown: experiment_of(shown.dataset, shown.profile).remark,
-    how: Callable[[Panel], dict] = lambda shown: {},
+    remark_on: Callable[[Panel], str] = lambda panel: experiment_of(panel.dataset, panel.profile).remark,
+    how: Callable[[Panel], dict] = lambda panel: {},
     notebook: str = "04_figures",
     kept: Mapping[str, dict] | None = None,
     **settings: str,
@@ -43,33 +43,33 @@ def provenance(
         settings: whatever else tells this figure from others.
     """
     datasets = {}
-    for letter, shown in panels.items() if measured else ():
+    for letter, panel in panels.items() if measured else ():
         if letter in (kept or {}):
-            datasets[shown.dataset] = kept[letter]
+            datasets[panel.dataset] = kept[letter]
             continue
-        runs = finished(lambda s=shown: measured(s))
+        runs = finished(lambda s=panel: measured(s))
         if runs is not None:
-            datasets[shown.dataset] = {
+            datasets[panel.dataset] = {
                 "seeds": runs.seed.values.tolist(),
                 "left_out": runs.sizes["left_out"],
                 "test": runs.sizes["test"],
                 "optimizer": runs.attrs["optimizer"],
                 "removal": runs.attrs["removal"],
                 "learning_rate": runs.attrs["learning_rate"],
-                **({"remark": remark} if (remark := remark_on(shown)) else {}),
-                **({"curvature": len(some)} if methods and (some := shown.settings.curvature) else {}),
-                **({"without": without} if methods and (without := shown.left_aside) else {}),
-                **how(shown),
+                **({"remark": remark} if (remark := remark_on(panel)) else {}),
+                **({"curvature": len(some)} if methods and (some := panel.settings.curvature) else {}),
+                **({"without": without} if methods and (without := panel.left_aside) else {}),
+                **how(panel),
                 "specification": runs.attrs["specification"],
                 "seconds": round(float(runs.seconds.sum()), 1),
                 "diverged_runs": int(runs.diverged.sum()),
-                **computed_on(shown, measured, int(runs.seed[0])),
+                **computed_on(panel, measured, int(runs.seed[0])),
             }
     return {
         "figure": figure,
         "title": title,
         "notebook": notebook,
-        "profile": next((shown.profile for shown in panels.values()), "any"),
+        "profile": next((panel.profile for panel in panels.values()), "any"),
         **settings,
         "datasets": datasets,
         "device": ", ".join(sorted({d["device"] for d in datasets.values() if "device" in d})),
@@ -78,9 +78,9 @@ def provenance(
     }
 
 
-def computed_on(shown: Panel, measured: Callable[[Panel], xr.Dataset], seed: int) -> dict[str, Any]:
+def computed_on(panel: Panel, measured: Callable[[Panel], xr.Dataset], seed: int) -> dict[str, Any]:
     """The device and the peak memory of the process that computed the first of the runs behind a panel."""
-    one = one_seed(shown, seed)  # has read its final model: inside `asked` nothing is
+    one = one_seed(panel, seed)  # has read its final model: inside `asked` nothing is
     note = read_sidecar(asked(lambda: measured(one)))
     return {key: note[key] for key in ("device", "peak_memory_MiB", "peak_gpu_memory_MiB") if key in note}
 
@@ -89,14 +89,14 @@ def caption(panels: Panels, note: dict, what: str, marks: str = "") -> str:
     """A figure's caption: what is drawn, what the marks mean, the settings of each panel, and what is missing."""
     settings, missing = [], []
     told = {entry for runs in note["datasets"].values() for entry in ("ceiling", "lft") if entry in runs}
-    for letter, shown in panels.items():
-        panel = f"({letter}) {shown.title}" if len(panels) > 1 else shown.title
-        runs = note["datasets"].get(shown.dataset)
+    for letter, panel in panels.items():
+        label = f"({letter}) {panel.title}" if len(panels) > 1 else panel.title
+        runs = note["datasets"].get(panel.dataset)
         if runs is None:
-            missing.append(panel)
+            missing.append(label)
         else:
             settings.append(
-                f"{panel}: {counted(len(runs['seeds']), 'seed')}, {runs['left_out']} left-out and {runs['test']} test "
+                f"{label}: {counted(len(runs['seeds']), 'seed')}, {runs['left_out']} left-out and {runs['test']} test "
                 f"instances, {RULES[runs['optimizer']] + ' with ' if 'optimizer' in runs else ''}learning rate "
                 f"{runs['learning_rate']:g}{_aside(runs, told)}"
             )

@@ -20,7 +20,7 @@ MARKS = (
 )
 
 
-def table(shown: Panel, method: str = "exact", multiples: Sequence[float] = ()) -> pd.DataFrame | None:
+def table(panel: Panel, method: str = "exact", multiples: Sequence[float] = ()) -> pd.DataFrame | None:
     """Similarity for dampings of a wide range at every horizon, or None if there is no gold standard yet.
 
     Args:
@@ -30,13 +30,13 @@ def table(shown: Panel, method: str = "exact", multiples: Sequence[float] = ()) 
     Returns:
         columns multiple, damping, step, epoch, mean, sem, undefined.
     """
-    gold = finished(lambda: shown.gold)
+    gold = finished(lambda: panel.gold)
     if gold is None:
         return None
     measured = sensitivity(gold)
     tables = []
     for multiple in multiples or [10 ** (k / 2) for k in range(-4, 15)]:
-        scores = finished(lambda m=multiple: shown.scores(method, multiple=float(m)))
+        scores = finished(lambda m=multiple: panel.scores(method, multiple=float(m)))
         if scores is not None and scores.attrs["outcome"] == "finished":
             values = similarity(scores, measured).to_dataframe().reset_index()
             tables.append(values.assign(multiple=multiple, damping=float(scores.attrs["damping"])))

@@ -47,13 +47,13 @@ def panel_figure(
 
     with mpl.rc_context(STYLE):
         figure = one(note["figure"], panels, note)
-        for letter, shown in panels.items():
-            if "drawn" in note["datasets"].get(shown.dataset, {}):
+        for letter, panel in panels.items():
+            if "drawn" in note["datasets"].get(panel.dataset, {}):
                 continue  # from its own file
-            own = {k: v for k, v in note["datasets"].items() if k == shown.dataset}
-            title = f"{note['title']}: {shown.title}"
-            alone = f"{note['figure']}{letter}_{shown.dataset}"
-            plt.close(one(alone, {letter: shown}, {**note, "datasets": own, "title": title}))
+            own = {k: v for k, v in note["datasets"].items() if k == panel.dataset}
+            title = f"{note['title']}: {panel.title}"
+            alone = f"{note['figure']}{letter}_{panel.dataset}"
+            plt.close(one(alone, {letter: panel}, {**note, "datasets": own, "title": title}))
     return figure
 
 
@@ -75,11 +75,11 @@ def _layout(panels: Panels, tables: Tables, draw: Draw, ylabel: str, legend: Seq
         figsize=(3.9 * columns + 0.5 * (columns == 1), 2.75 * rows + 0.25 + 0.2 * legend_rows),
         layout="constrained",
     )
-    for ax, (letter, shown) in zip(axes.flat, panels.items(), strict=False):
-        ax.set_title(f"({letter}) {shown.title}")
+    for ax, (letter, panel) in zip(axes.flat, panels.items(), strict=False):
+        ax.set_title(f"({letter}) {panel.title}")
         if tables[letter] is None:
-            say(ax, f"Not run yet: ./run_all.sh --profile {shown.profile} --only {note['figure']} "
-                f"--datasets {shown.dataset}")  # fmt: skip
+            say(ax, f"Not run yet: ./run_all.sh --profile {panel.profile} --only {note['figure']} "
+                f"--datasets {panel.dataset}")  # fmt: skip
         else:
             draw(ax, letter)
     for ax in axes.flat[len(panels) :]:

@@ -24,7 +24,7 @@ MARKS = (
 )
 
 
-def table(shown: Panel, test: Iterable[int] | None = None) -> pd.DataFrame | None:
+def table(panel: Panel, test: Iterable[int] | None = None) -> pd.DataFrame | None:
     """Three rows per test instance, or None if there is no gold standard yet.
 
     Args:
@@ -36,7 +36,7 @@ def table(shown: Panel, test: Iterable[int] | None = None) -> pd.DataFrame | Non
         helpful", smallest for "most harmful" among the left-out instances. Test instances at which a run diverged are
         left out.
     """
-    gold = finished(lambda: shown.gold)
+    gold = finished(lambda: panel.gold)
     if gold is None:
         return None
     measured = sensitivity(gold).isel(step=-1).transpose("test", "left_out").dropna("test")
@@ -44,11 +44,11 @@ def table(shown: Panel, test: Iterable[int] | None = None) -> pd.DataFrame | Non
     for z in measured.test.values[:N_TEST] if test is None else test:
         scores = measured.sel(test=z)
         helpful, harmful = int(scores.idxmax("left_out")), int(scores.idxmin("left_out"))
-        rows.append({"test": int(z), "role": ROLES[0], "instance": int(z), **_readable(shown.task.test_table, z)})
+        rows.append({"test": int(z), "role": ROLES[0], "instance": int(z), **_readable(panel.task.test_table, z)})
         for role, i in zip(ROLES[1:], (helpful, harmful), strict=True):
             score = float(scores.sel(left_out=i))
             rows.append(
-                {"test": int(z), "role": role, "instance": i, "score": score, **_readable(shown.task.train_table, i)}
+                {"test": int(z), "role": role, "instance": i, "score": score, **_readable(panel.task.train_table, i)}
             )
     found = pd.DataFrame(rows, columns=None if rows else FIRST)
     return found[[*FIRST, *(c for c in found if c not in FIRST)]]

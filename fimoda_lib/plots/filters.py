@@ -26,19 +26,19 @@ MARKS = (
 )
 
 
-def table(shown: Panel) -> pd.DataFrame | None:
+def table(panel: Panel) -> pd.DataFrame | None:
     """The eigenvalues of G at the final model, and how much of the test gradients lies along each.
 
     Returns:
         columns eigenvalue, share (of the squared length of the test gradients, averaged over test instances),
         damping_unit (the recommended damping); None if there is no final model yet.
     """
-    params = finished(lambda: shown.params)
+    params = finished(lambda: panel.params)
     if params is None:
         return None
-    at, rows = Gradients(shown.task, params), torch.arange(shown.task.n_train)
+    at, rows = Gradients(panel.task, params), torch.arange(panel.task.n_train)
     spectrum = Reduction(GaussNewton(at, rows))
-    g = at.of_losses(at.test(torch.tensor(shown.settings.test)))
+    g = at.of_losses(at.test(torch.tensor(panel.settings.test)))
     share = (spectrum.into(g).square() / g.square().sum(1, keepdim=True)).mean(0)
     columns = {"eigenvalue": spectrum.eigenvalues.numpy(), "share": share.numpy()}
     return pd.DataFrame(columns).assign(damping_unit=recommended_damping(at, rows))

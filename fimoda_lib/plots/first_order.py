@@ -66,27 +66,27 @@ LOOKS = {  # column -> colour, line, label
 }
 
 
-def limit_table(shown: Panel, fractions: Sequence[float] = FRACTIONS, *, beside: bool = True) -> pd.DataFrame | None:
+def limit_table(panel: Panel, fractions: Sequence[float] = FRACTIONS, *, beside: bool = True) -> pd.DataFrame | None:
     """Columns fraction, step, epoch, mean, sem, median (over test instances), quantity; None if the runs are missing.
 
     The quantity is the test "loss"; "lft" has LFT's scores in place of the derivative. With `beside`, there are also
     the model's "output" for squared error, all of the weight removed, and "ceiling", the noise ceiling of the gold
     standard, as far as that has been computed.
     """
-    runs = finished(lambda: first_order_runs(shown, fractions))
+    runs = finished(lambda: first_order_runs(panel, fractions))
     if runs is None:
         return None
     whole = runs.sel(run="1.0", drop=True)
     tables = [_summary(first_order_limit(runs).similarity, runs).assign(quantity="loss")]
-    if beside and shown.task.loss is squared_error:
-        outputs = finished(lambda: output_runs(shown))
+    if beside and panel.task.loss is squared_error:
+        outputs = finished(lambda: output_runs(panel))
         if outputs is not None:
             tables.append(_summary(first_order_limit(outputs).similarity, outputs).assign(quantity="output"))
-    scores = finished(lambda: linearised_run(shown))
+    scores = finished(lambda: linearised_run(panel))
     if scores is not None:
         close = instance_similarity(scores, sensitivity(whole)).expand_dims(fraction=[1.0])
         tables.append(_summary(close, runs).assign(quantity="lft"))
-    gold = finished(lambda: shown.other(compute=False).gold) if beside else None
+    gold = finished(lambda: panel.other(compute=False).gold) if beside else None
     if gold is not None and gold.sizes["seed"] > 1:
         ceiling = noise_ceiling(gold, estimate="variances").sel(step=np.intersect1d(gold.step, runs.step))
         tables.append(ceiling.to_dataframe("mean").reset_index().assign(fraction=1.0, quantity="ceiling"))
@@ -142,19 +142,19 @@ def _finish(ax: Axes, dataset: str) -> None:
     ax.legend(fontsize=7.5, loc="best")
 
 
-def whole_runs(shown: Panel) -> xr.Dataset:
+def whole_runs(panel: Panel) -> xr.Dataset:
     """What the precision audit needs of `first_order_runs`."""
-    return first_order_runs(shown, fractions=[1.0])
+    return first_order_runs(panel, fractions=[1.0])
 
 
-def smooth_runs(shown: Panel) -> xr.Dataset:
+def smooth_runs(panel: Panel) -> xr.Dataset:
     """The runs of `units_table` with smooth units."""
-    return first_order_runs(with_units(shown, UNITS["SiLU"]), fractions=(0.1, 1.0))
+    return first_order_runs(with_units(panel, UNITS["SiLU"]), fractions=(0.1, 1.0))
 
 
-def units_table(shown: Panel) -> pd.DataFrame | None:
+def units_table(panel: Panel) -> pd.DataFrame | None:
     """`limit_table` for a tenth and all of an instance's weight with each kind of unit, column unit; None likewise."""
-    tables = {name: limit_table(with_units(shown, unit), (0.1, 1.0), beside=False) for name, unit in UNITS.items()}
+    tables = {name: limit_table(with_units(panel, unit), (0.1, 1.0), beside=False) for name, unit in UNITS.items()}
     known = [table.assign(unit=name) for name, table in tables.items() if table is not None]
     return pd.concat(known, ignore_index=True) if len(known) == len(UNITS) else None
 
@@ -168,9 +168,9 @@ def draw_units(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
     _finish(ax, dataset)
 
 
-def precision_table(shown: Panel) -> pd.DataFrame | None:
+def precision_table(panel: Panel) -> pd.DataFrame | None:
     """Median magnitudes per horizon: columns step, epoch and those of `LOOKS`; None if runs are missing."""
-    runs = finished(lambda: whole_runs(shown))
+    runs = finished(lambda: whole_runs(panel))
     return None if runs is None else rounding(runs).to_dataframe().reset_index()
 
 

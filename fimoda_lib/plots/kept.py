@@ -37,19 +37,19 @@ def panels_and_tables(
     """
     asked = shown_in(figure, panels, **changes)
     profile = next(iter(asked.values())).profile
-    shown, tables, notes = {}, {}, {}
+    found, tables, notes = {}, {}, {}
     for letter in LETTERS[figure]:
         table = make(asked[letter]) if letter in asked else None
         earlier = None if table is not None else kept(figure, letter, folder, profile)
         if earlier is not None and (letter not in asked or earlier[0] == asked[letter].dataset):
             dataset, table, notes[letter] = earlier
-            shown[letter] = asked.get(letter) or Panel(dataset, profile, compute=False)
+            found[letter] = asked.get(letter) or Panel(dataset, profile, compute=False)
         elif letter in asked:
-            shown[letter] = asked[letter]
+            found[letter] = asked[letter]
         else:
             continue
         tables[letter] = table
-    return shown, tables, notes
+    return found, tables, notes
 
 
 def kept(figure: str, letter: str, folder: Path | str, profile: str) -> tuple[str, pd.DataFrame, dict] | None:

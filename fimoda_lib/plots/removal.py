@@ -19,9 +19,9 @@ MARKS = "Solid: mean adjustment; dashed: full adjustment."
 COLOURS, LINES = {"drop": "#D55E00", "mask": "#0072B2"}, {"mean": "-", "full": "--"}
 
 
-def table(shown: Panel) -> pd.DataFrame | None:
+def table(panel: Panel) -> pd.DataFrame | None:
     """Columns removal, adjustment, step, epoch, agreement, seeds; None if the runs are missing."""
-    runs = finished(lambda: removal_runs(shown))
+    runs = finished(lambda: removal_runs(panel))
     if runs is None:
         return None
     found = [removal_seeds(runs, a).to_dataframe().reset_index().assign(adjustment=a) for a in LINES]

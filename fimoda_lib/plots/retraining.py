@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pandas as pd
-import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.ticker import StrMethodFormatter
 
 from ..comparison import sensitivity
 from ..experiments.panel import Panel, finished
-from .similarity import curves, draw_lines, stored_scores
+from .similarity import curves, draw_lines
 
 NEAR_ZERO = 0.1  # the bound that the paper's claim goes with: no similarity beyond it
 WHAT = (
@@ -26,7 +25,7 @@ MARKS = (
 )
 
 
-def table(shown: Panel, methods: Sequence[str]) -> pd.DataFrame | None:
+def table(panel: Panel, methods: Sequence[str]) -> pd.DataFrame | None:
     """The numbers of one panel, or None if nothing has been trained from scratch yet.
 
     Returns:
@@ -34,11 +33,10 @@ def table(shown: Panel, methods: Sequence[str]) -> pd.DataFrame | None:
         are absent. "further_last" are the sensitivities after the last epoch of further training, as if they were the
         scores of a method.
     """
-    retrained = finished(lambda: shown.retrained)
+    retrained = finished(lambda: panel.retrained)
     if retrained is None:
         return None
-    scores: dict[str, xr.DataArray] = stored_scores(shown, methods)
-    gold = finished(lambda: shown.gold)
+    gold, scores = panel.stored(methods)
     if gold is not None:
         scores["further_last"] = sensitivity(gold).isel(step=-1, drop=True).rename(left_out="train")
     tables = curves(sensitivity(retrained), scores)

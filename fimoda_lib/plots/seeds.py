@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
 from ..comparison import seed_agreement, seed_averaging
-from ..experiments.panel import Panel, finished
-from .similarity import diverged, draw_lines, stored_scores
+from ..experiments.panel import Panel
+from .similarity import diverged, draw_lines
 
 BLOCKS = (1, 2, 5, 10, 20, 50, 100)  # how many seeds are averaged, as far as there are so many
 WHAT = (
@@ -23,7 +23,7 @@ WHAT = (
 
 
 def table(
-    shown: Panel, methods: Sequence[str], *, adjustment: str = "mean", blocks: Sequence[int] = BLOCKS
+    panel: Panel, methods: Sequence[str], *, adjustment: str = "mean", blocks: Sequence[int] = BLOCKS
 ) -> pd.DataFrame | None:
     """The numbers of one panel, or None if it has no gold standard yet.
 
@@ -32,14 +32,14 @@ def table(
         its standard error over test instances, and where it lies. Methods without finished scores are absent; a method
         that diverged has one row of NaN. The rows of method "ceiling" are the noise ceiling for so many seeds.
     """
-    gold = finished(lambda: shown.gold)
+    gold, stored = panel.stored(methods)
     if gold is None:
         return None
     tables = [
         pd.DataFrame({"method": [name]})
         if diverged(scores)
         else _rows(name, seed_averaging(scores, gold, blocks, adjustment=adjustment))
-        for name, scores in stored_scores(shown, methods).items()
+        for name, scores in stored.items()
     ]
     sizes = [k for k in blocks if k <= gold.sizes["seed"]]
     tables.append(ceiling(seed_agreement(gold, adjustment), sizes))

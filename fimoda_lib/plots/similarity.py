@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
 
 from ..comparison import noise_ceiling, sensitivity, similarity
-from ..experiments.panel import Panel, finished
+from ..experiments.panel import Panel
 from .look import LOOK
 from .panels import horizon_axis
 
@@ -20,7 +20,7 @@ WHAT = (
 
 
 def table(
-    shown: Panel, methods: Sequence[str], *, adjustment: str = "mean", metric: str = "cosine"
+    panel: Panel, methods: Sequence[str], *, adjustment: str = "mean", metric: str = "cosine"
 ) -> pd.DataFrame | None:
     """The numbers of one panel, or None if it has no gold standard yet.
 
@@ -28,19 +28,13 @@ def table(
         columns method, step, epoch, mean, sem, undefined; methods without finished scores are absent; a method that
         diverged has one row of NaN. The rows of method "ceiling" are the noise ceiling (cosine only).
     """
-    gold = finished(lambda: shown.gold)
+    gold, scores = panel.stored(methods)
     if gold is None:
         return None
-    tables = curves(sensitivity(gold, adjustment), stored_scores(shown, methods), metric)
+    tables = curves(sensitivity(gold, adjustment), scores, metric)
     if metric == "cosine":
         tables.append(rows_of("ceiling", xr.Dataset({"mean": noise_ceiling(gold, adjustment, "variances")})))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"method": []})
-
-
-def stored_scores(shown: Panel, methods: Iterable[str]) -> dict[str, xr.DataArray]:
-    """Method -> its scores, for those methods whose scores have been computed."""
-    scores = {name: finished(lambda name=name: shown.scores(name)) for name in methods}
-    return {name: found for name, found in scores.items() if found is not None}
 
 
 def diverged(scores: xr.DataArray) -> bool:

@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from ..comparison import sensitivity
-from ..experiments.panel import Panel, finished
+from ..experiments.panel import Panel
 from ..experiments.settings import counted_in_steps
 from .look import LOOK
-from .similarity import diverged, stored_scores
+from .similarity import diverged
 
 WHAT = (
     "Attribution scores of the left-out instances, sorted for each test instance on its own, then averaged over test "
@@ -26,19 +26,19 @@ MARKS = (
 )
 
 
-def table(shown: Panel, methods: Sequence[str] = ("grad_dot", "grad_cos")) -> pd.DataFrame | None:
+def table(panel: Panel, methods: Sequence[str] = ("grad_dot", "grad_cos")) -> pd.DataFrame | None:
     """The numbers of one panel, or None if it has no gold standard yet.
 
     Returns:
         columns method, rank, value, epoch, step. Beside the methods stand "further_first" and "further_last", the
         sensitivities (mean adjustment) when first and when last evaluated; "epoch" and "step" say when that was.
     """
-    gold = finished(lambda: shown.gold)
+    gold, stored = panel.stored(methods)
     if gold is None:
         return None
     tables = [
         pd.DataFrame({"method": name, "rank": np.arange(1, scores.sizes["train"] + 1), "value": sorted_curve(scores)})
-        for name, scores in stored_scores(shown, methods).items()
+        for name, scores in stored.items()
         if not diverged(scores)
     ]
     measured = sensitivity(gold)

@@ -19,21 +19,21 @@ MARKS = (
 )
 
 
-def scores(shown: Panel) -> xr.DataArray | None:
+def scores(panel: Panel) -> xr.DataArray | None:
     """The sensitivities of the first test images after the last step, [test, train]; None if there are none yet."""
-    gold = finished(lambda: shown.gold)
+    gold = finished(lambda: panel.gold)
     if gold is None:
         return None
     last = sensitivity(gold).isel(step=-1, drop=True).rename(left_out="train").transpose("test", "train")
     return last.dropna("test").isel(test=slice(N_TEST))
 
 
-def table(shown: Panel, found: xr.DataArray | None) -> pd.DataFrame:
+def table(panel: Panel, found: xr.DataArray | None) -> pd.DataFrame:
     """All numbers behind the pictures: columns test, test class, train, train class, score."""
     if found is None:
         return pd.DataFrame(columns=["test", "test class", "train", "train class", "score"])
     rows = found.to_dataframe("score").reset_index()[["test", "train", "score"]]
-    classes = {part: getattr(shown.task, f"{part}_table").iloc[:, -1] for part in ("test", "train")}
+    classes = {part: getattr(panel.task, f"{part}_table").iloc[:, -1] for part in ("test", "train")}
     for part, labels in classes.items():
         rows.insert(rows.columns.get_loc(part) + 1, f"{part} class", labels.iloc[rows[part]].to_numpy())
     return rows

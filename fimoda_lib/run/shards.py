@@ -44,34 +44,35 @@ class Shard:
     def needs_final_model(self) -> bool:
         return self.kind in ("further training", "scores")
 
-    def shown(self, compute: bool) -> Panel:
-        shown = Panel(self.dataset, self.profile, self.optimizer, self.results, self.data_dir, compute)
-        vars(shown)["task"] = _task(self.dataset, self.profile, self.results, self.data_dir)
-        return shown
+    def panel(self, compute: bool) -> Panel:
+        """The panel that the shard is a piece of."""
+        where = (self.results, self.data_dir)
+        task = _task(self.dataset, self.profile, *where)
+        return Panel(self.dataset, self.profile, self.optimizer, *where, compute, given_task=task)
 
-    def piece(self, shown: Panel) -> Callable[[], Any]:
+    def piece(self, panel: Panel) -> Callable[[], Any]:
         """What loads the shard, or computes and stores it."""
         return {
-            "final model": lambda: shown.params,
-            "retraining": lambda: shown.retrained,
-            "further training": lambda: one_seed(shown, self.part).gold,
-            "scores": lambda: shown.scores(self.part),
+            "final model": lambda: panel.params,
+            "retraining": lambda: panel.retrained,
+            "further training": lambda: one_seed(panel, self.part).gold,
+            "scores": lambda: panel.scores(self.part),
         }[self.kind]
 
-    def path(self, shown: Panel) -> Path:
+    def path(self, panel: Panel) -> Path:
         """The shard's file.
 
         Raises:
             Missing: its name depends on a final model that is not there, and is not to be computed.
         """
         if self.needs_final_model:
-            _ = shown.params  # read now: inside `asked` nothing is
-        return asked(self.piece(shown))
+            _ = panel.params  # read now: inside `asked` nothing is
+        return asked(self.piece(panel))
 
     @property
     def stored(self) -> bool:
         try:
-            return self.path(self.shown(compute=False)).exists()
+            return self.path(self.panel(compute=False)).exists()
         except Missing:
             return False
 
@@ -90,14 +91,14 @@ def shards_of(
     found = []
     for dataset, kind in work:
         if kind in OPTIMIZERS:
-            shown = Shard(dataset, kind="further training", optimizer=kind, **where).shown(compute=False)
+            panel = Shard(dataset, kind="further training", optimizer=kind, **where).panel(compute=False)
             found += [
                 Shard(dataset, kind="further training", optimizer=kind, part=seed, **where)
-                for seed in shown.settings.seeds
+                for seed in panel.settings.seeds
             ]
         elif kind == "scores":
-            shown = Shard(dataset, kind="scores", **where).shown(compute=False)
-            found += [Shard(dataset, kind="scores", part=method, **where) for method in shown.methods]
+            panel = Shard(dataset, kind="scores", **where).panel(compute=False)
+            found += [Shard(dataset, kind="scores", part=method, **where) for method in panel.methods]
         elif kind.startswith("lft, "):
             found.append(Shard(dataset, kind="scores", optimizer=kind.removeprefix("lft, "), part="lft", **where))
         else:

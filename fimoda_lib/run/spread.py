@@ -180,7 +180,7 @@ def why_it_failed(shard: Shard, future: Any) -> str | None:
     if answer.failed:
         return answer.failed
     try:
-        expected = shard.path(shard.shown(compute=False)).name
+        expected = shard.path(shard.panel(compute=False)).name
     except Missing:  # a network file system may show a new final model a little later
         return None
     if answer.file != expected:

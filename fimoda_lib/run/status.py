@@ -66,13 +66,13 @@ def lines(work: list[tuple[str, str]], profile: str, results: Path | str) -> Ite
         what = "further training" if further else kind.split(",")[0]
         label = ", ".join([what, dataset, *([optimizer] if further or what == "lft" else [])])
         pieces = len(PAPER_METHODS) if kind == "scores" else 1
-        shown = Panel(dataset, profile, optimizer, results=results, compute=False)
+        panel = Panel(dataset, profile, optimizer, results=results, compute=False)
         try:
             if further:
-                pieces = len(shown.settings.seeds)
+                pieces = len(panel.settings.seeds)
             elif kind == "scores":
-                pieces = len(shown.methods)
-            yield Line(label, pieces, files_of(shown, kind))
+                pieces = len(panel.methods)
+            yield Line(label, pieces, files_of(panel, kind))
         except (DataFileError, StoreError) as problem:
             yield Line(label, pieces, problem=str(problem))
 
@@ -83,22 +83,22 @@ def optimizer_of(kind: str) -> str:
     return last if last in OPTIMIZERS else "sgd"
 
 
-def files_of(shown: Panel, kind: str) -> list[Path]:
+def files_of(panel: Panel, kind: str) -> list[Path]:
     """The files of all pieces of one kind; none if their names depend on a final model that is not there yet."""
-    _ = shown.task  # loaded now: inside `asked` nothing is
+    _ = panel.task  # loaded now: inside `asked` nothing is
     if kind == "retraining":
-        return [asked(lambda: shown.retrained)]
-    final = asked(lambda: shown.params)
+        return [asked(lambda: panel.retrained)]
+    final = asked(lambda: panel.params)
     if kind == "final model":
         return [final]
     if not final.exists():
         return []
-    _ = shown.params  # read now: inside `asked` nothing is
+    _ = panel.params  # read now: inside `asked` nothing is
     if kind.startswith("lft, "):
-        return [asked(lambda: shown.scores("lft"))]
+        return [asked(lambda: panel.scores("lft"))]
     if kind == "scores":
-        return [asked(lambda m=method: shown.scores(m)) for method in shown.methods]
-    return [asked(lambda s=seed: one_seed(shown, s).gold) for seed in shown.settings.seeds]
+        return [asked(lambda m=method: panel.scores(m)) for method in panel.methods]
+    return [asked(lambda s=seed: one_seed(panel, s).gold) for seed in panel.settings.seeds]
 
 
 def seconds_of(path: Path) -> float:

@@ -46,10 +46,10 @@ def compute_shard(shard: Shard, sign: str, code: tuple[str, str]) -> Answer:
         check_worker(get_worker().address, get_worker().state.nthreads, sign, code)
         if threads := os.environ.get("OMP_NUM_THREADS"):  # it may have been set after PyTorch had looked
             torch.set_num_threads(int(threads))
-        shown = shard.shown(compute=True)
-        path = shard.path(shown)
+        panel = shard.panel(compute=True)
+        path = shard.path(panel)
         forget_compiled(shard.dataset, shard.kind, shard.optimizer)
-        shard.piece(shown)()
+        shard.piece(panel)()
         return Answer(file=path.name)
     except UnfitWorker as reason:
         return Answer(unfit=str(reason))

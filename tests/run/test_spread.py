@@ -53,7 +53,7 @@ def plain(tmp_path_factory):
     folder, threads = tmp_path_factory.mktemp("plain"), torch.get_num_threads()
     torch.set_num_threads(1)
     for shard in wine(folder):
-        shard.piece(shard.shown(compute=True))()
+        shard.piece(shard.panel(compute=True))()
     torch.set_num_threads(threads)
     return folder / "smoke"
 
@@ -62,7 +62,7 @@ def test_shards_are_named_each_differently_and_as_the_store_names_them(plain):
     shards = wine(plain.parent)
     assert len(shards) == N_SHARDS == len({shard.label for shard in shards}) == len(set(shards))
     assert "further training, wine, adam, seed 1" in {shard.label for shard in shards}
-    names = [shard.path(shard.shown(compute=False)).name for shard in shards]
+    names = [shard.path(shard.panel(compute=False)).name for shard in shards]
     assert sorted(names) == sorted(path.name for path in plain.glob("*.nc"))
     assert all(shard.stored for shard in shards)
     assert not any(shard.stored for shard in wine(plain.parent / "elsewhere"))
@@ -128,7 +128,7 @@ def test_a_killed_worker_costs_only_the_shard_it_was_at(plain, cluster, tmp_path
     address, workers, notes = cluster
     shards = wine(tmp_path)
     (victim,) = (shard for shard in shards if shard.kind == "retraining")
-    path, seen = victim.path(victim.shown(compute=False)), {}
+    path, seen = victim.path(victim.panel(compute=False)), {}
     killer = threading.Thread(target=kill_whoever_computes, args=(path, workers, seen), daemon=True)
     killer.start()
     spread.spread(shards, scheduler=address)
@@ -273,7 +273,7 @@ def test_without_a_final_model_nothing_that_needs_it_is_tried(here, tmp_path, mo
         raise RuntimeError("It diverged.")
 
     monkeypatch.setattr(shards.Shard, "stored", False)
-    monkeypatch.setattr(shards.Shard, "path", lambda self, shown: Path(self.label))
+    monkeypatch.setattr(shards.Shard, "path", lambda self, panel: Path(self.label))
     monkeypatch.setattr(Panel, "params", property(bad))
     with pytest.raises(SpreadError) as caught:
         spread.spread(wine(tmp_path), scheduler=here)
