@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import xarray as xr
@@ -25,6 +25,7 @@ from ..tasks import Instances, Params, Task, check_params, check_task, resolve_r
 from ..training.ensembles import Optimizer
 from ..training.minibatches import FULL_RUN, run_batches
 from ..training.plans import MOST_STEPS, Plan, check_loss, check_seeds
+from .kinks import with_kinks
 from .second_order import check_run, twice_differentiable
 from .tangents import DifferentiableRun
 
@@ -41,6 +42,8 @@ def adjoint_train(
     seed: int = 0,
     weight_decay: float = 0.0,
     max_grad_norm: float | None = None,
+    kinks: Literal["between", "softened"] = "between",
+    width: float | None = None,
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> xr.DataArray:
@@ -49,6 +52,7 @@ def adjoint_train(
     Args:
         horizon: number of optimiser steps of further training.
         test: test instances; memory and time grow with their number, hardly with that of the training instances.
+        kinks, width: of units that are not smooth, as in `tangent_train`.
 
     Returns:
         [test, train], float64, positive = helpful: what `tangent_train` gives with `removal="mask"` at this step.
@@ -69,6 +73,7 @@ def adjoint_train(
     where = choose_device(device)
     exact = DifferentiableRun(task, to(params, dtype=torch.float64), plan, where)
     check_run(exact, partial(pulled, exact))
+    task = with_kinks(task, params, kinks, width)
     run = DifferentiableRun(task, params, plan, where)
     every = math.isqrt(horizon - 1) + 1  # steps between kept states: the others are computed anew on the way back
     batches = run_batches(task.n_train, plan.batch_size, torch.tensor([FULL_RUN]), seed, removal="mask")
@@ -115,7 +120,7 @@ def backward(
 ) -> tuple[Any, Tensor]:
     """The adjoints of (parameters, state) before a step, and those of the instance weights [k, B]."""
     run.seed_dropout(number, seed)
-    pull = vjp(run.update(number, run.batch(rows)), *state, run.weights(weights))[1]
+    pull = vjp(run.update(number, run.batch(rows), regular=True), *state, run.weights(weights))[1]
     params, moments, slopes = vmap(pull)(adjoint)
     return tree_map(Tensor.detach, (params, moments)), slopes.detach()
 

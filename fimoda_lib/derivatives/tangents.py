@@ -3,6 +3,9 @@
 The difference of two runs drowns in rounding where steps are small; here the perturbation itself is carried along,
 by forward differentiation of every optimiser step. It is the first-order limit: where a run is a smooth function of
 the removed weight, no method that is linear in that weight can come closer to further training than this.
+
+With rectified units a run is no smooth function. Its derivative between the kinks leaves out what each switch of a unit
+adds; with `kinks="softened"` that is counted on the average, see `kinks`.
 """
 
 from __future__ import annotations
@@ -24,10 +27,12 @@ from ..tasks import Instances, Params, Task, check_params, check_task, resolve_r
 from ..training.ensembles import Ensemble, Optimizer
 from ..training.minibatches import FULL_RUN, run_batches, steps_per_epoch
 from ..training.plans import Plan, check_loss, check_seeds, evaluation_steps, has_dropout
+from .kinks import Softened, with_kinks
 from .second_order import check_run, twice_differentiable
 
 TANGENTS = 64  # carried at once; more leave the cache
 OWN_BATCHES = 8  # likewise, where each has a batch of its own
+FLOOR = 0.03  # of Adam's denominator where kinks are softened, in units of its root mean square
 
 
 def tangent_train(
@@ -45,6 +50,8 @@ def tangent_train(
     test: Iterable[int] | None = None,
     weight_decay: float = 0.0,
     max_grad_norm: float | None = None,
+    kinks: Literal["between", "softened"] = "between",
+    width: float | None = None,
     device: str | torch.device | None = None,
     progress: bool = True,
 ) -> xr.Dataset:
@@ -53,6 +60,11 @@ def tangent_train(
     The arguments are those of `further_train`, whose runs with `removal="mask"` or "subtract" this is the derivative
     of; "drop" has none, for it shifts batches. Exact for all optimisers, momentum, clipping and all, in the precision
     of `params`.
+
+    Args:
+        kinks: "between" is the derivative where it exists; "softened" counts the switches of units, too: with Gaussians
+            of this `width`, in units of the spread of pre-activations (`kinks.usual_width` by default). With Adam, the
+            derivative's denominator is then regularised, see `regularised`.
 
     Returns:
         `delta[seed, left_out, step, test]` (float64: change of the loss per whole weight removed; positive = the
@@ -84,6 +96,7 @@ def tangent_train(
     where = choose_device(device)
     exact = DifferentiableRun(task, to(params, dtype=torch.float64), plan, where)
     check_run(exact, exact.product)
+    task = with_kinks(task, params, kinks, width)
     own_batches = removal == "subtract" and has_dropout(task.model)
     pieces = torch.tensor(plan.left_out).split(OWN_BATCHES if own_batches else TANGENTS)
     with tqdm(total=len(seeds) * len(pieces) * plan.steps[-1], desc="tangents", disable=not progress) as bar:
@@ -159,6 +172,18 @@ def one_chunk(
     return np.stack(losses), np.stack(slopes, 1)
 
 
+def regularised(state: dict, gradients: Params, rule: Optimizer) -> dict:
+    """Adam's state before a step, changed so that the step's denominator becomes √(v̂ + τ²) + ε in place of √v̂ + ε.
+
+    τ is `FLOOR` times the root mean square of √v̂ over all parameters. Units that hardly ever fire have a tiny
+    denominator; divided by it, the softened derivative, which sees them at their kink, would blow up.
+    """
+    decay = rule.betas[1]
+    after = [decay * s.detach() + (1 - decay) * gradients[k].detach() ** 2 for k, s in state["square"].items()]
+    mean = sum(v.sum() for v in after) / sum(v.numel() for v in after)  # of v: the correction cancels below
+    return {**state, "square": {k: s + FLOOR**2 * mean / decay for k, s in state["square"].items()}}
+
+
 class DifferentiableRun:
     """One full run whose every step can be differentiated in parameters, optimiser state and instance weights."""
 
@@ -171,7 +196,7 @@ class DifferentiableRun:
         for square in self.state.get("square", {}).values():
             square.fill_(torch.finfo(square.dtype).tiny ** 0.75)
         self.train = to(task.train, device, self.ensemble.dtype)
-        self.noisy = has_dropout(task.model)
+        self.noisy, self.softened = has_dropout(task.model), isinstance(task.model, Softened)
         self.name = task.name
 
     def seed_dropout(self, number: int, seed: int) -> None:
@@ -217,23 +242,28 @@ class DifferentiableRun:
         found = self.products(batch, weights, {k: v[None] for k, v in along.items()}, no_change)[1]
         return {k: product[0] for k, product in found.items()}
 
-    def update(self, number: int, batch: Instances) -> Any:
-        """The optimiser step of this number as a function of parameters, state and weights."""
-        rule = self.rule(number)
+    def update(self, number: int, batch: Instances, *, regular: bool = False) -> Any:
+        """The optimiser step of this number as a function of parameters, state and weights; see `rule`."""
+        rule = self.rule(number, regular=regular)
 
         def step(params: Params, state: dict, weights: Tensor) -> tuple[Params, dict]:
             return rule(params, state, self.gradients(params, batch, weights))
 
         return step
 
-    def rule(self, number: int) -> Any:
-        """What the optimiser does in the step of this number, as a function of parameters, state and gradients."""
-        dtype, betas = self.ensemble.dtype, self.ensemble.optimizer.betas
-        correction = torch.tensor([1 - beta**number for beta in betas], dtype=dtype, device=self.device)
+    def rule(self, number: int, *, regular: bool = False) -> Any:
+        """What the optimiser does in the step of this number, as a function of parameters, state and gradients.
+
+        `regular`: the function whose derivative to take if kinks are softened, with Adam's denominator `regularised`.
+        """
+        optimizer, dtype = self.ensemble.optimizer, self.ensemble.dtype
+        correction = torch.tensor([1 - beta**number for beta in optimizer.betas], dtype=dtype, device=self.device)
 
         def update(params: Params, state: dict, gradients: Params) -> tuple[Params, dict]:
             params, state = tree_map(torch.clone, (params, state))  # the update works in place
-            self.ensemble.optimizer.update(params, gradients, state, correction)
+            if regular and self.softened and state:
+                state = regularised(state, gradients, optimizer)
+            optimizer.update(params, gradients, state, correction)
             return params, state
 
         return update
@@ -249,13 +279,14 @@ class DifferentiableRun:
         batch, weights, own = self.batch(rows), self.weights(weights), rows.dim() == 2
 
         def pushed(dp: Params, ds: dict, dg: Params) -> Any:
-            return jvp(self.rule(number), (self.params, self.state, here), (dp, ds, dg))
+            return jvp(self.rule(number, regular=True), (self.params, self.state, here), (dp, ds, dg))[1]
 
         self.seed_dropout(number, seed)
         with torch.no_grad():
             here, moved = self.products(batch, weights, tangents[0], self.weights(change), own)
             here = tree_map(lambda g: g[0], here) if own else here
-            (self.params, self.state), tangents = vmap(pushed, out_dims=(None, 0))(*tangents, moved)
+            tangents = vmap(pushed)(*tangents, moved)
+            self.params, self.state = self.rule(number)(self.params, self.state, here)
         return tangents
 
     def losses(self, test: Instances, tangents: Params) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,349 @@
+"""Kinks of piecewise linear units, softened only where a derivative is differentiated again.
+
+The derivative of a rectified unit is a step. Differentiated once more it is nothing but at the kink, and so a
+perturbation that moves the moment at which a unit switches seems to have no effect. It has: each switch shifts the later
+path by the jump of the gradient times the shift of the moment. Averaged over instances, steps and orders of the data,
+these impulses make a density, that of pre-activations at the kink. Here the step's derivative is a Gaussian, which
+estimates it; value and first derivative are what they were, so that a run of training is the same.
+
+Every unit is written with the rectified one, max(a, b) = a + relu(b - a), so that there is one derivative to soften.
+Calls of PyTorch's functions are intercepted, whether a module or the model's own code makes them. What cannot be
+intercepted (a kernel of one's own, a compiled model) is reached by `difference_products`, which knows gradients only.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
+
+from .. import checks
+from ..tasks import Instances, Params, Task, take, to
+from .gradients import Gradients
+
+KINKS = ("between", "softened")
+SAMPLE = 2_048  # training instances that tell the spread of pre-activations
+
+
+class Step(torch.autograd.Function):
+    """1 where x > 0, else 0; its derivative is the density of a Gaussian of the given width."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, width: float) -> Tensor:
+        return (x > 0).to(x.dtype)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple, output: Tensor) -> None:
+        x, ctx.width = inputs
+        ctx.save_for_backward(x)
+        ctx.save_for_forward(x)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * gaussian(*ctx.saved_tensors, ctx.width), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        return tangent * gaussian(*ctx.saved_tensors, ctx.width)
+
+
+class Rectified(torch.autograd.Function):
+    """max(x, 0), whose derivative is `Step`."""
+
+    generate_vmap_rule = True
+    setup_context = Step.setup_context
+
+    @staticmethod
+    def forward(x: Tensor, width: float) -> Tensor:
+        return x.clamp(min=0)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+        return gradient * Step.apply(*ctx.saved_tensors, ctx.width), None
+
+    @staticmethod
+    def jvp(ctx: Any, tangent: Tensor, _: None) -> Tensor:
+        return tangent * Step.apply(*ctx.saved_tensors, ctx.width)
+
+
+def gaussian(x: Tensor, width: float) -> Tensor:
+    """Density at x of the Gaussian of standard deviation `width` around 0; nothing for width 0."""
+    if width == 0:
+        return torch.zeros_like(x)
+    return torch.exp((x / width).square() * -0.5) / (width * math.sqrt(2 * math.pi))
+
+
+# --- units in terms of the rectified one, whose place `relu` takes --------------------------------------------------------
+
+Relu = Callable[[Tensor], Tensor]
+
+
+def leaky_relu(relu: Relu, input: Tensor, negative_slope: float = 0.01) -> Tensor:
+    return negative_slope * input + (1 - negative_slope) * relu(input)
+
+
+def prelu(relu: Relu, input: Tensor, weight: Tensor) -> Tensor:
+    if weight.numel() > 1:  # one per channel, which is dimension 1
+        weight = weight.reshape(-1, *[1] * (input.dim() - 2))
+    return leaky_relu(relu, input, weight)
+
+
+def clamp(relu: Relu, input: Tensor, min: Any = None, max: Any = None) -> Tensor:
+    if min is not None:
+        input = min + relu(input - min)
+    return input if max is None else max - relu(max - input)
+
+
+def hardtanh(relu: Relu, input: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:
+    return clamp(relu, input, min_val, max_val)
+
+
+def relu6(relu: Relu, input: Tensor) -> Tensor:
+    return clamp(relu, input, 0.0, 6.0)
+
+
+def hardsigmoid(relu: Relu, input: Tensor) -> Tensor:
+    return relu6(relu, input + 3) / 6
+
+
+def hardswish(relu: Relu, input: Tensor) -> Tensor:
+    return input * hardsigmoid(relu, input)
+
+
+def softshrink(relu: Relu, input: Tensor, lambd: float = 0.5) -> Tensor:
+    return relu(input - lambd) - relu(-input - lambd)
+
+
+def magnitude(relu: Relu, input: Tensor) -> Tensor:
+    return 2 * relu(input) - input
+
+
+def maximum(relu: Relu, input: Tensor, other: Tensor) -> Tensor:
+    return input + relu(other - input)
+
+
+def minimum(relu: Relu, input: Tensor, other: Tensor) -> Tensor:
+    return input - relu(input - other)
+
+
+def amax(relu: Relu, input: Tensor, dim: int | Sequence[int] = (), keepdim: bool = False) -> Tensor:
+    dims = [dim] if isinstance(dim, int) else dim or range(input.dim())
+    for d in sorted((d % input.dim() for d in dims), reverse=True):
+        while input.shape[d] > 1:  # in pairs
+            half = input.shape[d] // 2
+            first, second, odd = input.split([half, half, input.shape[d] - 2 * half], d)
+            input = torch.cat([maximum(relu, first, second), odd], d)
+        input = input if keepdim else input.squeeze(d)
+    return input
+
+
+def pool(relu: Relu, input: Tensor, windows: Sequence[list[list[int]]]) -> Tensor:
+    """Maxima over windows of the last dimensions, one dimension after the other; `windows` lists their positions."""
+    for d, places in zip(range(input.dim() - len(windows), input.dim()), windows, strict=True):
+        longest = max(map(len, places))  # the others take a position twice
+        table = torch.tensor([(p + p[:1] * longest)[:longest] for p in places], device=input.device)
+        input = amax(relu, input.index_select(d, table.flatten()).unflatten(d, table.shape), d + 1)
+    return input
+
+
+def max_pool(n: int) -> Callable[..., Tensor]:
+    """Max pooling over the last n dimensions."""
+
+    def each(value: Any) -> list[int]:
+        return [value] * n if isinstance(value, int) else [*value] * (n // len(value))
+
+    def pooled(
+        relu: Relu, input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
+        ceil_mode: bool = False, return_indices: bool = False,
+    ) -> Tensor:  # fmt: skip
+        windows = []
+        settings = map(each, (kernel_size, stride or kernel_size, padding, dilation))
+        for length, k, s, p, d in zip(input.shape[-n:], *settings, strict=True):
+            last = length + p - d * (k - 1) - 1  # where the last window may begin
+            starts = range(-p, (min(last + s - 1, length - 1) if ceil_mode else last) + 1, s)
+            windows.append([[i for i in range(b, b + d * k, d) if 0 <= i < length] for b in starts])
+        return pool(relu, input, windows)
+
+    return pooled
+
+
+def adaptive_max_pool(n: int) -> Callable[..., Tensor]:
+    """Max pooling over the last n dimensions to a given size."""
+
+    def pooled(relu: Relu, input: Tensor, output_size: Any, return_indices: bool = False) -> Tensor:
+        sizes = [output_size] * n if isinstance(output_size, int) else output_size
+        windows = [
+            [[*range(i * length // k, -(-(i + 1) * length // k))] for i in range(k)]
+            for length, k in ((length, k or length) for length, k in zip(input.shape[-n:], sizes, strict=True))
+        ]
+        return pool(relu, input, windows)
+
+    return pooled
+
+
+UNITS: dict[str, Callable[..., Tensor]] = {  # what PyTorch calls them
+    "relu": lambda relu, input: relu(input),
+    "leaky_relu": leaky_relu,
+    "prelu": prelu,
+    "clamp": clamp,
+    "clip": clamp,
+    "clamp_min": lambda relu, input, min: clamp(relu, input, min),
+    "clamp_max": lambda relu, input, max: clamp(relu, input, None, max),
+    "hardtanh": hardtanh,
+    "relu6": relu6,
+    "hardsigmoid": hardsigmoid,
+    "hardswish": hardswish,
+    "softshrink": softshrink,
+    "abs": magnitude,
+    "absolute": magnitude,
+    "maximum": maximum,
+    "minimum": minimum,
+    "amax": amax,
+    "amin": lambda relu, input, *dims, **options: -amax(relu, -input, *dims, **options),
+    **{f"max_pool{n}d": max_pool(n) for n in (1, 2, 3)},
+    **{f"adaptive_max_pool{n}d": adaptive_max_pool(n) for n in (1, 2, 3)},
+}
+
+
+# --- models ------------------------------------------------------------------------------------------------------------
+
+
+class Intercepted(TorchFunctionMode):
+    """While it is active, PyTorch's piecewise linear functions are those of `UNITS`.
+
+    Args:
+        relu: takes the place of the rectified unit in the k-th call: (k, input) -> output.
+    """
+
+    def __init__(self, relu: Callable[[int, Tensor], Tensor]) -> None:
+        super().__init__()
+        self.relu, self.calls = relu, 0
+
+    def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs, name = kwargs or {}, getattr(function, "__name__", "")
+        unit = UNITS.get(name.rstrip("_"))
+        # A maximum with its places cannot be written with pairs; of whole numbers there is nothing to differentiate.
+        if unit is None or kwargs.get("return_indices") or not args or not is_real(args[0]):
+            return function(*args, **kwargs)
+        in_place = kwargs.pop("inplace", False) or name.endswith("_")
+        if len(args) > 1 and args[-1] is True and "pool" not in name:  # relu(x, True)
+            args, in_place = args[:-1], True
+        if not in_place:
+            return unit(self.next, *args, **kwargs)
+        return args[0].copy_(unit(self.next, args[0].clone(), *args[1:], **kwargs))
+
+    def next(self, input: Tensor) -> Tensor:
+        self.calls += 1
+        return self.relu(self.calls - 1, input)
+
+
+def is_real(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+class Softened(nn.Module):
+    """Base, before their own, of models whose kinks are softened; `widths` holds one for every call of a unit."""
+
+    widths: tuple[float, ...]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        def relu(k: int, x: Tensor) -> Tensor:
+            if k >= len(self.widths):
+                raise ValueError(f"kinks: the model calls more than the {len(self.widths)} units found in it at first.")
+            return Rectified.apply(x, self.widths[k])
+
+        with Intercepted(relu):
+            return super().forward(*args, **kwargs)
+
+
+def softened(model: nn.Module, widths: Sequence[float]) -> nn.Module:
+    """A copy of the model, its kinks softened; itself if it has none.
+
+    Args:
+        widths: of the Gaussians, one for every call of a unit in a forward pass, in the order of `spreads`.
+    """
+    if not widths:
+        return model
+    copied = copy.deepcopy(model)
+    copied.__class__ = type(type(model).__name__, (Softened, type(model)), {"widths": tuple(widths)})
+    return copied
+
+
+def spreads(task: Task, params: Params) -> list[float]:
+    """Standard deviations of what goes into the units, over training instances: one for every call; none if smooth.
+
+    Root mean square over the units of a call, whose means differ.
+    """
+    rows = torch.arange(task.n_train)[:: -(-task.n_train // SAMPLE)]
+    like = next(iter(params.values()))
+    inputs, _ = to(take(task.train, rows), like.device, like.dtype)
+    model = copy.deepcopy(task.model).to(like.device, like.dtype).eval()
+    found: list[float] = []
+
+    def measure(k: int, x: Tensor) -> Tensor:
+        found.append(float(x.double().var(0, correction=0).mean().sqrt()))
+        return x.clamp(min=0)
+
+    with torch.no_grad(), Intercepted(measure):
+        functional_call(model, params, (inputs,))
+    return found
+
+
+def with_kinks(task: Task, params: Params, kinks: str, width: float | None = None) -> Task:
+    """The task, its model's kinks softened if that is what `kinks` says.
+
+    Args:
+        width: of the Gaussian, in units of the spread of what goes into a unit; None for `usual_width`.
+
+    Raises:
+        ValueError: another word than "between" or "softened", or a width that cannot be.
+    """
+    checks.choice("kinks", kinks, KINKS)
+    if width is not None:
+        width = checks.number("width", width, "a positive number, or None for the usual one")
+    if kinks == "between":
+        return task
+    relative = usual_width(task.n_train) if width is None else width
+    return replace(task, model=softened(task.model, [relative * spread for spread in spreads(task, params)]))
+
+
+def difference_products(at: Gradients, instances: Instances, vectors: Tensor, width: float) -> Tensor:
+    """The Hessian of the mean loss with softened kinks times each vector, from plain gradients: [k, P] -> [k, P].
+
+    A symmetric difference of gradients sees each kink that the step between them crosses. The step moves the outputs,
+    and with them about everything before them, by `width` of their spread in either direction. Knows nothing of the
+    model; noisier than a Gaussian, and for each vector another width.
+    """
+    inputs, targets = instances
+
+    def gradient(flat: Tensor) -> Tensor:
+        params = {k: p.detach().requires_grad_() for k, p in at.unflatten(flat).items()}
+        loss = at.task.loss(at.outputs(inputs, params), targets).mean()
+        return at.flatten(dict(zip(params, torch.autograd.grad(loss, [*params.values()]), strict=True)))
+
+    def outputs(flat: Tensor) -> Tensor:
+        with torch.no_grad():
+            return at.outputs(inputs, at.unflatten(flat)).flatten(1)
+
+    here, found = at.flatten(at.params), []
+    spread = outputs(here).var(0, correction=0).mean().sqrt()
+    for v in vectors:
+        little = 1e-3 * here.norm() / v.norm().clamp(min=torch.finfo(v.dtype).tiny)
+        moved = (outputs(here + little * v) - outputs(here - little * v)).square().mean().sqrt() / (2 * little)
+        step = width * spread / moved
+        found.append((gradient(here + step * v) - gradient(here - step * v)) / (2 * step) if moved > 0 else 0 * v)
+    return torch.stack(found)
+
+
+def usual_width(n: int) -> float:
+    """The width of the Gaussian for n training instances, in units of the spread of pre-activations."""
+    return 0.01

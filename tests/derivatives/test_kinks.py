@@ -1,0 +1,289 @@
+"""Softened kinks against units smoothed by numerical integration, and against what switches do to a run."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from problems import tiny
+from small_files import refusal
+from torch import nn
+from torch.func import grad, hessian, jvp, vjp, vmap
+
+from fimoda_lib.derivatives.gradients import Gradients
+from fimoda_lib.derivatives.kinks import difference_products, softened, spreads, with_kinks
+from fimoda_lib.derivatives.tangents import tangent_train
+from fimoda_lib.tasks import Task, parameters_of
+
+H = 0.1
+UNITS = {
+    "ReLU": nn.ReLU(),
+    "LeakyReLU": nn.LeakyReLU(0.2),
+    "ReLU6": nn.ReLU6(),
+    "Hardtanh": nn.Hardtanh(-1.5, 2.0),
+    "PReLU": nn.PReLU(dtype=torch.float64),
+    "Softshrink": nn.Softshrink(1.0),
+    "Hardsigmoid": nn.Hardsigmoid(),
+    "Hardswish": nn.Hardswish(),
+    "abs": torch.abs,
+    "clamp": lambda x: x.clamp(-2, 1),
+    "clamp from below": lambda x: torch.clamp_min(x, 0.3),
+    "minimum": lambda x: torch.minimum(x, torch.ones_like(x)),
+}
+POOLS = [
+    nn.MaxPool1d(3),
+    nn.MaxPool2d(2),
+    nn.MaxPool2d(3, 2, 1),
+    nn.MaxPool2d((3, 2), (2, 1), (1, 0), ceil_mode=True),
+    nn.MaxPool2d(2, 2, 1, dilation=2),
+    nn.MaxPool3d(2),
+    nn.AdaptiveMaxPool2d((3, None)),
+    nn.AdaptiveMaxPool1d(2),
+]
+
+
+class Calls(nn.Module):
+    """A module of a function."""
+
+    def __init__(self, function):
+        super().__init__()
+        self.function = function
+
+    def forward(self, x):
+        return self.function(x)
+
+
+def soft(function, width=H, calls=64):
+    return softened(Calls(function), [width] * calls)
+
+
+def derivatives(function, x):
+    """Value and first derivative at every x, and how to get the second."""
+    first = grad(lambda t: function(t[None])[0])
+    return function(x).detach(), vmap(first)(x).detach(), lambda: vmap(grad(first))(x).detach().numpy()
+
+
+def smoothed_curvature(function, x, width):
+    """Second difference of the mean of function(x + width z) over Gaussian z, by the trapezoidal rule."""
+    z = np.linspace(-8, 8, 20_001)
+    density = np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi) * (z[1] - z[0])
+
+    def smooth(at):
+        with torch.no_grad():
+            return function(torch.from_numpy((at[:, None] + width * z).ravel())).numpy().reshape(len(at), -1) @ density
+
+    step = 5e-3
+    return (smooth(x + step) - 2 * smooth(x) + smooth(x - step)) / step**2
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_only_second_derivatives_of_a_unit_change_and_they_are_those_of_the_smoothed_one(name):
+    unit, x = UNITS[name], torch.linspace(-4, 7, 111, dtype=torch.float64) + 1e-3
+    value, slope, curvature = derivatives(soft(unit), x)
+    plain = derivatives(unit, x)
+    torch.testing.assert_close(value, plain[0], rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(slope, plain[1], rtol=1e-7 if name.startswith("Hard") else 1e-14, atol=1e-14)
+    expected, found = smoothed_curvature(unit, x.numpy(), H), curvature()
+    size, tolerance = np.abs(expected).max(), 0.1 if name == "Hardswish" else 2e-3  # its jump changes within a width
+    assert np.abs(found - expected).max() <= tolerance * size and size > 0.5
+    for wrong in (0 * found, -found, derivatives(soft(unit, 2 * H), x)[2]()):
+        assert np.abs(wrong - expected).max() > 0.2 * size
+
+
+@pytest.mark.parametrize("pool", POOLS, ids=str)
+def test_pooling_is_what_it_was(pool):
+    g = torch.Generator().manual_seed(0)
+    shape = (2, 3, *(9, 8, 7)[: int(type(pool).__name__[-2])])
+    x, copy = torch.randn(shape, generator=g, dtype=torch.float64), soft(pool)
+    torch.testing.assert_close(copy(x), pool(x), rtol=1e-14, atol=0)
+    weights = torch.randn(pool(x).shape, generator=g, dtype=torch.float64)
+    slopes = [grad(lambda t, f=f: (f(t) * weights).sum())(x) for f in (copy, pool)]
+    torch.testing.assert_close(*slopes, rtol=1e-13, atol=1e-13)
+    direction = torch.randn(shape, generator=g, dtype=torch.float64)
+    curved = [jvp(grad(lambda t, f=f: (f(t) * weights).sum()), (x,), (direction,))[1] for f in (copy, pool)]
+    assert curved[0].abs().max() > 0.01 and curved[1].abs().max() == 0
+
+
+@pytest.mark.parametrize("how", [lambda x: F.max_pool1d(x[None], 2)[0, 0], lambda x: torch.maximum(*x)[None][0],
+                                 lambda x: x.amax(0), lambda x: -torch.amin(-x, 0)])  # fmt: skip
+def test_a_maximum_is_curved_across_the_tie(how):
+    model = soft(how)
+    for gap in (0.0, 0.05, -0.2):
+        x = torch.tensor([0.7, 0.7 + gap], dtype=torch.float64)
+        density = np.exp(-((gap / H) ** 2) / 2) / (H * np.sqrt(2 * np.pi))
+        expected = density * np.array([[1, -1], [-1, 1]])
+        np.testing.assert_allclose(hessian(lambda t: model(t).sum())(x).reshape(2, 2), expected, rtol=1e-9)
+
+
+def rectified(n=40, width=6, seed=0, activation=nn.ReLU):
+    task, _ = tiny("classification", n=n, seed=seed)
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        layers = nn.Linear(3, width), activation(), nn.Linear(width, width), activation(), nn.Linear(width, 3)
+    model = nn.Sequential(*layers).double()
+    return (task := dataclasses.replace(task, model=model)), parameters_of(task.model)
+
+
+def products(task, params, vectors):
+    at = Gradients(task, params)
+    return at.hessian_products(at.train(torch.arange(task.n_train)), vectors)
+
+
+def some_vectors(params, k=3):
+    size = sum(p.numel() for p in params.values())
+    return torch.randn(k, size, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def test_narrow_gaussians_leave_the_derivative_between_kinks():
+    task, params = rectified()
+    vectors = some_vectors(params)
+    between = products(task, params, vectors)
+    torch.testing.assert_close(products(with_kinks(task, params, "softened", 1e-9), params, vectors), between)
+    wide = products(with_kinks(task, params, "softened", 0.1), params, vectors)
+    assert (wide - between).norm() > 0.1 * between.norm()
+
+
+def test_the_hessian_is_symmetric_and_the_same_backwards():
+    task, params = rectified()
+    task = with_kinks(task, params, "softened", 0.2)
+    at = Gradients(task, params)
+    H = products(task, params, torch.eye(at.n_params, dtype=torch.float64))
+    torch.testing.assert_close(H, H.T, rtol=1e-10, atol=1e-12)
+
+    def gradient(flat):
+        inputs, targets = task.train
+        loss = lambda p: task.loss(at.outputs(inputs, at.unflatten(p)), targets).mean()  # noqa: E731
+        return grad(loss)(flat)
+
+    pull = vjp(gradient, at.flatten(at.params))[1]
+    torch.testing.assert_close(vmap(pull)(torch.eye(at.n_params, dtype=torch.float64))[0], H, rtol=1e-10, atol=1e-12)
+
+
+def test_smooth_models_are_unchanged():
+    task, params = rectified(activation=nn.Tanh)
+    assert spreads(task, params) == []
+    assert with_kinks(task, params, "softened", 0.1).model is task.model
+    task, params = rectified()
+    assert with_kinks(task, params, "between").model is task.model
+
+
+class Functional(nn.Module):
+    """The rectified model above with its units called in the forward pass."""
+
+    def __init__(self, layers, calls):
+        super().__init__()
+        self.layers, self.calls = layers, calls
+
+    def forward(self, x):
+        for call, layer in zip(self.calls, (self.layers[0], self.layers[2]), strict=True):
+            x = call(layer(x))
+        return self.layers[4](x)
+
+
+@pytest.mark.parametrize(
+    "calls",
+    [
+        [F.relu, torch.relu],
+        [torch.Tensor.relu, lambda x: F.relu(x, True)],
+        [torch.relu_, lambda x: x.relu_()],
+        [lambda x: x.clamp(min=0), lambda x: F.hardtanh(x, 0.0, 1e6)],
+        [lambda x: torch.clip(x, 0), lambda x: torch.maximum(x, torch.zeros(()))],
+    ],
+)
+def test_calls_of_functions_are_softened_like_modules(calls):
+    task, params = rectified()
+    other = dataclasses.replace(task, model=Functional(task.model, calls))
+    renamed = {f"layers.{k}": v for k, v in params.items()}
+    vectors = some_vectors(params)
+    found = products(with_kinks(other, renamed, "softened", 0.1), renamed, vectors)
+    torch.testing.assert_close(found, products(with_kinks(task, params, "softened", 0.1), params, vectors))
+
+
+def test_units_in_place_change_what_they_are_given():
+    x = torch.linspace(-1, 1, 7, dtype=torch.float64)
+    model = soft(lambda x: (F.relu(x, inplace=True), x)[1])
+    torch.testing.assert_close(model(x.clone()), x.relu())
+
+
+def test_a_difference_of_gradients_finds_the_same_without_knowing_the_model():
+    task, params = rectified(n=3000, width=32)
+    at, vectors = Gradients(task, params), some_vectors(params, 4)
+    between = products(task, params, vectors)
+    kinks = products(with_kinks(task, params, "softened", 0.1), params, vectors) - between
+    found = difference_products(at, at.train(torch.arange(3000)), vectors, 0.1) - between
+    for one, other in zip(found, kinks, strict=True):
+        assert one @ other / (one.norm() * other.norm()) > 0.8 and 0.7 < one.norm() / other.norm() < 1.4
+    smooth, params = rectified(n=200, activation=nn.Tanh)
+    at = Gradients(smooth, params)
+    found = difference_products(at, at.train(torch.arange(200)), vectors := some_vectors(params), 1e-3)
+    torch.testing.assert_close(found, products(smooth, params, vectors), rtol=1e-4, atol=1e-6)
+
+
+def test_spreads_are_those_over_instances_of_what_goes_into_each_unit():
+    task, params = rectified()
+    with torch.no_grad():
+        first = task.model[0](task.train[0])
+        second = task.model[2](first.relu())
+    expected = [float((x - x.mean(0)).square().mean().sqrt()) for x in (first, second)]
+    np.testing.assert_allclose(spreads(task, params), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("kinks", "width", "fragment"),
+    [
+        ("soft", None, "kinks: got 'soft', expected one of between, softened"),
+        ("softened", 0, "width: got 0, expected a positive number, or None for the usual one"),
+        ("between", -1, "width: got -1"),
+    ],
+)
+def test_what_cannot_be_right_is_refused(kinks, width, fragment):
+    assert fragment in refusal(with_kinks, *rectified(), kinks, width, error=ValueError)
+
+
+def test_a_model_that_calls_more_units_than_before_is_refused():
+    model = softened(Calls(lambda x: x.relu().relu()), [0.1])
+    assert "calls more than the 1 units" in refusal(model, torch.ones(2), error=ValueError)
+
+
+# What a switch does to a run
+
+
+class Switch(nn.Module):
+    """θ with a slope, and one rectified unit of θ: [n, 3] -> [n, 1]."""
+
+    def __init__(self):
+        super().__init__()
+        self.theta = nn.Parameter(torch.tensor([0.0], dtype=torch.float64))
+
+    def forward(self, x):
+        return (x[:, 0] * self.theta + x[:, 1] * F.relu(self.theta + x[:, 2]))[:, None]
+
+
+def shifted_runs(starts, *, slope, jump, kink, eta, steps, removed):
+    """θ after full batches of two instances, with part of the first one's weight removed; the unit is the second's."""
+    theta = starts.copy()
+    for _ in range(steps):
+        theta -= eta * ((1 - removed) * slope + jump * (theta + kink > 0)) / 2
+    return theta
+
+
+@pytest.mark.parametrize("jump", [0.2, -0.2])
+def test_the_mean_over_shifted_starts_of_a_run_with_a_switch_is_the_softened_derivative(jump):
+    slope, kink, eta, steps, start, little = 1.0, 0.5, 0.01, 200, 0.0, 1e-3
+    rows = torch.tensor([[slope, 0, -kink], [0, jump, kink]], dtype=torch.float64)
+    there = torch.tensor([[1.0, 0, 0]], dtype=torch.float64)
+    task = Task("switch", Switch(), lambda o, t: o[:, 0], (rows, torch.zeros(2)), (there, torch.zeros(1)))
+    run = dict(optimizer="sgd", learning_rate=eta, batch_size=2, epochs=steps, seeds=[0], left_out=[0])
+
+    def tangent(**kinks):
+        params = {"theta": torch.tensor([start], dtype=torch.float64)}
+        return float(tangent_train(task, params, evaluate=[steps], progress=False, **run, **kinks).delta.squeeze())
+
+    starts = start + np.linspace(-0.1, 0.1, 100_001)
+    settings = dict(slope=slope, jump=jump, kink=kink, eta=eta, steps=steps)
+    ends = [shifted_runs(starts, removed=r, **settings) for r in (little, -little)]
+    mean = float((ends[0] - ends[1]).mean() / (2 * little))
+    found = tangent(kinks="softened", width=0.1)
+    assert abs(found / mean - 1) < 0.01
+    assert abs(tangent() / mean - 1) > 0.05  # the derivative between kinks leaves the switch out
