@@ -1,14 +1,14 @@
 """Kinks of piecewise linear units, softened only where a derivative is differentiated again.
 
 The derivative of a rectified unit is a step. Differentiated once more it is nothing but at the kink, and so a
-perturbation that moves the moment at which a unit switches seems to have no effect. It has: each switch shifts the later
-path by the jump of the gradient times the shift of the moment. Averaged over instances, steps and orders of the data,
-these impulses make a density, that of pre-activations at the kink. Here the step's derivative is a Gaussian, which
-estimates it; value and first derivative are what they were, so that a run of training is the same.
+perturbation that moves the moment at which a unit switches seems to have no effect. It has: each switch shifts the
+later path by the jump of the gradient times the shift of the moment. Averaged over instances, steps and orders of the
+data, these impulses make a density, that of pre-activations at the kink. Here the step's derivative is a Gaussian,
+which estimates it; value and first derivative are what they were, so that a run of training is the same.
 
-Every unit is written with the rectified one, max(a, b) = a + relu(b - a), so that there is one derivative to soften.
-Calls of PyTorch's functions are intercepted, whether a module or the model's own code makes them. What cannot be
-intercepted (a kernel of one's own, a compiled model) is reached by `difference_products`, which knows gradients only.
+Every unit is written with the rectified one (`units`), so that there is one derivative to soften. Calls of PyTorch's
+functions are intercepted, whether a module or the model's own code makes them. What cannot be intercepted (a kernel of
+one's own, a compiled model) is reached by `difference_products`, which knows gradients only.
 """
 
 from __future__ import annotations
@@ -26,9 +26,12 @@ from torch.overrides import TorchFunctionMode
 
 from .. import checks
 from ..tasks import Instances, Params, Task, take, to
+from ..training.ensembles import Optimizer
 from .gradients import Gradients
+from .units import UNITS
 
 KINKS = ("between", "softened")
+FLOOR = 0.03  # of Adam's denominator where kinks are softened, in units of its root mean square
 SAMPLE = 2_048  # training instances that tell the spread of pre-activations
 
 
@@ -80,141 +83,6 @@ def gaussian(x: Tensor, width: float) -> Tensor:
     if width == 0:
         return torch.zeros_like(x)
     return torch.exp((x / width).square() * -0.5) / (width * math.sqrt(2 * math.pi))
-
-
-# --- units in terms of the rectified one, whose place `relu` takes --------------------------------------------------------
-
-Relu = Callable[[Tensor], Tensor]
-
-
-def leaky_relu(relu: Relu, input: Tensor, negative_slope: float = 0.01) -> Tensor:
-    return negative_slope * input + (1 - negative_slope) * relu(input)
-
-
-def prelu(relu: Relu, input: Tensor, weight: Tensor) -> Tensor:
-    if weight.numel() > 1:  # one per channel, which is dimension 1
-        weight = weight.reshape(-1, *[1] * (input.dim() - 2))
-    return leaky_relu(relu, input, weight)
-
-
-def clamp(relu: Relu, input: Tensor, min: Any = None, max: Any = None) -> Tensor:
-    if min is not None:
-        input = min + relu(input - min)
-    return input if max is None else max - relu(max - input)
-
-
-def hardtanh(relu: Relu, input: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:
-    return clamp(relu, input, min_val, max_val)
-
-
-def relu6(relu: Relu, input: Tensor) -> Tensor:
-    return clamp(relu, input, 0.0, 6.0)
-
-
-def hardsigmoid(relu: Relu, input: Tensor) -> Tensor:
-    return relu6(relu, input + 3) / 6
-
-
-def hardswish(relu: Relu, input: Tensor) -> Tensor:
-    return input * hardsigmoid(relu, input)
-
-
-def softshrink(relu: Relu, input: Tensor, lambd: float = 0.5) -> Tensor:
-    return relu(input - lambd) - relu(-input - lambd)
-
-
-def magnitude(relu: Relu, input: Tensor) -> Tensor:
-    return 2 * relu(input) - input
-
-
-def maximum(relu: Relu, input: Tensor, other: Tensor) -> Tensor:
-    return input + relu(other - input)
-
-
-def minimum(relu: Relu, input: Tensor, other: Tensor) -> Tensor:
-    return input - relu(input - other)
-
-
-def amax(relu: Relu, input: Tensor, dim: int | Sequence[int] = (), keepdim: bool = False) -> Tensor:
-    dims = [dim] if isinstance(dim, int) else dim or range(input.dim())
-    for d in sorted((d % input.dim() for d in dims), reverse=True):
-        while input.shape[d] > 1:  # in pairs
-            half = input.shape[d] // 2
-            first, second, odd = input.split([half, half, input.shape[d] - 2 * half], d)
-            input = torch.cat([maximum(relu, first, second), odd], d)
-        input = input if keepdim else input.squeeze(d)
-    return input
-
-
-def pool(relu: Relu, input: Tensor, windows: Sequence[list[list[int]]]) -> Tensor:
-    """Maxima over windows of the last dimensions, one dimension after the other; `windows` lists their positions."""
-    for d, places in zip(range(input.dim() - len(windows), input.dim()), windows, strict=True):
-        longest = max(map(len, places))  # the others take a position twice
-        table = torch.tensor([(p + p[:1] * longest)[:longest] for p in places], device=input.device)
-        input = amax(relu, input.index_select(d, table.flatten()).unflatten(d, table.shape), d + 1)
-    return input
-
-
-def max_pool(n: int) -> Callable[..., Tensor]:
-    """Max pooling over the last n dimensions."""
-
-    def each(value: Any) -> list[int]:
-        return [value] * n if isinstance(value, int) else [*value] * (n // len(value))
-
-    def pooled(
-        relu: Relu, input: Tensor, kernel_size: Any, stride: Any = None, padding: Any = 0, dilation: Any = 1,
-        ceil_mode: bool = False, return_indices: bool = False,
-    ) -> Tensor:  # fmt: skip
-        windows = []
-        settings = map(each, (kernel_size, stride or kernel_size, padding, dilation))
-        for length, k, s, p, d in zip(input.shape[-n:], *settings, strict=True):
-            last = length + p - d * (k - 1) - 1  # where the last window may begin
-            starts = range(-p, (min(last + s - 1, length - 1) if ceil_mode else last) + 1, s)
-            windows.append([[i for i in range(b, b + d * k, d) if 0 <= i < length] for b in starts])
-        return pool(relu, input, windows)
-
-    return pooled
-
-
-def adaptive_max_pool(n: int) -> Callable[..., Tensor]:
-    """Max pooling over the last n dimensions to a given size."""
-
-    def pooled(relu: Relu, input: Tensor, output_size: Any, return_indices: bool = False) -> Tensor:
-        sizes = [output_size] * n if isinstance(output_size, int) else output_size
-        windows = [
-            [[*range(i * length // k, -(-(i + 1) * length // k))] for i in range(k)]
-            for length, k in ((length, k or length) for length, k in zip(input.shape[-n:], sizes, strict=True))
-        ]
-        return pool(relu, input, windows)
-
-    return pooled
-
-
-UNITS: dict[str, Callable[..., Tensor]] = {  # what PyTorch calls them
-    "relu": lambda relu, input: relu(input),
-    "leaky_relu": leaky_relu,
-    "prelu": prelu,
-    "clamp": clamp,
-    "clip": clamp,
-    "clamp_min": lambda relu, input, min: clamp(relu, input, min),
-    "clamp_max": lambda relu, input, max: clamp(relu, input, None, max),
-    "hardtanh": hardtanh,
-    "relu6": relu6,
-    "hardsigmoid": hardsigmoid,
-    "hardswish": hardswish,
-    "softshrink": softshrink,
-    "abs": magnitude,
-    "absolute": magnitude,
-    "maximum": maximum,
-    "minimum": minimum,
-    "amax": amax,
-    "amin": lambda relu, input, *dims, **options: -amax(relu, -input, *dims, **options),
-    **{f"max_pool{n}d": max_pool(n) for n in (1, 2, 3)},
-    **{f"adaptive_max_pool{n}d": adaptive_max_pool(n) for n in (1, 2, 3)},
-}
-
-
-# --- models ------------------------------------------------------------------------------------------------------------
 
 
 class Intercepted(TorchFunctionMode):
@@ -314,6 +182,18 @@ def with_kinks(task: Task, params: Params, kinks: str, width: float | None = Non
         return task
     relative = usual_width(task.n_train) if width is None else width
     return replace(task, model=softened(task.model, [relative * spread for spread in spreads(task, params)]))
+
+
+def regularised(state: dict, gradients: Params, rule: Optimizer) -> dict:
+    """Adam's state before a step, changed so that the step's denominator becomes √(v̂ + τ²) + ε in place of √v̂ + ε.
+
+    τ is `FLOOR` times the root mean square of √v̂ over all parameters. Units that hardly ever fire have a tiny
+    denominator; divided by it, the softened derivative, which sees them at their kink, would blow up.
+    """
+    decay = rule.betas[1]
+    after = [decay * s.detach() + (1 - decay) * gradients[k].detach() ** 2 for k, s in state["square"].items()]
+    mean = sum(v.sum() for v in after) / sum(v.numel() for v in after)  # of v: the correction cancels below
+    return {**state, "square": {k: s + FLOOR**2 * mean / decay for k, s in state["square"].items()}}
 
 
 def difference_products(at: Gradients, instances: Instances, vectors: Tensor, width: float) -> Tensor:

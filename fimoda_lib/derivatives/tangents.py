@@ -27,12 +27,11 @@ from ..tasks import Instances, Params, Task, check_params, check_task, resolve_r
 from ..training.ensembles import Ensemble, Optimizer
 from ..training.minibatches import FULL_RUN, run_batches, steps_per_epoch
 from ..training.plans import Plan, check_loss, check_seeds, evaluation_steps, has_dropout
-from .kinks import Softened, with_kinks
+from .kinks import Softened, regularised, with_kinks
 from .second_order import check_run, twice_differentiable
 
 TANGENTS = 64  # carried at once; more leave the cache
 OWN_BATCHES = 8  # likewise, where each has a batch of its own
-FLOOR = 0.03  # of Adam's denominator where kinks are softened, in units of its root mean square
 
 
 def tangent_train(
@@ -64,7 +63,7 @@ def tangent_train(
     Args:
         kinks: "between" is the derivative where it exists; "softened" counts the switches of units, too: with Gaussians
             of this `width`, in units of the spread of pre-activations (`kinks.usual_width` by default). With Adam, the
-            derivative's denominator is then regularised, see `regularised`.
+            derivative's denominator is then `kinks.regularised`.
 
     Returns:
         `delta[seed, left_out, step, test]` (float64: change of the loss per whole weight removed; positive = the
@@ -170,18 +169,6 @@ def one_chunk(
             if number in plan.steps:
                 record()
     return np.stack(losses), np.stack(slopes, 1)
-
-
-def regularised(state: dict, gradients: Params, rule: Optimizer) -> dict:
-    """Adam's state before a step, changed so that the step's denominator becomes √(v̂ + τ²) + ε in place of √v̂ + ε.
-
-    τ is `FLOOR` times the root mean square of √v̂ over all parameters. Units that hardly ever fire have a tiny
-    denominator; divided by it, the softened derivative, which sees them at their kink, would blow up.
-    """
-    decay = rule.betas[1]
-    after = [decay * s.detach() + (1 - decay) * gradients[k].detach() ** 2 for k, s in state["square"].items()]
-    mean = sum(v.sum() for v in after) / sum(v.numel() for v in after)  # of v: the correction cancels below
-    return {**state, "square": {k: s + FLOOR**2 * mean / decay for k, s in state["square"].items()}}
 
 
 class DifferentiableRun:

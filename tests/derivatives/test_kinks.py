@@ -11,6 +11,7 @@ from small_files import refusal
 from torch import nn
 from torch.func import grad, hessian, jvp, vjp, vmap
 
+from fimoda_lib.derivatives.adjoints import adjoint_train
 from fimoda_lib.derivatives.gradients import Gradients
 from fimoda_lib.derivatives.kinks import difference_products, softened, spreads, with_kinks
 from fimoda_lib.derivatives.tangents import tangent_train
@@ -287,3 +288,58 @@ def test_the_mean_over_shifted_starts_of_a_run_with_a_switch_is_the_softened_der
     found = tangent(kinks="softened", width=0.1)
     assert abs(found / mean - 1) < 0.01
     assert abs(tangent() / mean - 1) > 0.05  # the derivative between kinks leaves the switch out
+
+
+def with_dead_unit():
+    task, params = rectified()
+    params = {k: p.clone() for k, p in params.items()}
+    params["0.bias"][2] = -50.0
+    return task, params
+
+
+RULES = {
+    "sgd": dict(optimizer="sgd", learning_rate=0.05),
+    "adam": dict(optimizer="adam", learning_rate=0.01),
+    "adamw": dict(optimizer="adamw", learning_rate=0.01, weight_decay=0.1, max_grad_norm=0.5),
+}
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_tangents_and_adjoints_are_the_same_derivative_of_the_same_run(rule):
+    task, params = with_dead_unit()
+    settings = dict(batch_size=16, kinks="softened", width=0.1, progress=False, **RULES[rule])
+    forwards = tangent_train(task, params, epochs=3, seeds=[3], left_out=[7, 0, 31], **settings)
+    backwards = adjoint_train(task, params, horizon=9, test=range(5), seed=3, **settings)
+    found = forwards.delta.isel(seed=0, step=-1).values.T
+    assert np.isfinite(found).all() and np.abs(found).min() > 0
+    np.testing.assert_allclose(backwards.sel(train=[7, 0, 31]), found, rtol=1e-9)
+    between = tangent_train(
+        task, params, epochs=3, seeds=[3], left_out=[7, 0, 31], **{**settings, "kinks": "between", "width": None}
+    )
+    np.testing.assert_allclose(forwards.full_loss, between.full_loss, rtol=1e-12)
+    assert np.abs(found - between.delta.isel(seed=0, step=-1).values.T).max() > 1e-3 * np.abs(found).max()
+
+
+def test_with_adam_the_denominator_of_the_derivative_is_regularised():
+    """Dense, step by step: full batches, δ with its moments μ and ν, and √(v̂ + τ²) in place of √v̂."""
+    task, params = with_dead_unit()
+    soft_task, eta, (b1, b2) = with_kinks(task, params, "softened", 0.1), 0.01, (0.9, 0.999)
+    at, n = Gradients(soft_task, params), task.n_train
+    theta, identity = at.flatten(at.params), torch.eye(at.n_params, dtype=torch.float64)
+    delta = mu = nu = m = v = torch.zeros_like(theta)
+    for t in range(1, 6):
+        here = Gradients(soft_task, at.unflatten(theta))
+        g = here.of_losses(here.train(torch.arange(n)))
+        change = here.hessian_products(here.train(torch.arange(n)), identity) @ delta - g[7] / n
+        g = g.mean(0)
+        m, mu = b1 * m + (1 - b1) * g, b1 * mu + (1 - b1) * change
+        v, nu = b2 * v + (1 - b2) * g**2, b2 * nu + (1 - b2) * 2 * g * change
+        m_hat, mu_hat, v_hat, nu_hat = m / (1 - b1**t), mu / (1 - b1**t), v / (1 - b2**t), nu / (1 - b2**t)
+        root = (v_hat + 0.03**2 * v_hat.mean()).sqrt()
+        delta = delta - eta * (mu_hat / (root + 1e-8) - m_hat * nu_hat / (2 * root * (root + 1e-8) ** 2))
+        theta = theta - eta * m_hat / (v_hat.sqrt() + 1e-8)
+    last = Gradients(task, at.unflatten(theta))
+    expected = last.of_losses(last.test(torch.arange(5))) @ delta
+    run = dict(batch_size=n, epochs=5, seeds=[0], left_out=[7], width=0.1, progress=False, **RULES["adam"])
+    found = tangent_train(task, params, kinks="softened", **run).delta.values[0, 0, -1]
+    np.testing.assert_allclose(found, expected, rtol=1e-6)
