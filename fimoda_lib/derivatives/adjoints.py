@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from .. import checks
 from ..devices import choose_device, random_devices, strict_arithmetic
-from ..tasks import Instances, Params, Task, check_params, check_task, resolve_rows, take, to
+from ..tasks import Instances, Params, Task, check_params, check_task, count, resolve_rows, take, to
 from ..training.ensembles import Optimizer
 from ..training.minibatches import FULL_RUN, run_batches
 from ..training.plans import MOST_STEPS, Plan, check_loss, check_seeds
@@ -75,10 +75,22 @@ def adjoint_train(
     check_run(exact, partial(pulled, exact))
     task = with_kinks(task, params, kinks, width)
     run = DifferentiableRun(task, params, plan, where)
-    every = math.isqrt(horizon - 1) + 1  # steps between kept states: the others are computed anew on the way back
     batches = run_batches(task.n_train, plan.batch_size, torch.tensor([FULL_RUN]), seed, removal="mask")
     batches = [(r, w[0]) for _, (r, w) in zip(range(horizon), batches, strict=False)]
-    scores = torch.zeros(len(rows), task.n_train, dtype=torch.float64)
+    scores = swept(run, batches, take(task.test, rows), seed, progress)
+    return xr.DataArray(
+        scores.numpy(),
+        dims=("test", "train"),
+        coords={"test": rows.numpy(), "train": range(task.n_train)},
+        attrs={"horizon": horizon, "seed": seed, "optimizer": optimizer},
+    )
+
+
+def swept(run: DifferentiableRun, batches: list, test: Instances, seed: int, progress: bool) -> Tensor:
+    """Scores [test, train] after a run of these batches and the way back."""
+    horizon, where = len(batches), run.device
+    every = math.isqrt(horizon - 1) + 1  # steps between kept states: the others are computed anew on the way back
+    scores = torch.zeros(count(test), count(run.train), dtype=torch.float64)
     bar = tqdm(total=2 * horizon, desc="adjoints", disable=not progress)
     with torch.random.fork_rng(devices=random_devices(where)), strict_arithmetic(where), twice_differentiable(), bar:
         kept = {0: (run.params, run.state)}
@@ -88,8 +100,8 @@ def adjoint_train(
             if number % every == 0:
                 kept[number] = state
             bar.update()
-        adjoint = loss_gradients(run, state[0], take(task.test, rows))
-        adjoint = (adjoint, tree_map(lambda s: s.new_zeros(len(rows), *s.shape), state[1]))
+        adjoint = loss_gradients(run, state[0], test)
+        adjoint = (adjoint, tree_map(lambda s: s.new_zeros(count(test), *s.shape), state[1]))
         for start in sorted(kept, reverse=True):
             states = [kept.pop(start)]
             end = min(start + every, horizon)
@@ -100,12 +112,7 @@ def adjoint_train(
                 adjoint, slopes = backward(run, number, seed, used, weights, states.pop(), adjoint)
                 scores.index_add_(1, used, -(slopes.cpu() * weights).double())
                 bar.update()
-    return xr.DataArray(
-        scores.numpy(),
-        dims=("test", "train"),
-        coords={"test": rows.numpy(), "train": range(task.n_train)},
-        attrs={"horizon": horizon, "seed": seed, "optimizer": optimizer},
-    )
+    return scores
 
 
 def forward(run: DifferentiableRun, number: int, seed: int, rows: Tensor, weights: Tensor, state: Any) -> Any:

@@ -103,6 +103,13 @@ def tangent_train(
             [chunk for piece in pieces for chunk in chunks_that_fit(task, params, plan, seed, piece, where, bar)]
             for seed in seeds
         ]
+    return gathered(found, plan, seeds, per_epoch)
+
+
+def gathered(
+    found: list[list[tuple[np.ndarray, np.ndarray]]], plan: Plan, seeds: Sequence[int], per_epoch: int
+) -> xr.Dataset:
+    """What `tangent_train` returns, of the chunks of every seed."""
     return xr.Dataset(
         {
             "full_loss": (("seed", "step", "test"), np.stack([chunks[0][0] for chunks in found])),
