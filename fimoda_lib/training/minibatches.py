@@ -16,9 +16,10 @@ import torch
 from torch import Tensor
 
 REMOVALS = ("drop", "mask", "subtract")
+MOST_SPARE = 0.25  # of the batch size: beyond, instances of weight 0 cost more than batches of one's own
 FULL_RUN = -1  # stands for "nothing" among the removed instances
 
-Batch = tuple[Tensor, Tensor]  # rows [B] shared by all replicas or [M, B]; weights [M, B] (float64)
+Batch = tuple[Tensor, Tensor]  # rows [R] shared by all replicas or [M, R]; weights [M, R] (float64)
 
 
 def epoch_orders(n: int, seed: int) -> Iterator[Tensor]:
@@ -38,15 +39,16 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
 
 
 def run_batches(
-    n: int, batch_size: int, removed: Tensor, seed: int, *, removal: str = "drop", fraction: float = 1.0
-) -> Iterator[Batch | None]:
+    n: int, batch_size: int, removed: Tensor, seed: int, *, removal: str = "drop", fraction: float = 1.0,
+    shared: bool = True,
+) -> Iterator[Batch | None]:  # fmt: skip
     """The batches of a whole run, epoch after epoch, without end; see `epoch_batches`."""
     for order in epoch_orders(n, seed):
-        yield from epoch_batches(order, batch_size, removed, removal=removal, fraction=fraction)
+        yield from epoch_batches(order, batch_size, removed, removal=removal, fraction=fraction, shared=shared)
 
 
 def epoch_batches(
-    order: Tensor, batch_size: int, removed: Tensor, *, removal: str, fraction: float = 1.0
+    order: Tensor, batch_size: int, removed: Tensor, *, removal: str, fraction: float = 1.0, shared: bool = True
 ) -> Iterator[Batch | None]:
     """The batches of one epoch for M replicas that are trained together.
 
@@ -55,22 +57,16 @@ def epoch_batches(
         removed: the instance that each replica leaves out [M], FULL_RUN for none. With `removal="drop"` the full run
             cannot share an ensemble with the others: its last batch is longer.
         fraction: how much of the instance's weight is removed, from 0 to 1 (`drop` removes all of it).
+        shared: whether `drop` may take one batch for all replicas; not with dropout, whose masks go by place.
 
     Yields:
         `steps_per_epoch(n, batch_size)` times (rows, weights), or None for the last step if it has become empty.
     """
     n, replicas = len(order), len(removed)
     if removal == "drop":
-        if (removed == FULL_RUN).any():
-            rows = order.expand(replicas, n)
-        else:
-            position = torch.empty_like(order).scatter_(0, order, torch.arange(n))[removed]
-            kept = torch.arange(n - 1).expand(replicas, n - 1)
-            rows = order[kept + (kept >= position[:, None])]
-        for batch in rows.split(batch_size, dim=1):
-            yield batch, torch.full(batch.shape, 1 / batch.shape[1], dtype=torch.float64)
-        if steps_per_epoch(rows.shape[1], batch_size) < steps_per_epoch(n, batch_size):
-            yield None
+        removed = removed.reshape(replicas, -1)
+        kept = (order[:, None] != removed[:, None]).all(2)  # [M, n]
+        yield from shortened_batches(order, batch_size, kept, shared)
         return
     for batch in order.split(batch_size):
         weights = torch.full((replicas, len(batch)), 1 / len(batch), dtype=torch.float64)
@@ -81,3 +77,33 @@ def epoch_batches(
             own = removed.clamp(min=0)[:, None]  # the full run takes instance 0 along with weight 0: same shapes
             share = -fraction / n * (removed != FULL_RUN).double()[:, None]
             yield torch.cat([batch.expand(replicas, -1), own], 1), torch.cat([weights, share], 1)
+
+
+def shortened_batches(order: Tensor, batch_size: int, kept: Tensor, shared: bool) -> Iterator[Batch | None]:
+    """Batches of what each replica keeps of an order, where every replica leaves out as many, g: `removal="drop"`.
+
+    A replica's batch begins at most g places after that of the full run, so that all of them lie within B + g places
+    of the order. Where g is small against B, one batch of these serves all replicas (if it may be `shared`), in which
+    each gives weight 1/B to its own instances and 0 to the others: it is gathered once, and multiplied as one matrix.
+
+    Args:
+        kept: which places of the order [n] each replica keeps, [M, n].
+    """
+    replicas, n = kept.shape
+    n_kept = int(kept[0].sum())
+    shared = 0 < n - n_kept <= batch_size * MOST_SPARE and shared
+    if shared:
+        turn = torch.where(kept, kept.cumsum(1) - 1, -1) // batch_size  # number of the batch; -1 is in none
+    else:
+        rows = order.expand(replicas, n)[kept].view(replicas, n_kept)
+    for number in range(steps_per_epoch(n, batch_size)):
+        first = number * batch_size
+        size = min(batch_size, n_kept - first)
+        if size <= 0:
+            yield None
+        elif shared:
+            places = slice(first, first + size + n - n_kept)
+            yield order[places], (turn[:, places] == number) / torch.tensor(size, dtype=torch.float64)
+        else:
+            batch = rows[:, first : first + size]
+            yield batch, torch.full(batch.shape, 1 / size, dtype=torch.float64)

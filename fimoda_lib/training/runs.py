@@ -117,9 +117,8 @@ class Runner:
         counted = len(removed) - (1 if again else 0)
         if 0 in due:
             look(due[0], ensemble)
-        batches = run_batches(
-            self.task.n_train, plan.batch_size, removed, seed, removal=plan.removal, fraction=plan.fraction
-        )
+        how = {"removal": plan.removal, "fraction": plan.fraction, "shared": not self.noisy}
+        batches = run_batches(self.task.n_train, plan.batch_size, removed, seed, **how)
         with torch.random.fork_rng(devices=random_devices(self.device)), strict_arithmetic(self.device):
             torch.manual_seed(seed)
             for step, batch in zip(range(1, plan.steps[-1] + 1), batches, strict=False):

@@ -6,12 +6,24 @@ import pytest
 import torch
 from torch.utils.data import DataLoader, RandomSampler
 
+from fimoda_lib.training import minibatches
 from fimoda_lib.training.minibatches import FULL_RUN, epoch_batches, epoch_orders, steps_per_epoch
 
 
+def each(batch):
+    """(rows, weights) of every replica."""
+    rows, weights = batch
+    return list(zip(rows.expand_as(weights), weights, strict=True))
+
+
 def batches(order, batch_size, removed, **options):
-    """The batches of one epoch as (rows, weights) in lists, one row per replica; None for the missing last one."""
+    """The batches of one epoch as (rows, weights) in lists, one row per replica; None for the missing last one.
+
+    With "drop", whose batches hold rows that only some replicas train on, each replica's own rows.
+    """
     found = list(epoch_batches(torch.tensor(order), batch_size, torch.tensor(removed), **options))
+    if options["removal"] == "drop":
+        return [b and ([r[w > 0].tolist() for r, w in each(b)], [w[w > 0].tolist() for _, w in each(b)]) for b in found]
     return [b and (b[0].expand(len(removed), -1).tolist(), b[1].tolist()) for b in found]
 
 
@@ -51,6 +63,37 @@ def test_dropping_by_hand():
     found = batches([3, 0, 1, 2], 3, [3, 2], removal="drop")
     assert found == [([[0, 1, 2], [3, 0, 1]], [[1 / 3] * 3] * 2), None]
     assert batches([0, 1], 2, [1], removal="drop") == [([[0]], [[1.0]])]
+
+
+@pytest.mark.parametrize("n", [4, 9, 10, 13])
+@pytest.mark.parametrize("batch_size", [1, 4, 20])
+@pytest.mark.parametrize("g", [1, 2, 3])
+@pytest.mark.parametrize("most_spare", [0, 10])  # batches of one's own; one that all share
+def test_dropping_is_the_order_without_the_group(n, batch_size, g, most_spare, monkeypatch):
+    """All groups of g, against the rule written naively; what is shared lies within B + g places of the order."""
+    monkeypatch.setattr(minibatches, "MOST_SPARE", most_spare)
+    order = next(epoch_orders(n, 0)).tolist()
+    groups = list(itertools.combinations(range(n), g))
+    found = batches(order, batch_size, groups, removal="drop")
+    assert len(found) == steps_per_epoch(n, batch_size)
+    for replica, group in enumerate(groups):
+        kept = [row for row in order if row not in group]
+        expected = [kept[k : k + batch_size] for k in range(0, len(kept), batch_size)]
+        assert [b and b[0][replica] for b in found] == expected + [None] * (len(found) - len(expected))
+        assert [b[1][replica] for b in found if b] == [[1 / len(rows)] * len(rows) for rows in expected]
+    for k, batch in enumerate(epoch_batches(torch.tensor(order), batch_size, torch.tensor(groups), removal="drop")):
+        if batch and most_spare:
+            assert batch[0].tolist() == order[k * batch_size : (k + 1) * batch_size + g][: len(batch[0])]
+        elif batch:
+            assert batch[0].shape == batch[1].shape
+
+
+def test_large_groups_and_dropout_have_batches_of_their_own():
+    order = torch.arange(100)
+    for group, shared, dims in ((2, True, 1), (2, False, 2), (3, True, 2)):
+        removed = torch.arange(2 * group).reshape(2, group)
+        rows, _ = next(epoch_batches(order, 8, removed, removal="drop", shared=shared))
+        assert rows.dim() == dims
 
 
 @pytest.mark.parametrize("n", [10, 11, 13])
@@ -118,6 +161,6 @@ def test_sums_of_weights(fraction):
 
 
 def test_weights_are_float64_and_rows_of_common_batches_are_shared():
-    for removal, shape in (("drop", (2, 4)), ("mask", (4,)), ("subtract", (2, 5))):
+    for removal, shape in (("drop", (5,)), ("mask", (4,)), ("subtract", (2, 5))):
         rows, weights = next(epoch_batches(torch.arange(9), 4, torch.tensor([1, 2]), removal=removal))
         assert rows.shape == shape and weights.dtype == torch.float64 and weights.shape[1] == shape[-1]
