@@ -5,6 +5,7 @@ Names are imported when they are first used, so that `import fimoda_lib` and the
 
 import sys
 from importlib import import_module
+from importlib.util import spec_from_loader
 
 _HOME = {
     "Task": "tasks",
@@ -22,7 +23,8 @@ _HOME = {
     "noise_ceiling": "comparison",
     "seed_averaging": "comparison",
 }
-__all__ = list(_HOME)
+_DOORS = {"huggingface": "datasets.huggingface"}  # modules that have a public name of their own
+__all__ = [*_HOME, *_DOORS]
 
 # Where modules used to be: whoever imports one under its old name is told the new one.
 _MOVED = {
@@ -42,9 +44,10 @@ _MOVED = {
 def __getattr__(name: str):
     if name in _MOVED:
         raise AttributeError(_moved(name))
-    if name not in _HOME:
-        raise AttributeError(f"fimoda_lib has no {name!r}; it has {', '.join(_HOME)}.")
-    value = getattr(import_module(f".{_HOME[name]}", __name__), name)
+    if name not in __all__:
+        raise AttributeError(f"fimoda_lib has no {name!r}; it has {', '.join(__all__)}.")
+    home = import_module(f".{_DOORS.get(name) or _HOME[name]}", __name__)
+    value = home if name in _DOORS else getattr(home, name)
     globals()[name] = value
     return value
 
@@ -61,6 +64,19 @@ class _Moved:
         package, _, name = full_name.partition(".")
         if package == __name__ and name in _MOVED:
             raise ModuleNotFoundError(_moved(name))  # no name=: "from fimoda_lib import ..." would hide it
+        return spec_from_loader(full_name, _Door()) if package == __name__ and name in _DOORS else None
+
+
+class _Door:
+    """Loads what a public name stands for: the module where it lives, once."""
+
+    def create_module(self, spec):
+        module = import_module(f".{_DOORS[spec.name.partition('.')[2]]}", __name__)
+        self.own = module.__spec__
+        return module
+
+    def exec_module(self, module):
+        module.__spec__ = self.own  # which Python has just replaced
 
 
 sys.meta_path.append(_Moved)
