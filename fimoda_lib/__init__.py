@@ -22,6 +22,7 @@ _HOME = {
     "similarity": "comparison",
     "noise_ceiling": "comparison",
     "seed_averaging": "comparison",
+    "benchmark": "paper.benchmark",
 }
 _DOORS = {"huggingface": "datasets.huggingface"}  # modules that have a public name of their own
 __all__ = [*_HOME, *_DOORS]

@@ -22,6 +22,7 @@ class Profile:
         cg_tolerance: relative residual at which CG stops; None takes the method's own.
         study_left_out: at most so many left-out instances in the studies beyond the paper, whose derivatives cost
             several times a run.
+        ranked: at most so many training instances are ranked in the studies of mislabelled data and selection.
         full_size: whether images and text take the paper's models, or those of `SMALL`.
     """
 
@@ -37,6 +38,7 @@ class Profile:
     n_test: int | None = None
     cg_tolerance: float | None = None
     study_left_out: int = 20
+    ranked: int = 1000
     full_size: bool = False
 
     def n_seeds(self, optimizer: str, dataset: str) -> int:
@@ -63,6 +65,7 @@ PROFILES: dict[str, Profile] = {
             n_test=8,
             cg_tolerance=0.1,
             lissa_h_depth=20,
+            ranked=24,
         ),
         Profile(
             "quick",
@@ -78,6 +81,7 @@ PROFILES: dict[str, Profile] = {
             n_test=40,
             cg_tolerance=1e-3,
             study_left_out=6,
+            ranked=160,
         ),
         Profile(
             "laptop",

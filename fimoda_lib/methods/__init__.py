@@ -37,8 +37,10 @@ __all__ = [
     "MethodDiverged",
     "attribute",
     "cg",
+    "check_hyper",
     "datainf",
     "ekfac",
+    "entry_of",
     "exact",
     "grad_cos",
     "grad_dot",
@@ -81,15 +83,11 @@ def attribute(
         ValueError: unknown method or hyper-parameter, or a value that cannot be right.
         MethodDiverged: an iterative method has no result.
     """
-    entry = _entry(method)
+    entry = entry_of(method)
     check_task(task)
     check_params(task.model, params)
     check_loss(task, params)
-    unknown = set(hyper) - set(entry.defaults)
-    if unknown:
-        raise ValueError(
-            f"{entry.name} has no hyper-parameter {sorted(unknown)[0]!r}; it has {', '.join(entry.defaults) or 'none'}."
-        )
+    check_hyper(entry, hyper)
     hyper = {name: checks.plain(value) for name, value in hyper.items()}
     if "dtype" in hyper:
         names = {"float32": torch.float32, "float64": torch.float64}
@@ -120,7 +118,20 @@ def attribute(
     )
 
 
-def _entry(method: str | Callable) -> Method:
+def check_hyper(entry: Method, hyper: Iterable[str]) -> None:
+    """Raises ValueError if the method has no hyper-parameter of one of these names."""
+    if unknown := set(hyper) - set(entry.defaults):
+        raise ValueError(
+            f"{entry.name} has no hyper-parameter {sorted(unknown)[0]!r}; it has {', '.join(entry.defaults) or 'none'}."
+        )
+
+
+def entry_of(method: str | Callable) -> Method:
+    """The registry's entry of a name or function, or a new one for a function of somebody's own.
+
+    Raises:
+        ValueError: no method has this name, or the function cannot be called as one.
+    """
     if callable(method):
         _check_signature(method)
         name = getattr(method, "__name__", "custom")

@@ -30,6 +30,7 @@ def parser() -> argparse.ArgumentParser:
         epilog="profiles:\n"
         + "\n".join(f"  {name:8}{text}" for name, text in PROFILES.items())
         + "\n\nWhat is done, running and missing:  ./run_all.sh status [--profile ...] [--datasets ...] [--only ...]"
+        + "\nA method of yours against a stored gold standard:  ./run_all.sh benchmark mine.py:mine --dataset energy"
         + "\nThe tests: ./run_all.sh test [arguments for pytest]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -74,6 +75,10 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: list[str] | None = None) -> int:
     """Runs everything asked for; returns the exit status."""
     arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments[:1] == ["benchmark"]:
+        from .benchmark import main as benchmark
+
+        return benchmark(arguments[1:])
     only_status = arguments[:1] == ["status"]
     options = parser().parse_args(arguments[only_status:])
     if options.data is not None and not Path(options.data).is_dir():

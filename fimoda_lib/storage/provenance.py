@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import platform
 import re
 import resource
 import subprocess
 import time
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -28,6 +30,36 @@ def provenance(seconds: float) -> dict[str, Any]:
         "commit": code_version(),
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
     }
+
+
+@contextlib.contextmanager
+def peak_memory() -> Iterator[list[float]]:
+    """After the block, the list holds what memory the block needed: MiB at its peak beyond what was held before it.
+
+    The GPU's counts if there is one. NaN where the system does not say, which only Linux does.
+    """
+    used: list[float] = []
+    before = _held("VmRSS")
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # the peak becomes what is held now
+    except OSError:
+        before = float("nan")
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated() / 2**20
+    try:
+        yield used
+    finally:
+        peak = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else _held("VmHWM")
+        used.append(round(max(peak - before, 0.0), 1))
+
+
+def _held(entry: str) -> float:
+    """MiB of this process by an entry of Linux's table of it."""
+    try:
+        return int(re.search(rf"^{entry}:\s*(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)[1]) / 1024
+    except (OSError, TypeError):
+        return float("nan")
 
 
 @cache

@@ -1,0 +1,78 @@
+"""Training instances ranked by what a method says of them, for studies that act on the ranking.
+
+Scores of many instances are large and their means are not: only the means are kept.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import xarray as xr
+
+from ..methods import METHODS
+from ..storage.store import cached, fingerprint
+from ..tasks import Instances
+from .panel import Panel, attribute_or_outcome
+
+log = logging.getLogger(__name__)
+
+
+def ranking_methods(panel: Panel) -> tuple[str, ...]:
+    """The methods that rank: those that the panel runs, and LFT."""
+    return (*panel.methods, *(["lft"] if panel.lft else []))
+
+
+def some_horizons(panel: Panel, count: int) -> list[int]:
+    """About so many of the steps at which further training is evaluated, evenly on a log axis, the last among them."""
+    steps = panel.hyper("lft")["horizon"]
+    return [steps[k - 1] for k in sorted({round(k) for k in np.geomspace(1, len(steps), count)})]
+
+
+def epochs_of(panel: Panel, steps: Sequence[int]) -> np.ndarray:
+    """Optimiser steps of further training in epochs."""
+    return np.asarray(steps) / -(-panel.task.n_train // panel.settings.further.batch_size)
+
+
+def reduced_scores(
+    panel: Panel,
+    study: str,
+    method: str,
+    *,
+    train: Sequence[int],
+    test: Instances,
+    horizons: Sequence[int],
+    reduce: Callable[[xr.DataArray], xr.Dataset],
+) -> xr.Dataset:
+    """What `reduce` makes of a method's scores, computed once and kept.
+
+    Args:
+        study: what `reduce` belongs to, for the name of the stored result.
+        train: the training instances that are scored.
+        test: the instances that they are scored for, in place of the task's test instances.
+        horizons: optimiser steps at which LFT scores; for all other methods there is one ranking, and no horizon.
+        reduce: takes scores [test, train], or [horizon, test, train], which are NaN where the method diverged.
+    """
+    chosen = panel.hyper(method) | ({"horizon": list(horizons)} if method == "lft" else {})
+    task = replace(panel.task, test=test)
+    spec = {
+        "study": study,
+        "method": method,
+        "hyper": chosen,
+        "task": panel.dataset,
+        "train": list(train),
+        "model": repr(task.model),
+        "params": fingerprint(panel.params),
+        "data": fingerprint(task.train, test),
+        "curvature": panel.settings.curvature,
+    }
+
+    def compute() -> xr.Dataset:
+        log.info("%s on %s: ranking %d training instances", METHODS[method].label, panel.title, len(train))
+        rows = {"train": train, "test": range(task.n_test), "curvature": panel.settings.curvature}
+        scores = attribute_or_outcome(method, task, panel.params, **rows, **chosen)
+        return reduce(scores.astype("float64"))
+
+    return cached(panel.folder, f"{study}-{panel.dataset}-{method}", spec, compute, compute_missing=panel.compute)

@@ -1,0 +1,66 @@
+"""How well methods find training instances whose labels were changed before the final model was trained."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from ..experiments.mislabelled import SHARE, detection
+from ..experiments.panel import Panel, finished
+from .captions import counted
+from .look import LOOK
+from .panels import horizon_axis
+
+WHAT = (
+    f"Area under the ROC curve of telling training instances whose label was changed ({SHARE:.0%} of all, before the "
+    "final model was trained) from others, by what each method says of the harm that they do to held-out instances, "
+    "and by their self-influence. LFT at an early, a middle and the last horizon of further training."
+)
+MARKS = (
+    "Bars are 95 % intervals (bootstrap over training instances). Dashed, with its interval in grey: the loss of the "
+    "instance itself, which needs no attribution. Stars: above it with 95 % confidence (paired). Dotted: chance."
+)
+FORMS = {"harm": ("o", 0.16), "self-influence": ("s", -0.16)}  # marker, place beside the method's line
+
+
+def table(panel: Panel) -> pd.DataFrame | None:
+    """What `detection` finds; None if its results are missing."""
+    return finished(lambda: detection(panel))
+
+
+def draw(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
+    """A line for each method, with the area of either kind of evidence."""
+    loss = table[table["method"] == "loss"].iloc[0]
+    ax.axvspan(loss["low"], loss["high"], color="#E4E4E4", lw=0)
+    ax.axvline(loss["auc"], color="#666666", ls="--", lw=1.2)
+    ax.axvline(0.5, color="#999999", ls=":", lw=1)
+    rows = table[table["method"] != "loss"]
+    names = [_name(method, step, dataset, rows) for method, step in zip(rows["method"], rows["step"], strict=True)]
+    places = {name: -k for k, name in enumerate(dict.fromkeys(names))}
+    for name, row in zip(names, rows.to_dict("records"), strict=True):
+        marker, beside = FORMS[row["evidence"]]
+        y, colour = places[name] + beside, LOOK[row["method"]].colour
+        if pd.isna(row["auc"]):
+            ax.text(0.5, places[name], "diverged", fontsize=7, color="#555555", va="center")
+            continue
+        ends = [[row["auc"] - row["low"]], [row["high"] - row["auc"]]]
+        fill = colour if row["evidence"] == "harm" else "white"
+        ax.errorbar(row["auc"], y, xerr=ends, color=colour, marker=marker, ms=4, mfc=fill, lw=1)
+        if row["above_low"] > 0:
+            ax.text(row["high"] + 0.01, y, "★", color=colour, fontsize=7, va="center")
+    for kind, (marker, _) in FORMS.items():
+        ax.plot([], [], color="#444444", marker=marker, mfc="#444444" if kind == "harm" else "white", ls="", label=kind)
+    ax.plot([], [], color="#666666", ls="--", lw=1.2, label="the loss itself")
+    ax.set_yticks([*places.values()], [*places], fontsize=7.5)
+    ax.set(xlabel="area under the ROC curve", xlim=(min(0.3, rows["low"].min() - 0.02), 1.04))
+    ax.grid(axis="y", visible=False)
+    ax.legend(fontsize=7, loc="lower left", frameon=True, framealpha=0.9, edgecolor="none")
+
+
+def _name(method: str, step: float, dataset: str, rows: pd.DataFrame) -> str:
+    label = LOOK[method].label.removesuffix(" (ours)")
+    if pd.isna(step):
+        return label
+    x = horizon_axis(dataset)[0]
+    at = rows.loc[rows["step"] == step, x].iloc[0]
+    return f"{label}, {counted(round(at), x)}"
