@@ -23,6 +23,7 @@ _HOME = {
     "noise_ceiling": "comparison",
     "seed_averaging": "comparison",
     "benchmark": "paper.benchmark",
+    "group_scores": "groups",
 }
 _DOORS = {"huggingface": "datasets.huggingface"}  # modules that have a public name of their own
 __all__ = [*_HOME, *_DOORS]

@@ -239,6 +239,13 @@ def _require(name: str, array: Any, dims: tuple[str, ...], origin: str, optional
 
 
 def _matching(scores: xr.DataArray, sensitivity: xr.DataArray) -> xr.DataArray:
+    of_groups = "group" in sensitivity.coords
+    if of_groups != ("group" in scores.coords):
+        single, groups = ("scores", "sensitivity") if of_groups else ("sensitivity", "scores")
+        raise ValueError(
+            f"{single}: got single instances with {groups} of groups; expected both alike: group_scores(scores, gold) "
+            "sums scores over groups."
+        )
     for ours, theirs in (("train", "left_out"), ("test", "test")):
         missing = np.setdiff1d(sensitivity[theirs].values, scores[ours].values)
         if len(missing):
@@ -255,6 +262,8 @@ def _matching(scores: xr.DataArray, sensitivity: xr.DataArray) -> xr.DataArray:
             )
         scores = scores.sel(horizon=sensitivity["step"].values)
     chosen = scores.sel(train=sensitivity["left_out"].values, test=sensitivity["test"].values)
+    if of_groups and not np.array_equal(chosen["group"], sensitivity["group"]):
+        raise ValueError("scores: got other groups than were left out; take group_scores(scores, gold).")
     return chosen.rename(train="left_out")
 
 

@@ -2,6 +2,7 @@
 
 import copy
 
+import numpy as np
 import torch
 from torch.utils.data import RandomSampler
 
@@ -23,7 +24,11 @@ def train(
     weight_decay=0.0,
     max_grad_norm=None,
 ):
-    """Yields, after every optimiser step of the full run, the test losses [n_test] in float64 of one run."""
+    """Yields, after every optimiser step of the full run, the test losses [n_test] in float64 of one run.
+
+    `removed` is an instance, several of them, or None.
+    """
+    gone = set() if removed is None else set(np.ravel(removed).tolist())
     dtype = next(iter(params.values())).dtype
     model = copy.deepcopy(task.model).to(dtype)
     model.load_state_dict({**model.state_dict(), **params})
@@ -35,20 +40,21 @@ def train(
     full_steps = -(-n // batch_size)
     for _ in range(epochs):
         order = list(sampler)
-        if removal == "drop" and removed is not None:
-            order.remove(removed)
+        if removal == "drop":
+            order = [i for i in order if i not in gone]
         for k in range(full_steps):
             rows = order[k * batch_size : (k + 1) * batch_size]
             if rows:
                 rule.zero_grad()
                 losses = task.loss(model(inputs[rows]), targets[rows])
                 weights = torch.full((len(rows),), 1 / len(rows), dtype=dtype)
-                if removal == "mask" and removed in rows:
-                    weights[rows.index(removed)] *= 1 - fraction
+                if removal == "mask":
+                    for i in gone & set(rows):
+                        weights[rows.index(i)] *= 1 - fraction
                 loss = (weights * losses).sum()
-                if removal == "subtract" and removed is not None:
-                    own = torch.tensor([removed])
-                    loss = loss - fraction * task.loss(model(inputs[own]), targets[own])[0] / n
+                if removal == "subtract":
+                    for i in gone:
+                        loss = loss - fraction * task.loss(model(inputs[[i]]), targets[[i]])[0] / n
                 loss.backward()
                 if max_grad_norm is not None:
                     torch.nn.utils.clip_grad_norm_(trained, max_grad_norm)

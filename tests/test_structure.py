@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "fimoda_lib"
 # The wings of the library from top to bottom; a module may import from its own wing and from those below it. "" is
-# what all wings speak about: tasks, comparison, checks, devices.
+# what all wings speak about: tasks, groups, comparison, checks, devices.
 WINGS = ["run", "paper", "plots", "experiments", "methods", "derivatives", "training", "datasets", "storage", ""]
 LARGEST = 5_000_000
 LONGEST_FILE, LONGEST_FUNCTION = 300, 60

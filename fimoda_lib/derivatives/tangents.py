@@ -23,6 +23,7 @@ from tqdm import tqdm
 
 from .. import checks
 from ..devices import choose_device, random_devices, strict_arithmetic
+from ..groups import as_matrix, coordinates, resolve_left_out
 from ..tasks import Instances, Params, Task, check_params, check_task, resolve_rows, take, to
 from ..training.ensembles import Ensemble, Optimizer
 from ..training.minibatches import FULL_RUN, run_batches, steps_per_epoch
@@ -43,7 +44,7 @@ def tangent_train(
     batch_size: int,
     epochs: int,
     seeds: Iterable[int],
-    left_out: Iterable[int],
+    left_out: Iterable[int] | Iterable[Iterable[int]],
     removal: Literal["mask", "subtract"] = "mask",
     evaluate: Literal["epoch"] | Sequence[int] = "epoch",
     test: Iterable[int] | None = None,
@@ -56,9 +57,9 @@ def tangent_train(
 ) -> xr.Dataset:
     """The derivative of the test losses along further training with respect to the removed weight of each instance.
 
-    The arguments are those of `further_train`, whose runs with `removal="mask"` or "subtract" this is the derivative
-    of; "drop" has none, for it shifts batches. Exact for all optimisers, momentum, clipping and all, in the precision
-    of `params`.
+    The arguments are those of `further_train` (groups as well), whose runs with `removal="mask"` or "subtract" this is
+    the derivative of; "drop" has none, for it shifts batches. Exact for all optimisers, momentum, clipping and all, in
+    the precision of `params`.
 
     Args:
         kinks: "between" is the derivative where it exists; "softened" counts the switches of units, too: with Gaussians
@@ -83,7 +84,7 @@ def tangent_train(
         epochs=epochs,
         removal=removal,
         fraction=1.0,
-        left_out=tuple(resolve_rows(left_out, task.n_train, "left_out").tolist()),
+        left_out=resolve_left_out(left_out, task.n_train),
         test=tuple(resolve_rows(test, task.n_test, "test").tolist()),
         steps=evaluation_steps(evaluate, epochs, per_epoch),
     )
@@ -97,7 +98,7 @@ def tangent_train(
     check_run(exact, exact.product)
     task = with_kinks(task, params, kinks, width)
     own_batches = removal == "subtract" and has_dropout(task.model)
-    pieces = torch.tensor(plan.left_out).split(OWN_BATCHES if own_batches else TANGENTS)
+    pieces = as_matrix(plan.left_out).split(OWN_BATCHES if own_batches else TANGENTS)
     with tqdm(total=len(seeds) * len(pieces) * plan.steps[-1], desc="tangents", disable=not progress) as bar:
         found = [
             [chunk for piece in pieces for chunk in chunks_that_fit(task, params, plan, seed, piece, where, bar)]
@@ -120,7 +121,7 @@ def gathered(
         },
         coords={
             "seed": seeds,
-            "left_out": list(plan.left_out),
+            **coordinates(plan.left_out, task.n_train),
             "step": list(plan.steps),
             "test": list(plan.test),
             "epoch": ("step", np.array(plan.steps) / per_epoch),
@@ -157,20 +158,20 @@ def one_chunk(
 
     if 0 in plan.steps:
         record()
-    everyone = torch.cat([torch.tensor([FULL_RUN]), removed])
+    everyone = torch.cat([torch.full_like(removed[:1], FULL_RUN), removed])
+    own_rows = -removed[0].numel()  # under "subtract", the last ones of a batch
     batches = run_batches(task.n_train, plan.batch_size, everyone, seed, removal=plan.removal)
     with torch.random.fork_rng(devices=random_devices(device)), strict_arithmetic(device):
         for number, (rows, weights) in zip(range(1, plan.steps[-1] + 1), batches, strict=False):
             if rows.dim() == 1:
                 weights_full, change = weights[0], weights[1:] - weights[0]
             elif run.noisy:  # every removed instance must draw the same masks: in the same place of a batch of its own
-                weights_full = torch.cat([weights[0, :-1], weights.new_zeros(1)])
-                rows, change = rows[1:], torch.cat([torch.zeros_like(weights[1:, :-1]), weights[1:, -1:]], 1)
-            else:  # rows differ between replicas only under "subtract", in the last place: one batch holds them all
-                own = torch.zeros(len(removed), len(removed), dtype=weights.dtype).fill_diagonal_(1) * weights[1:, -1:]
-                weights_full = torch.cat([weights[0, :-1], own.new_zeros(len(removed))])
-                change = torch.cat([torch.zeros(len(removed), rows.shape[1] - 1, dtype=own.dtype), own], 1)
-                rows = torch.cat([rows[0, :-1], rows[1:, -1]])
+                rows, change, weights_full = rows[1:], weights[1:] - weights[0], weights[0]
+            else:  # rows differ between replicas only under "subtract", in the last places: one batch holds them all
+                own = torch.block_diag(*weights[1:, own_rows:])
+                weights_full = torch.cat([weights[0, :own_rows], own.new_zeros(own.shape[1])])
+                change = torch.cat([own.new_zeros(len(removed), rows.shape[1] + own_rows), own], 1)
+                rows = torch.cat([rows[0, :own_rows], rows[1:, own_rows:].flatten()])
             tangents = run.step(number, seed, rows, weights_full, change, tangents)
             bar.update()
             if number in plan.steps:

@@ -17,6 +17,7 @@ import xarray as xr
 from tqdm import tqdm
 
 from .. import checks
+from ..groups import resolve_left_out
 from ..storage.store import cached, specification_hash
 from ..tasks import Params, Task, check_params, check_task, resolve_rows
 from .ensembles import Optimizer, check_trainable
@@ -34,7 +35,7 @@ def further_train(
     batch_size: int,
     epochs: int,
     seeds: Iterable[int],
-    left_out: Iterable[int],
+    left_out: Iterable[int] | Iterable[Iterable[int]],
     removal: Literal["drop", "mask", "subtract"] = "drop",
     evaluate: Literal["epoch"] | Sequence[int] = "epoch",
     test: Iterable[int] | None = None,
@@ -55,7 +56,8 @@ def further_train(
         optimizer: "sgd", "adam" or "adamw", as in `torch.optim`, with `weight_decay` (none by default) and
             `max_grad_norm`. Moments start at zero.
         seeds: each fixes one order of the data, the one of `RandomSampler` with a generator of that seed.
-        left_out: training instances, each left out of one run per seed.
+        left_out: training instances, each left out of one run per seed; or groups of them, such as [[3, 8, 21], [5]],
+            whose members are left out together.
         removal: "drop", "mask" or "subtract" (see `minibatches`).
         evaluate: after every epoch, or after the given numbers of optimiser steps of the full run.
         test: test instances to evaluate (all by default).
@@ -69,7 +71,8 @@ def further_train(
     Returns:
         `full_loss[seed, step, test]` (float64), `delta[seed, left_out, step, test]` (float32; leave-one-out minus full,
         subtracted in float64; positive = the instance is helpful), `diverged[seed, left_out]`. The coordinates are the
-        true instance numbers; `epoch` goes with `step`. Losses of a run that diverged are NaN.
+        true instance numbers (of groups see `groups.coordinates`); `epoch` goes with `step`. Losses of a run that
+        diverged are NaN.
 
     Raises:
         ValueError: in one sentence, for every input that cannot be right.
@@ -86,7 +89,7 @@ def further_train(
         epochs=epochs,
         removal=removal,
         fraction=fraction,
-        left_out=tuple(resolve_rows(left_out, task.n_train, "left_out").tolist()),
+        left_out=resolve_left_out(left_out, task.n_train),
         test=tuple(resolve_rows(test, task.n_test, "test").tolist()),
         steps=evaluation_steps(evaluate, epochs, per_epoch),
     )

@@ -1,4 +1,4 @@
-"""Seed -> order of the data -> batches, in the full run and in the runs that leave one instance out.
+"""Seed -> order of the data -> batches, in the full run and in the runs that leave an instance or a group out.
 
 A batch is a pair (rows, weights): the loss of a step is the weighted sum of the losses of these training instances.
 All runs of a seed see the data in the same order; `removal` says how an instance is left out of it:
@@ -6,6 +6,8 @@ All runs of a seed see the data in the same order; `removal` says how an instanc
     drop      the order of the full run without the instance, so that every later batch shifts by one (tabular, paper)
     mask      every batch as in the full run, the instance's weight set to zero where it occurs (the others keep 1/B)
     subtract  every batch as in the full run, and (loss of the instance)/n subtracted from each of them (text, paper)
+
+A group of instances is left out in the same way: the order without all of them, their weights zero, the sum subtracted.
 """
 
 from __future__ import annotations
@@ -15,9 +17,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from ..groups import NOBODY
+
 REMOVALS = ("drop", "mask", "subtract")
 MOST_SPARE = 0.25  # of the batch size: beyond, instances of weight 0 cost more than batches of one's own
-FULL_RUN = -1  # stands for "nothing" among the removed instances
+FULL_RUN = NOBODY  # stands for "nothing" among the removed instances
 
 Batch = tuple[Tensor, Tensor]  # rows [R] shared by all replicas or [M, R]; weights [M, R] (float64)
 
@@ -54,28 +58,28 @@ def epoch_batches(
 
     Args:
         order: permutation of the n training instances [n].
-        removed: the instance that each replica leaves out [M], FULL_RUN for none. With `removal="drop"` the full run
-            cannot share an ensemble with the others: its last batch is longer.
-        fraction: how much of the instance's weight is removed, from 0 to 1 (`drop` removes all of it).
+        removed: the instances that each replica leaves out [M] or [M, g], FULL_RUN for none. With `removal="drop"`
+            all replicas of an ensemble leave out as many, for their last batches differ otherwise.
+        fraction: how much of an instance's weight is removed, from 0 to 1 (`drop` removes all of it).
         shared: whether `drop` may take one batch for all replicas; not with dropout, whose masks go by place.
 
     Yields:
-        `steps_per_epoch(n, batch_size)` times (rows, weights), or None for the last step if it has become empty.
+        `steps_per_epoch(n, batch_size)` times (rows, weights), or None for the last steps if they have become empty.
     """
     n, replicas = len(order), len(removed)
+    removed = removed.reshape(replicas, -1)
+    # Who leaves out which instance [M, n]; one column more for FULL_RUN.
+    gone = torch.zeros(replicas, n + 1, dtype=torch.bool).scatter_(1, removed.where(removed != FULL_RUN, n), True)
     if removal == "drop":
-        removed = removed.reshape(replicas, -1)
-        kept = (order[:, None] != removed[:, None]).all(2)  # [M, n]
-        yield from shortened_batches(order, batch_size, kept, shared)
+        yield from shortened_batches(order, batch_size, ~gone[:, order], shared)
         return
     for batch in order.split(batch_size):
         weights = torch.full((replicas, len(batch)), 1 / len(batch), dtype=torch.float64)
         if removal == "mask":
-            weights[batch == removed[:, None]] *= 1 - fraction
-            yield batch, weights
+            yield batch, torch.where(gone[:, batch], weights * (1 - fraction), weights)
         else:
-            own = removed.clamp(min=0)[:, None]  # the full run takes instance 0 along with weight 0: same shapes
-            share = -fraction / n * (removed != FULL_RUN).double()[:, None]
+            own = removed.clamp(min=0)  # the full run takes instance 0 along with weight 0: same shapes
+            share = -fraction / n * (removed != FULL_RUN).double()
             yield torch.cat([batch.expand(replicas, -1), own], 1), torch.cat([weights, share], 1)
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..devices import random_devices
+from ..groups import Groups, as_matrix, is_grouped
 from ..storage.naming import loss_name, model_name
 from ..storage.store import fingerprint
 from ..tasks import Instances, Params, Task, take, to
@@ -31,7 +32,7 @@ class Plan:
     epochs: int
     removal: str
     fraction: float
-    left_out: tuple[int, ...]
+    left_out: tuple[int, ...] | Groups
     test: tuple[int, ...]
     steps: tuple[int, ...]  # evaluation after these many optimiser steps
 
@@ -120,8 +121,14 @@ def specification(task: Task, params: Params, plan: Plan) -> dict[str, Any]:
         "loss": loss_name(task.loss),
         "data": fingerprint(task.train, take(task.test, torch.tensor(plan.test, dtype=torch.long))),
         "params": fingerprint(params),
-        **{k: v for k, v in asdict(plan).items()},
+        **asdict(plan),
+        **({"left_out": _groups_in_short(plan.left_out)} if is_grouped(plan.left_out) else {}),
         **({"model_code": code} if (code := model_name(task.model)) else {}),
         **({"frozen": fingerprint(frozen)} if frozen else {}),
         **({"dropout": "active"} if has_dropout(task.model) else {}),
     }
+
+
+def _groups_in_short(groups: Groups) -> dict[str, Any]:
+    """Groups in a specification: they may hold half of the data, a hundred times."""
+    return {"groups": len(groups), "largest": max(map(len, groups)), "members": fingerprint(as_matrix(groups))}

@@ -1,4 +1,4 @@
-"""The runs of one seed: the full one and one without each left-out instance, trained together in chunks of replicas."""
+"""The runs of one seed: the full one and one without each left-out instance or group, trained together in chunks."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from .. import checks
 from ..devices import choose_device, free_memory, random_devices, strict_arithmetic
+from ..groups import as_matrix, coordinates, is_grouped
 from ..tasks import Params, Task, take, to
 from .engines import Engine, choose_engine
 from .ensembles import Ensemble
@@ -107,13 +108,21 @@ class Runner:
         return self.ensembles[size]
 
     def train(
-        self, removed: Tensor, seed: int, bar: tqdm, look: Callable[[int, Ensemble], None] = lambda k, ensemble: None
+        self,
+        removed: Tensor,
+        seed: int,
+        bar: tqdm,
+        look: Callable[[int, Ensemble], None] = lambda k, ensemble: None,
+        again: bool = False,
     ) -> Ensemble:
-        """Trains one chunk of replicas; at the planned steps calls `look(number of the step, ensemble)`."""
+        """Trains one chunk of replicas; at the planned steps calls `look(number of the step, ensemble)`.
+
+        Args:
+            removed: what each replica leaves out, see `minibatches.epoch_batches`.
+            again: the chunk carries a full run that another one carries, too; the bar counts it once.
+        """
         plan, ensemble = self.plan, self.ensemble(len(removed))
         due = {step: k for k, step in enumerate(plan.steps)}
-        # The full run counts once, whichever chunks carry one.
-        again = len(removed) > 1 and removed[0] == FULL_RUN and removed[-1] != plan.left_out[-1]
         counted = len(removed) - (1 if again else 0)
         if 0 in due:
             look(due[0], ensemble)
@@ -134,7 +143,7 @@ class Runner:
         return ensemble
 
     def run(self, seed: int, bar: tqdm) -> xr.Dataset:
-        """All runs of one seed: the full one and one without each left-out instance.
+        """All runs of one seed: the full one and one without each left-out instance or group.
 
         Where the device runs out of memory, the chunk is halved and the run goes on.
         """
@@ -144,7 +153,11 @@ class Runner:
         full = None
         delta = np.empty((len(plan.left_out), *shape), dtype=np.float32)
         position = 0
-        waiting = deque(chunks(plan.left_out, plan.removal, self.replicas))
+        left_out, places = list(plan.left_out), range(len(plan.left_out))
+        if is_grouped(left_out):  # those of a size together: where they are dropped, only these have equal batches
+            places = sorted(places, key=lambda k: len(left_out[k]))
+            left_out = [left_out[k] for k in places]
+        waiting = deque(chunks(left_out, plan.removal, self.replicas))
         self.announce(max(map(len, waiting)), bar)
         while waiting:
             chunk, before = waiting[0], bar.n
@@ -154,7 +167,7 @@ class Runner:
                 losses[:, k] = ensemble.losses(self.test_set)
 
             try:
-                self.train(chunk, seed, bar, look)
+                self.train(chunk, seed, bar, look, len(chunk) > 1 and len(waiting) > 1 and carries_full(chunk))
             except torch.OutOfMemoryError:
                 fewest = 1 if plan.removal == "drop" else 2
                 if len(chunk) == fewest:
@@ -164,51 +177,65 @@ class Runner:
                 self.ensembles.clear()
                 if self.device.type == "cuda":
                     torch.cuda.empty_cache()
-                waiting = deque(chunks(plan.left_out[position:], plan.removal, self.replicas, first=full is None))
+                waiting = deque(chunks(left_out[position:], plan.removal, self.replicas, first=full is None))
                 bar.update(before - bar.n)
                 continue
             waiting.popleft()
             losses = losses.cpu()
             # The full run that shared the chunk's kernels, where there is one, is the tightest partner.
-            if chunk[0] == FULL_RUN:
+            if carries_full(chunk):
                 partner, losses = losses[0], losses[1:]
                 full = partner if full is None else full
             with np.errstate(over="ignore"):  # a loss on its way to infinity
-                delta[position : position + len(losses)] = (losses - partner).numpy()
+                delta[[*places[position : position + len(losses)]]] = (losses - partner).numpy()
             position += len(losses)
+        return self.result(seed, full, delta, time.perf_counter() - started)
+
+    def result(self, seed: int, full: Tensor, delta: np.ndarray, seconds: float) -> xr.Dataset:
+        """What the runs of a seed have given, with its coordinates; what is not finite has diverged."""
+        plan = self.plan
         delta[~np.isfinite(delta)] = np.nan
         full = torch.where(full.isfinite(), full, torch.nan).numpy()
-        epochs = np.array(plan.steps) / self.per_epoch
         return xr.Dataset(
             {
                 "full_loss": (("seed", "step", "test"), full[None]),
                 "delta": (("seed", "left_out", "step", "test"), delta[None]),
                 "diverged": (("seed", "left_out"), np.isnan(delta).any(axis=(1, 2))[None]),
-                "seconds": ("seed", [time.perf_counter() - started]),
+                "seconds": ("seed", [seconds]),
             },
             coords={
                 "seed": [seed],
-                "left_out": np.array(plan.left_out, dtype=int),
+                **coordinates(plan.left_out, self.task.n_train),
                 "step": np.array(plan.steps),
                 "test": np.array(plan.test),
-                "epoch": ("step", epochs),
+                "epoch": ("step", np.array(plan.steps) / self.per_epoch),
             },
         )
 
 
-def chunks(left_out: Sequence[int], removal: str, replicas: int, *, first: bool = True) -> list[Tensor]:
-    """Which instances the replicas of each chunk leave out: chunks of nearly equal size.
+def carries_full(chunk: Tensor) -> bool:
+    """Whether the first replica of a chunk is a full run."""
+    return bool((chunk[0] == FULL_RUN).all())
+
+
+def chunks(left_out: Sequence[Any], removal: str, replicas: int, *, first: bool = True) -> list[Tensor]:
+    """Which instances the replicas of each chunk leave out [M], or which groups [M, g]: chunks of nearly equal size.
 
     With "drop" the full run comes first and alone, because its batches are longer; not again if it is no longer the
     `first`. Otherwise each chunk carries a full run of its own, so that the difference is taken between runs of the
     same kernels and is exactly zero when nothing is removed.
+
+    Args:
+        left_out: instances, or groups by ascending size.
     """
-    full = torch.tensor([FULL_RUN])
-    rows = torch.tensor(left_out, dtype=torch.long)
+    rows = as_matrix(left_out)
+    full = torch.full((1, *rows.shape[1:]), FULL_RUN)
     if len(rows) == 0:
         return [full]
     if removal == "drop":
-        return [full] * first + list(rows.tensor_split(-(-len(rows) // replicas)))
+        sizes = (rows.reshape(len(rows), -1) != FULL_RUN).sum(1)
+        alike = rows.split(sizes.unique_consecutive(return_counts=True)[1].tolist())
+        return [full] * first + [piece for same in alike for piece in same.tensor_split(-(-len(same) // replicas))]
     pieces = rows.tensor_split(-(-len(rows) // max(replicas - 1, 1)))
     return [torch.cat([full, piece]) for piece in pieces]
 
@@ -233,7 +260,8 @@ def replica_bytes(task: Task, params: Params, plan: Plan, engine: Engine) -> int
     if not engine.batched:
         return 4 * 5 * size
     activations = activation_numbers(task, params) * 3
-    return 4 * (7 * size + activations * plan.batch_size) + 8 * activations * len(plan.test)
+    rows = plan.batch_size + (as_matrix(plan.left_out)[:1].numel() if plan.removal == "subtract" else 0)
+    return 4 * (7 * size + activations * rows) + 8 * activations * len(plan.test)
 
 
 def activation_numbers(task: Task, params: Params) -> int:

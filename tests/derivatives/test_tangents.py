@@ -104,6 +104,24 @@ def test_with_dropout_the_masks_are_those_of_further_training(rule):
     task.model.train()
 
 
+@pytest.mark.parametrize("removal", ["mask", "subtract"])
+def test_of_a_group_it_is_the_sum_over_the_members(removal):
+    task, params = tiny("classification")
+    single = tangent(task, params, "adamw", removal=removal, left_out=range(8)).delta
+    groups = [[0, 1, 2, 3, 4, 5], [7], [6, 2]]
+    found = tangent(task, params, "adamw", removal=removal, left_out=groups)
+    check(found.delta, np.stack([single[:, group].sum("left_out") for group in groups], 1), 1e-9)
+    assert found.group.values.tolist() == ["0 1 2 3 4 5", "7", "2 6"] and found.left_out.values.tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("rule", "removal"), [("sgd", "mask"), ("adamw", "subtract")])
+def test_of_a_group_with_dropout_it_is_what_removing_a_little_of_it_does(rule, removal):
+    task, params = with_dropout(*tiny("classification"))
+    settings = dict(**RULES[rule], **RUN, seeds=SEEDS, left_out=[[3, 8, 21], [5]], removal=removal, progress=False)
+    little = further_train(task, params, fraction=1e-6, **settings)
+    check(tangent_train(task, params, **settings).delta, little.delta / 1e-6, 1e-5)
+
+
 @pytest.mark.parametrize("dropout", [False, True])
 @pytest.mark.parametrize(("rule", "removal"), [("sgd", "mask"), ("sgd", "subtract"), ("adamw", "subtract")])
 def test_it_is_what_removing_a_little_weight_does(rule, removal, dropout):
