@@ -104,11 +104,11 @@ def tangent_train(
             [chunk for piece in pieces for chunk in chunks_that_fit(task, params, plan, seed, piece, where, bar)]
             for seed in seeds
         ]
-    return gathered(found, plan, seeds, per_epoch)
+    return gathered(found, plan, seeds, task.n_train)
 
 
 def gathered(
-    found: list[list[tuple[np.ndarray, np.ndarray]]], plan: Plan, seeds: Sequence[int], per_epoch: int
+    found: list[list[tuple[np.ndarray, np.ndarray]]], plan: Plan, seeds: Sequence[int], n_train: int
 ) -> xr.Dataset:
     """What `tangent_train` returns, of the chunks of every seed."""
     return xr.Dataset(
@@ -121,10 +121,10 @@ def gathered(
         },
         coords={
             "seed": seeds,
-            **coordinates(plan.left_out, task.n_train),
+            **coordinates(plan.left_out, n_train),
             "step": list(plan.steps),
             "test": list(plan.test),
-            "epoch": ("step", np.array(plan.steps) / per_epoch),
+            "epoch": ("step", np.array(plan.steps) / steps_per_epoch(n_train, plan.batch_size)),
         },
     )
 
