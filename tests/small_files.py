@@ -10,7 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fimoda_lib.datasets import DataFileError, census, images, tabular
+from fimoda_lib.datasets import DataFileError, census, cifar10, tabular
 
 
 def refusal(call, *arguments, error=DataFileError, **options):
@@ -77,6 +77,12 @@ def folktables_table(rows=80):
     return table.astype({column: "Int64" for column in table.columns if column != "SERIALNO"})
 
 
+def folktables_extract(table):
+    """What the folktables package makes of a census file (all of whose people it selects), as an extract holds it."""
+    extract = table[[*census.FOLKTABLES_EXTRACT]].fillna(0).astype("float64")
+    return extract.assign(PINCP=table["PINCP"] > 50000)
+
+
 def adult_text(rows=40, seed=4, dot=""):
     """Adult; `dot` as adult.test has it behind the label."""
     generator = np.random.default_rng(seed)
@@ -88,17 +94,34 @@ def adult_text(rows=40, seed=4, dot=""):
     )
 
 
+BATCHES = [f"cifar-10-batches-py/{name}" for name in cifar10.VERSIONS["cifar-10-batches-py"]]
+
+
 def batch(n, seed, **changes):
     random = np.random.default_rng(seed)
     content = {b"data": random.integers(0, 256, (n, 3072), dtype=np.uint8), b"labels": [k % 10 for k in range(n)]}
     return content | changes
 
 
-def archive(path, batches=None, *, extra=()):
+def records(content):
+    """The same images as the binary version holds them."""
+    labels = np.array(content[b"labels"], dtype=np.uint8)
+    return np.concatenate([labels[:, None], content[b"data"]], axis=1).tobytes()
+
+
+def members(version="py", n=20):
+    """Name and content of the batches of a small CIFAR-10 in its python or binary ("bin") version."""
+    batches = {name: batch(n, k) for k, name in enumerate(cifar10.VERSIONS["cifar-10-batches-py"])}
+    if version == "bin":
+        return {f"cifar-10-batches-bin/{name}.bin": records(content) for name, content in batches.items()}
+    return {f"cifar-10-batches-py/{name}": pickle.dumps(content, protocol=2) for name, content in batches.items()}
+
+
+def archive(path, batches=None, *, extra=(), version="py"):
     """An archive as CIFAR-10 comes in, with small batches."""
-    batches = {name: batch(20, k) for k, name in enumerate(images.BATCHES)} | (batches or {})
+    batches = members(version) | (batches or {})
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tarfile.open(path, "w:gz") as opened:
+    with tarfile.open(path, f"w:{path.suffix[1:]}") as opened:
         for name, content in [*extra, *batches.items()]:
             data = content if isinstance(content, bytes) else pickle.dumps(content, protocol=2)
             member = tarfile.TarInfo(name)

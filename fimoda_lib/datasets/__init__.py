@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from ..checks import shown
 from ..tasks import Task
-from . import census, embedded, images, sentences, tabular, text
+from . import census, cifar10, embedded, images, sentences, tabular, text
 from .fetch import DataDir, DataFile, DataFileError, DataFileNotFound, check_folder, find, find_local
 
 __all__ = ["DATASETS", "DataFileError", "DataFileNotFound", "Dataset", "available", "load_task", "require"]
@@ -57,16 +57,7 @@ DATASETS: dict[str, Dataset] = {
         Dataset("fico", FICO, None, "classification", tabular.load_fico, (tabular.FICO_FILE,)),
         Dataset("folktables", FOLKTABLES, None, "classification", census.load_folktables, (census.FOLKTABLES_FILE,)),
         Dataset("adult", "Adult", FOLKTABLES, "classification", census.load_adult, census.ADULT_FILES),
-        Dataset("cifar10", CIFAR10, None, "classification", images.load_cifar10, (images.CIFAR10_FILE,), IMAGE_MODELS),
-        Dataset(
-            "cifar10_jpeg",
-            "CIFAR-10 as JPEG",
-            CIFAR10,
-            "classification",
-            images.load_cifar10_jpeg,
-            (images.JPEG_FILE,),
-            IMAGE_MODELS,
-        ),
+        Dataset("cifar10", CIFAR10, None, "classification", images.load_cifar10, (cifar10.CIFAR10_FILE,), IMAGE_MODELS),
         Dataset("diabetes", "Diabetes", CONCRETE, "regression", embedded.load_diabetes),
         Dataset("wine", "Wine", ENERGY, "regression", embedded.load_wine),
         Dataset("breast_cancer", "Breast cancer", FICO, "classification", embedded.load_breast_cancer),

@@ -1,4 +1,4 @@
-"""The census data sets: does a person earn more than $50,000 a year? Folktables (ACSIncome), and Adult in its place."""
+"""The census data sets: does a person earn more than $50,000 a year? Folktables (ACSIncome), and Adult before it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,16 @@ import pandas as pd
 from ..tasks import Task
 from .fetch import DataDir, DataFile, DataFileError, find
 from .preprocessing import classification_task
-from .tables import read_csv, require_filled, require_rows_and_columns, require_values, to_numbers, unreadable
+from .tables import (
+    bad_cell,
+    digest,
+    read_csv,
+    require_filled,
+    require_rows_and_columns,
+    require_values,
+    to_numbers,
+    unreadable,
+)
 
 TARGET, CLASSES = "income", ["<= $50,000", "> $50,000"]
 
@@ -20,14 +29,20 @@ TARGET, CLASSES = "income", ["<= $50,000", "> $50,000"]
 FOLKTABLES_CODES = ["COW", "SCHL", "MAR", "OCCP", "POBP", "RELP", "SEX", "RAC1P"]  # all but age and hours of work
 FOLKTABLES_SELECTION = ["AGEP", "WKHP", "PINCP", "PWGTP"]  # what ACSIncome selects people by
 FOLKTABLES_LAYOUT = ("2018", "1-Year", "psam_p25.csv")  # how the package arranges files in its folder
+EXTRACT_NAME = "acs_income_ma_2018.csv"
 FOLKTABLES_INPUTS = 791  # in the paper
+# The package's features in its order, and the income in dollars or, in an extract, whether it is above $50,000.
+FOLKTABLES_EXTRACT = ["AGEP", "COW", "SCHL", "MAR", "OCCP", "POBP", "RELP", "WKHP", "SEX", "RAC1P", "PINCP"]
 
 
 def parse_folktables(path: Path) -> pd.DataFrame:
     """The people whom ACSIncome selects: its 10 features, as numbers and codes, and "income".
 
-    The folktables package reads the file and selects; as in its own tables, a code that is missing becomes 0.
+    The folktables package reads the file and selects; as in its own tables, a code that is missing becomes 0. An
+    extract, which holds what the package has selected, is taken as it is.
     """
+    if path.name == EXTRACT_NAME:
+        return parse_extract(path)
     from folktables import ACSDataSource, ACSIncome
 
     if path.parts[-3:] != FOLKTABLES_LAYOUT:  # the package would look for it there, and read another file or none
@@ -48,6 +63,25 @@ def parse_folktables(path: Path) -> pd.DataFrame:
     return features.astype("int64").assign(**{TARGET: [CLASSES[int(more)] for more in earns_more["PINCP"]]})
 
 
+def parse_extract(path: Path) -> pd.DataFrame:
+    """An extract: the selected people in the package's order, its 10 features, and PINCP as True or False."""
+    people = read_csv(path)
+    require_rows_and_columns(people, FOLKTABLES_EXTRACT, path)
+    if len(people.columns) > len(FOLKTABLES_EXTRACT):
+        extra = next(column for column in people if column not in FOLKTABLES_EXTRACT)
+        raise DataFileError(
+            f"{path} has a column {extra!r}, expected {', '.join(FOLKTABLES_EXTRACT)} and no others; replace it by "
+            "the original."
+        )
+    require_values(people, "PINCP", ["True", "False"], path)
+    features = to_numbers(people[FOLKTABLES_EXTRACT[:-1]], FOLKTABLES_EXTRACT[:-1], path)
+    for column, least in (("AGEP", 17), ("WKHP", 1)):
+        if (features[column] < least).any():
+            wrong = (features[column] < least).to_numpy()
+            raise bad_cell(people, column, wrong, path, f"at least {least}, as ACSIncome selects")
+    return features.astype("int64").assign(**{TARGET: people["PINCP"].map({"False": CLASSES[0], "True": CLASSES[1]})})
+
+
 def count_folktables(path: Path) -> str:
     """How many people ACSIncome selects from a file: what identifies it, as no hash of it has been published."""
     people = read_csv(path, usecols=lambda column: column in FOLKTABLES_SELECTION, keep_default_na=True)
@@ -65,6 +99,16 @@ FOLKTABLES_FILE = DataFile(
     fingerprint=count_folktables,
     content="40114 people whom ACSIncome selects",  # 30085 + 10029 in the paper
     max_bytes=500_000_000,
+    others=(
+        DataFile(
+            path=f"folktables/{EXTRACT_NAME}",
+            sha256=("fc9dd43d29b5b84b066616cd8fc78d404b6de5ebccdb822da213bd382b96c243",),
+            source="the folktables package (ACSIncome, MA, 2018, 1-Year), its 10 features and PINCP > 50000 as csv",
+            fingerprint=lambda path: digest(parse_extract(path)),
+            content="40114 rows and 11 columns with SHA-256 "
+            "abb93b383827b9513a5b10e705a2293f1e291b007e1bcfd30dab8c6c5ada90ed",
+        ),
+    ),
 )
 
 

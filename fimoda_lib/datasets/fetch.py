@@ -43,6 +43,7 @@ class DataFile:
         fingerprint: `fingerprint(path) -> str`, identifies the content whatever the bytes; asked if no hash agrees.
         content: the fingerprint of the original.
         max_bytes: a larger file is not read, a larger member not unpacked.
+        others: files that hold the same data in another form, each taken where those before it are not found.
     """
 
     path: str
@@ -53,6 +54,7 @@ class DataFile:
     fingerprint: Callable[[Path], str] | None = None
     content: str | None = None
     max_bytes: int = 100_000_000
+    others: tuple[DataFile, ...] = ()
 
     @property
     def origin(self) -> str:
@@ -67,19 +69,25 @@ def find(file: DataFile, data_dir: DataDir = None) -> Path:
         DataFileError: the file found, or downloaded, is not the original.
         DataFileNotFound: it is nowhere and cannot be downloaded, or a folder named by the user does not exist.
     """
-    path = find_local(file, data_dir)
+    form, path = _locate(file, data_dir)
     if path is None:
         return download(file, data_dir)
-    verify(file, path)
+    verify(form, path)
     return path
 
 
 def find_local(file: DataFile, data_dir: DataDir = None) -> Path | None:
     """Path of the first copy found without a network, not verified; None if there is none."""
-    for place in places(data_dir).values():
-        if (place / file.path).is_file():
-            return place / file.path
-    return None
+    return _locate(file, data_dir)[1]
+
+
+def _locate(file: DataFile, data_dir: DataDir) -> tuple[DataFile, Path | None]:
+    """The first form of a file that is found without a network, and where."""
+    for form in (file, *file.others):
+        for place in places(data_dir).values():
+            if (place / form.path).is_file():
+                return form, place / form.path
+    return file, None
 
 
 def places(data_dir: DataDir = None) -> dict[str, Path]:
@@ -138,7 +146,8 @@ def download(file: DataFile, data_dir: DataDir = None) -> Path:
     """Downloads a file into the cache, which it reaches only complete and verified; returns its path there."""
     searched = places(data_dir)
     place = next(iter(searched.values())) / file.path  # where the user may put it: the folder asked for first
-    nowhere = f"{file.path} is not in " + " or ".join(f"{name} ({folder})" for name, folder in searched.items())
+    names = " or ".join(form.path for form in (file, *file.others))
+    nowhere = f"{names} is not in " + " or ".join(f"{name} ({folder})" for name, folder in searched.items())
     if file.url is None:
         raise DataFileNotFound(
             f"{nowhere}, and downloading it needs a login; get it from {file.source} and put it at {place}."

@@ -143,7 +143,6 @@ EXPERIMENTS: dict[str, Experiment] = {
         # Adult takes the settings and the left-out instances of Folktables, which it stands in for.
         Experiment("adult", Training("sgd", 1e-2, 100), _further(25, 1e-4, 1e-6), n_test=100, left_out="folktables"),
         _CIFAR10,
-        replace(_CIFAR10, dataset="cifar10_jpeg"),
         _SST2,
         # Data inside scikit-learn, and a generated corpus. Learning rates of final training: the best of
         # {1e-3, 3e-3, ..., 0.3} on held-out training instances (`choose_learning_rate`); further training a tenth of
@@ -189,7 +188,6 @@ _SMALL_CIFAR10 = replace(
 )
 SMALL: dict[str, Experiment] = {
     "cifar10": _SMALL_CIFAR10,
-    "cifar10_jpeg": replace(_SMALL_CIFAR10, dataset="cifar10_jpeg"),
     "sst2": replace(
         _SST2,
         model="minilm",
@@ -210,10 +208,10 @@ PANELS: dict[str, tuple[str, ...]] = {
     "energy": ("energy", "wine"),
     "fico": ("fico", "breast_cancer"),
     "folktables": ("folktables", "adult", "digits"),
-    "cifar10": ("cifar10", "cifar10_jpeg", "digit_images"),
+    "cifar10": ("cifar10", "digit_images"),
     "sst2": ("sst2", "sentences"),
 }
-HEAVY = ("cifar10", "cifar10_jpeg", "sst2")  # not for profiles that may take embedded data instead
+HEAVY = ("cifar10", "sst2")  # not for profiles that may take embedded data instead
 
 
 @cache

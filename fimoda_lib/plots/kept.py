@@ -55,13 +55,14 @@ def panels_and_tables(
 def kept(figure: str, letter: str, folder: Path | str, profile: str) -> tuple[str, pd.DataFrame, dict] | None:
     """Data set, numbers and provenance of the panel of that letter as last saved under this profile, if it was.
 
-    Files under letters that the figure used to give to other data sets are passed over.
+    Files under letters that the figure used to give to other data sets are passed over, and those of data sets that are
+    no longer known.
     """
     for path in sorted(Path(folder).glob(f"{figure}{letter}_*.json")):
         note = json.loads(path.read_text())
         dataset = path.stem.removeprefix(f"{figure}{letter}_")
         runs = note["datasets"].get(dataset)
-        if dataset in EXPERIMENTS and panel_letter(dataset) != LETTERS[figure][letter]:
+        if dataset not in EXPERIMENTS or panel_letter(dataset) != LETTERS[figure][letter]:
             continue
         if note["profile"] == profile and runs is not None and path.with_suffix(".csv").exists():
             table = pd.read_csv(path.with_suffix(".csv")).drop(columns=["panel", "dataset"])

@@ -11,7 +11,7 @@ from typing import Any
 PANELS = ("concrete", "energy", "fico", "folktables", "cifar10", "sst2")  # keys of `experiments.PANELS`
 STAND_INS = (
     *("adult", "diabetes", "wine", "breast_cancer", "digits"),
-    *("cifar10_jpeg", "digit_images", "sentences"),
+    *("digit_images", "sentences"),
 )
 BEYOND = (  # what notebook 06 draws; keys of `beyond.FIGURES`
     "fig02plus",

@@ -11,7 +11,16 @@ import pytest
 import torch
 from sklearn import datasets as sklearn_datasets
 from sklearn.model_selection import train_test_split
-from small_files import adult_text, concrete_table, energy_table, fico_table, folktables_table, put, refusal
+from small_files import (
+    adult_text,
+    concrete_table,
+    energy_table,
+    fico_table,
+    folktables_extract,
+    folktables_table,
+    put,
+    refusal,
+)
 
 from fimoda_lib.datasets import DATASETS, available, census, fetch, load_task, tabular
 
@@ -303,6 +312,68 @@ def test_contents_that_do_not_fit_are_refused(name, path, content, fragments, fo
 def test_folktables_file_out_of_its_place_is_refused(tmp_path):
     message = refusal(census.parse_folktables, put(tmp_path / "psam_p25.csv", folktables_table()))
     assert str(tmp_path / "psam_p25.csv") in message and "2018/1-Year/psam_p25.csv; move it" in message
+
+
+def put_extract(folder, **changes):
+    return put(folder / "folktables" / census.EXTRACT_NAME, folktables_extract(folktables_table()).assign(**changes))
+
+
+@pytest.mark.filterwarnings("ignore:Folktables has")
+def test_the_extract_of_folktables_gives_the_same_task(folder, tmp_path):
+    table = folktables_table()
+    table.loc[3, "COW"] = pd.NA  # a missing code, which the package makes 0
+    put(folder / ACS, table)
+    raw = load_task("folktables", folder)
+    put(tmp_path / "other/folktables" / census.EXTRACT_NAME, folktables_extract(table))
+    extract = load_task("folktables", tmp_path / "other")
+    for one, other in zip((*raw.train, *raw.test), (*extract.train, *extract.test), strict=True):
+        assert torch.equal(one, other)
+    pd.testing.assert_frame_equal(raw.train_table, extract.train_table)
+    pd.testing.assert_frame_equal(raw.test_table, extract.test_table)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fragments"),
+    [
+        ({"YEAR": 2017}, ["a column 'YEAR'", "expected AGEP, COW"]),
+        ({"PINCP": 60000}, ["row 1 ", "'PINCP'", "'True' or 'False'", "'60000'"]),
+        ({"AGEP": 16}, ["row 1 ", "'AGEP'", "at least 17"]),
+        ({"WKHP": "some"}, ["row 1 ", "'WKHP'", "'some'", "finite number"]),
+    ],
+)
+def test_extracts_that_do_not_fit_are_refused(changes, fragments, tmp_path):
+    path = put_extract(tmp_path, **changes)
+    message = refusal(census.parse_folktables, path)
+    assert str(path) in message and all(fragment in message for fragment in fragments), message
+
+
+def test_an_extract_of_another_state_cut_off_or_with_other_columns_is_refused(tmp_path):
+    """Before the task is made: what is found is not the 40,114 people of the paper."""
+    path = put_extract(tmp_path)
+    message = refusal(load_task, "folktables", tmp_path)
+    assert str(path) in message and "got 80 rows and 11 columns" in message and "expected 40114 rows" in message
+    path.write_bytes(path.read_bytes()[:-20])
+    assert str(path) in refusal(load_task, "folktables", tmp_path)
+    put(path, folktables_extract(folktables_table()).drop(columns="SEX"))
+    assert "no column 'SEX'" in refusal(load_task, "folktables", tmp_path)
+
+
+def test_the_original_extract_is_known_by_its_content_and_has_the_papers_numbers(tmp_path):
+    extract = REAL and fetch.find_local(census.FOLKTABLES_FILE.others[0], REAL)
+    if not extract:
+        pytest.skip("the extract of Folktables is not there: set FIMODA_DATA to a folder that holds it")
+    text = extract.read_bytes().replace(b"\r\n", b"\n")
+    copy = put(tmp_path / "folktables" / census.EXTRACT_NAME, text.replace(b"\n", b"\r\n"))
+    assert fetch.find(census.FOLKTABLES_FILE, tmp_path) == copy
+    put(copy, text.replace(b",False", b",True", 1))
+    assert "expected 40114 rows" in refusal(fetch.find, census.FOLKTABLES_FILE, tmp_path)
+    task = load_task("folktables", REAL)
+    assert [part[1].double().mean().item() for part in (task.train, task.test)] == pytest.approx(
+        [0.4654479, 0.4774155], abs=5e-8
+    )
+    people = pd.concat([task.train_table, task.test_table])
+    assert people[["AGEP", "WKHP"]].mean().tolist() == pytest.approx([43.196914, 37.450865], abs=5e-7)
+    assert people[["AGEP", "WKHP"]].std().tolist() == pytest.approx([15.833747, 13.509709], abs=5e-7)
 
 
 def test_real_files_saved_again_are_recognised_and_changed_ones_are_not(tmp_path):

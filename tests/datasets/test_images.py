@@ -1,18 +1,11 @@
-"""Images: the loaders of both forms of CIFAR-10, the models, per-instance gradients of convolutions."""
+"""Images: scaling, digits, the models, per-instance gradients of convolutions."""
 
-import io
-import os
-import pickle
-import tarfile
-import zipfile
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
-from small_files import archive, batch, put, refusal
+from small_files import refusal
 
 from fimoda_lib import Task, attribute, further_train, load_task
 from fimoda_lib.datasets import images, models
@@ -22,102 +15,12 @@ from fimoda_lib.plots.pictures import gallery, pictures_of
 from fimoda_lib.tasks import cross_entropy, parameters_of
 
 
-def test_the_python_version_is_read_in_its_order(tmp_path):
-    *train, test = images.parse_cifar10(archive(tmp_path / "c.tar.gz", extra=[("readme.html", b"<p>")]))
-    assert len(train) == 5 and test[0].shape == (20, 3, 32, 32) and test[0].dtype == torch.uint8
-    for k, (pixels, labels) in enumerate([*train, test]):
-        expected = batch(20, k)
-        # Red first, row by row, then green and blue.
-        assert pixels[3, 1, 2, 5] == expected[b"data"][3, 1024 + 2 * 32 + 5]
-        assert labels.tolist() == expected[b"labels"]
-
-
-class Evil:
-    def __reduce__(self):
-        return os.mkdir, ("unpickled",)
-
-
-@pytest.mark.parametrize(
-    ("change", "words"),
-    [
-        ({images.BATCHES[0]: pickle.dumps(Evil())}, "it asks for posix.mkdir"),
-        ({images.BATCHES[0]: b"\x80\x02}q"}, "pickle data was truncated"),
-        ({images.BATCHES[1]: batch(20, 0, **{"labels": 1}) | {b"labels": [99] * 20}}, "a label 99"),
-        ({images.BATCHES[1]: {b"data": np.zeros((20, 7), np.uint8), b"labels": [0] * 20}}, "(20, 7)"),
-        ({images.BATCHES[1]: {b"labels": [0]}}, "b'data'"),
-    ],
-)
-def test_a_damaged_or_hostile_archive_is_refused_by_name(tmp_path, monkeypatch, change, words):
-    monkeypatch.chdir(tmp_path)
-    message = refusal(images.parse_cifar10, archive(tmp_path / "cifar.tar.gz", change))
-    assert "cifar.tar.gz" in message and words in message
-    assert not (tmp_path / "unpickled").exists()
-
-
-def test_archives_that_are_cut_off_incomplete_or_too_large_are_refused(tmp_path, monkeypatch):
-    whole = archive(tmp_path / "whole.tar.gz").read_bytes()
-    for size in (0, 10, len(whole) // 2, len(whole) * 9 // 10):
-        assert "cut.tar.gz" in refusal(images.parse_cifar10, put(tmp_path / "cut.tar.gz", whole[:size]))
-    with tarfile.open(tmp_path / "empty.tar.gz", "w:gz"):
-        pass
-    assert "data_batch_1" in refusal(images.parse_cifar10, tmp_path / "empty.tar.gz")
-    monkeypatch.setattr(images, "BATCH_BYTES", 1000)
-    assert "expected at most 1000" in refusal(images.parse_cifar10, tmp_path / "whole.tar.gz")
-
-
-def jpeg(colour, size=(32, 32), mode="RGB", format="JPEG"):
-    file = io.BytesIO()
-    Image.new(mode, size, colour).save(file, format)
-    return file.getvalue()
-
-
-def zipped(path, members):
-    with zipfile.ZipFile(path, "w") as opened:
-        for name, content in members.items():
-            opened.writestr(name, content)
-    return path
-
-
-def names(part, n):
-    return [f"{part}/{images.CLASSES[k % 10]}/{k // 10:04d}.jpg" for k in range(n)]
-
-
-def test_jpeg_files_are_read_one_of_each_class_in_turn(tmp_path):
-    members = {name: jpeg((10 * k, 0, 100)) for k, name in enumerate(names("train", 12))}
-    path = zipped(tmp_path / "cifar.zip", dict(sorted(members.items())))
-    pixels, labels = images.parse_jpeg(path, "train", 12)
-    assert labels.tolist() == [*range(10), 0, 1]
-    assert (pixels[:, 0].float().mean((1, 2)) - 10 * torch.arange(12)).abs().max() < 4  # JPEG is lossy
-    assert "test/airplane/0000.jpg" in refusal(images.parse_jpeg, path, "test", 1)
-    assert "train/bird/0001.jpg" in refusal(images.parse_jpeg, path, "train", 13)
-
-
-@pytest.mark.parametrize(
-    "content", [b"", b"no image", jpeg(0, mode="L"), jpeg((0, 0, 0), (33, 32)), jpeg((0, 0, 0), format="PNG")]
-)
-def test_what_is_no_small_colour_jpeg_is_refused(tmp_path, content):
-    path = zipped(tmp_path / "cifar.zip", {names("train", 1)[0]: content})
-    assert "cifar.zip" in refusal(images.parse_jpeg, path, "train", 1)
-    whole = zipped(tmp_path / "w.zip", {names("train", 1)[0]: jpeg((0, 0, 0))}).read_bytes()
-    assert "half.zip" in refusal(images.parse_jpeg, put(tmp_path / "half.zip", whole[: len(whole) // 2]), "train", 1)
-
-
 def test_scaling_is_undone_for_pictures():
     pixels = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(2, 3, 16, 16)
     shown = images.pictures(images.scaled(pixels))
     assert shown.shape == (2, 16, 16, 3)
     np.testing.assert_allclose(shown[0, ..., 1] * 255, pixels[0, 1], atol=1e-4)
     assert images.scaled(pixels).min() == -2 and images.scaled(pixels).max() == 2
-
-
-@pytest.mark.skipif(not os.environ.get("FIMODA_DATA"), reason="needs the data files (FIMODA_DATA)")
-def test_cifar10_as_jpeg():
-    if not (Path(os.environ["FIMODA_DATA"]) / images.JPEG_FILE.path).exists():
-        pytest.skip(f"needs {images.JPEG_FILE.path}")
-    task = load_task("cifar10_jpeg", model="convnet")
-    assert task.train[0].shape == (50_000, 3, 32, 32) and task.n_test == 10_000
-    assert task.test_table["class"][:11].tolist() == [*images.CLASSES, "airplane"]
-    assert task.stand_in_for == "CIFAR-10" and abs(float(task.train[0].mean())) < 0.5
 
 
 def test_digits_as_images():
