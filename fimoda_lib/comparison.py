@@ -36,7 +36,7 @@ def sensitivity(gold: xr.Dataset | xr.DataArray, adjustment: Adjustment = "mean"
     delta = _delta(gold, adjustment)
     # One seed at a time, so that a hundred of them are never held in float64.
     total = sum(delta.isel(seed=k).astype("float64") for k in range(delta.sizes["seed"]))
-    return _adjust(total / delta.sizes["seed"], adjustment)
+    return adjusted(total / delta.sizes["seed"], adjustment)
 
 
 def similarity(
@@ -70,13 +70,13 @@ def instance_similarity(scores: xr.DataArray, sensitivity: xr.DataArray, metric:
     checks.choice("metric", metric, METRICS)
     _require("scores", scores, ("test", "train"), "attribute", optional=("horizon",))
     _require("sensitivity", sensitivity, ("left_out", "step", "test"), "sensitivity")
-    a = _matching(scores, sensitivity).transpose(..., "test", "left_out").values.astype(float)
+    a = matching(scores, sensitivity).transpose(..., "test", "left_out").values.astype(float)
     b = sensitivity.transpose("step", "test", "left_out").values.astype(float)
     if metric == "spearman":
-        a, b = _centred_ranks(a), _centred_ranks(b)
+        a, b = centred_ranks(a), centred_ranks(b)
     else:
         # Scores of any magnitude, down to where squares underflow, have a direction.
-        a, b = _scaled(a), _scaled(b)
+        a, b = scaled(a), scaled(b)
     norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
     with np.errstate(invalid="ignore", divide="ignore"):
         values = np.einsum("...i,...i->...", a, b) / norms
@@ -119,8 +119,8 @@ def seed_agreement(
         return xr.DataArray(np.full(delta.sizes["step"], np.nan), dims="step", coords=steps)
 
     def one(k: int) -> np.ndarray:  # at a time, so that a hundred of them are never held in float64
-        adjusted = _adjust(delta.isel(seed=k).astype("float64"), adjustment)
-        return adjusted.transpose("step", "test", "left_out").values
+        values = adjusted(delta.isel(seed=k).astype("float64"), adjustment)
+        return values.transpose("step", "test", "left_out").values
 
     # A scale of its own for every test instance, down to where squares underflow; by "variances" all seeds share it.
     shared = None
@@ -128,7 +128,7 @@ def seed_agreement(
         shared = reduce(np.maximum, (np.abs(one(k)).max(-1, keepdims=True) for k in range(S)))
     total = squares = 0.0
     for k in range(S):
-        vectors = _scaled(one(k)) if shared is None else one(k)
+        vectors = scaled(one(k)) if shared is None else one(k)
         scale = np.linalg.norm(vectors, axis=-1, keepdims=True) if shared is None else shared
         vectors = np.divide(vectors, scale, out=np.full_like(vectors, np.nan), where=scale > 0)
         total, squares = total + vectors, squares + np.square(vectors).sum(-1)
@@ -165,10 +165,11 @@ def seed_averaging(
 
     Returns:
         `mean[seeds_averaged]`, `sem[seeds_averaged]` (over test instances, after averaging over blocks, which are not
-        independent), `step[seeds_averaged]`: where the maximum lies.
+        independent), `step[seeds_averaged]`: where the maximum lies, and `rise_sem[seeds_averaged]`: the standard error
+        of the difference from the first block size, taken for each test instance.
     """
     delta = _delta(gold, adjustment)
-    rows = []
+    rows, first = [], None
     blocks = checks.elements("blocks", blocks, "a list of numbers of seeds")
     sizes = [k for k in blocks if checks.whole("blocks", k) <= delta.sizes["seed"]]
     if not sizes:
@@ -182,10 +183,13 @@ def seed_averaging(
         ) / (delta.sizes["seed"] // k)
         summary = _summary(values, values.isnull().sum("test"))
         best = int(summary["mean"].values.argmax())
-        rows.append((float(summary["mean"][best]), float(summary["sem"][best]), int(summary["step"][best])))
-    mean, sem, step = (np.array(column) for column in zip(*rows, strict=True))
-    name = "seeds_averaged"
-    return xr.Dataset({"mean": (name, mean), "sem": (name, sem), "step": (name, step)}, coords={name: sizes})
+        chosen = values.isel(step=best, drop=True)
+        first = chosen if first is None else first
+        rise = _summary(chosen - first, chosen.isnull().sum())
+        rows.append((*(float(summary[v][best]) for v in ("mean", "sem", "step")), float(rise["sem"])))
+    columns = zip(("mean", "sem", "step", "rise_sem"), np.array(rows).T, strict=True)
+    found = xr.Dataset({v: ("seeds_averaged", column) for v, column in columns}, coords={"seeds_averaged": sizes})
+    return found.assign(step=found["step"].astype(int))
 
 
 def seed_blocks(delta: xr.DataArray, k: int) -> list[xr.DataArray]:
@@ -214,7 +218,8 @@ def _delta(gold: xr.Dataset | xr.DataArray, adjustment: str) -> xr.DataArray:
     return delta
 
 
-def _adjust(delta: xr.DataArray, adjustment: str) -> xr.DataArray:
+def adjusted(delta: xr.DataArray, adjustment: str) -> xr.DataArray:
+    """Differences to the full run, under the mean adjustment less their mean over the left-out instances."""
     return delta - delta.mean("left_out", skipna=False) if adjustment == "mean" else delta
 
 
@@ -238,7 +243,8 @@ def _require(name: str, array: Any, dims: tuple[str, ...], origin: str, optional
         )
 
 
-def _matching(scores: xr.DataArray, sensitivity: xr.DataArray) -> xr.DataArray:
+def matching(scores: xr.DataArray, sensitivity: xr.DataArray) -> xr.DataArray:
+    """The scores of the sensitivity's instances and horizons, in its order; their dimension is `left_out`, too."""
     of_groups = "group" in sensitivity.coords
     if of_groups != ("group" in scores.coords):
         single, groups = ("scores", "sensitivity") if of_groups else ("sensitivity", "scores")
@@ -267,7 +273,7 @@ def _matching(scores: xr.DataArray, sensitivity: xr.DataArray) -> xr.DataArray:
     return chosen.rename(train="left_out")
 
 
-def _scaled(vectors: np.ndarray) -> np.ndarray:
+def scaled(vectors: np.ndarray) -> np.ndarray:
     """Vectors along the last axis divided by their largest entry; zero vectors stay zero, others that are not finite
     become NaN as a whole."""
     largest = np.abs(vectors).max(axis=-1, keepdims=True, initial=0.0)
@@ -276,7 +282,8 @@ def _scaled(vectors: np.ndarray) -> np.ndarray:
     return scaled
 
 
-def _centred_ranks(vectors: np.ndarray) -> np.ndarray:
+def centred_ranks(vectors: np.ndarray) -> np.ndarray:
+    """Ranks along the last axis less their mean; NaN for a vector that is not finite."""
     ranks = rankdata(vectors, axis=-1)
     ranks = ranks - ranks.mean(-1, keepdims=True)
     ranks[~np.isfinite(vectors).all(-1)] = np.nan

@@ -277,6 +277,14 @@ def test_seed_averaging_is_the_maximum_over_the_horizon_of_block_means():
         curve = sum(curves) / len(curves)
         assert np.isclose(result["mean"].sel(seeds_averaged=k), curve.max())
         assert int(result["step"].sel(seeds_averaged=k)) == STEPS[int(np.argmax(curve.values))]
+    best = [
+        sum(instance_similarity(s, sensitivity(b)).sel(step=int(result.step.sel(seeds_averaged=k))) for b in blocks)
+        / len(blocks)
+        for k, blocks in ((k, seed_blocks(g.delta, k)) for k in (1, 5))
+    ]
+    rise = (best[1] - best[0].values).values
+    expected = rise.std(ddof=1) / np.sqrt(len(rise))
+    assert np.isclose(result["rise_sem"].sel(seeds_averaged=5), expected) and result["rise_sem"][0] == 0
 
 
 def test_averaging_more_seeds_brings_the_truth_closer():

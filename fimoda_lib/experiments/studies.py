@@ -153,7 +153,8 @@ def output_runs(panel: Panel) -> xr.Dataset:
 
 def with_units(panel: Panel, unit: type[nn.Module]) -> Panel:
     """The same data set with a model that has units of this kind in place of its own; trained from the same weights."""
-    return replace(panel, given_task=replace(panel.task, model=swap_units(panel.task.model, unit)))
+    task = replace(panel.task, model=swap_units(panel.task.model, unit))
+    return replace(panel, given_task=task, given_params=None)
 
 
 def swap_units(model: nn.Module, unit: type[nn.Module]) -> nn.Module:

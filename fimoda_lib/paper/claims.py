@@ -1,25 +1,29 @@
 """The paper's claims about the shape of its results, checked on the numbers that the figures were drawn from.
 
 A claim is judged per data set from the CSV of one figure; the same rule is applied to the published numbers, where
-there are any.
+there are any. Runs with other data or another model than the paper's are shown, but are no evidence for or against it.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
 
 from ..datasets import DATASETS
 from ..experiments.panel import PAPER_METHODS
+from ..experiments.paper_settings import SMALL
+from ..experiments.profiles import PROFILES
 from ..plots.published import published_curves
 from .rules import (
     FIRST_ORDER,
     INFLUENCE,
     THRESHOLDS,
     Curves,
+    Judged,
     high_then_decay,
     labels,
     listed,
@@ -29,8 +33,9 @@ from .rules import (
 )
 
 REPRODUCED, NOT_REPRODUCED, NOT_RUN = "reproduced", "not reproduced", "not run"
+CANNOT_TELL, NOT_COMPARABLE = "cannot be told", "not comparable"  # within the interval; not the paper's data or model
 IN_PART = "reproduced in part"  # of a claim as a whole: it holds on some data sets and not on others
-VERDICTS = (REPRODUCED, IN_PART, NOT_REPRODUCED, NOT_RUN)
+VERDICTS = (REPRODUCED, IN_PART, NOT_REPRODUCED, CANNOT_TELL, NOT_COMPARABLE, NOT_RUN)
 TABULAR_PANELS = "abcd"
 NEAR_ZERO_METHODS = ("trak", "lissa_h")
 NOT_RUN_IN = {"e": ("lissa_h",), "f": ("cg", "lissa_h")}  # panel -> methods that are not run at the paper's size
@@ -41,7 +46,7 @@ class Finding:
     """What a rule finds in one set of curves.
 
     Args:
-        verdict: one of REPRODUCED, NOT_REPRODUCED, NOT_RUN.
+        verdict: one of `VERDICTS` but IN_PART.
         numbers: the numbers it was judged by, in words.
         reason: one sentence that says how the verdict follows from them.
     """
@@ -59,7 +64,7 @@ class Claim:
         figure: name of the figure whose numbers it is judged by.
         rule: how it is judged, in one sentence.
         methods: the methods that need numbers; a verdict on fewer could only be "not reproduced".
-        check: curves of these methods (only those that there are) -> complaints and the numbers in words.
+        check: curves of these methods (only those that there are) -> conditions and the numbers in words.
         tabular: whether it is about tabular data only.
     """
 
@@ -68,7 +73,7 @@ class Claim:
     figure: str
     rule: str
     methods: tuple[str, ...]
-    check: Callable[[Curves], tuple[list[str], str]]
+    check: Callable[[Curves], Judged]
     tabular: bool = False
 
     def judge(self, curves: Curves, panel: str = "a") -> Finding:
@@ -78,12 +83,14 @@ class Claim:
         missing = [m for m in needed if m not in known]
         if not known:
             return Finding(NOT_RUN, "", "There are no numbers yet.")
-        complaints, numbers = self.check(known)
-        if complaints:
-            return Finding(NOT_REPRODUCED, numbers, f"{'; '.join(complaints)}.")
+        conditions, numbers = self.check(known)
+        if broken := [c.words for c in conditions if c.holds is False]:
+            return Finding(NOT_REPRODUCED, numbers, f"{'; '.join(broken)}.")
         if missing:
             return Finding(NOT_RUN, numbers, f"No numbers for {labels(missing)} (not run, or diverged).")
-        return Finding(REPRODUCED, numbers, "Every condition holds.")
+        if open_ := [c.words for c in conditions if c.holds is None]:
+            return Finding(CANNOT_TELL, numbers, f"Within its interval: {'; '.join(open_)}.")
+        return Finding(REPRODUCED, numbers, "Every condition holds, beyond its interval.")
 
 
 @dataclass(frozen=True)
@@ -99,27 +106,34 @@ class Result:
 
 @dataclass(frozen=True)
 class Outcome:
-    """A claim on all data sets, and its overall verdict: reproduced only if it is on each that was run."""
+    """A claim on all data sets, and its overall verdict: reproduced only if it is on each that can be compared."""
 
     claim: Claim
     results: tuple[Result, ...]
 
     @property
     def verdict(self) -> str:
-        verdicts = {r.ours.verdict for r in self.results} - {NOT_RUN}
-        if len(verdicts) == 2:
-            return IN_PART
-        return verdicts.pop() if verdicts else NOT_RUN
+        verdicts = {r.ours.verdict for r in self.results} - {NOT_RUN, NOT_COMPARABLE}
+        if len(verdicts) > 1:
+            return IN_PART if REPRODUCED in verdicts else NOT_REPRODUCED
+        return verdicts.pop() if verdicts else NOT_COMPARABLE if self._titles(NOT_COMPARABLE) else NOT_RUN
 
     @property
     def summary(self) -> str:
-        """On which data sets it holds, in words."""
-        titles = {v: [r.title for r in self.results if r.ours.verdict == v] for v in (REPRODUCED, NOT_REPRODUCED)}
-        pending = [r.title for r in self.results if r.ours.verdict == NOT_RUN]
-        pieces = [f"holds on {listed(titles[REPRODUCED])}"] if titles[REPRODUCED] else []
-        pieces += [f"does not hold on {listed(titles[NOT_REPRODUCED])}"] if titles[NOT_REPRODUCED] else []
-        pieces += [f"not run on {listed(pending)}"] if pending else []
-        return "; ".join(pieces)
+        """On which data sets it holds, in words; first, where the published numbers themselves do not fit the rule."""
+        odd = [r.published_title for r in self.results if r.published and r.published.verdict == NOT_REPRODUCED]
+        words = {
+            f"by this rule the published numbers themselves do not show it on {listed(odd)}": odd,
+            "holds on": self._titles(REPRODUCED),
+            "does not hold on": self._titles(NOT_REPRODUCED),
+            "cannot be told on": self._titles(CANNOT_TELL),
+            "not comparable on": self._titles(NOT_COMPARABLE),
+            "not run on": self._titles(NOT_RUN),
+        }
+        return "; ".join(k if titles is odd else f"{k} {listed(titles)}" for k, titles in words.items() if titles)
+
+    def _titles(self, verdict: str) -> list[str]:
+        return [r.title for r in self.results if r.ours.verdict == verdict]
 
 
 _HIGH, _DECAY, _ZERO = (THRESHOLDS[k].value for k in ("high", "decay", "zero"))
@@ -174,10 +188,27 @@ CLAIMS = (
 
 def check_claims(folder: Path | str) -> list[Outcome]:
     """Judges every claim on the figures of a folder; a figure that is not there counts as not run."""
-    return [outcome(claim, read_table(folder, claim.figure)) for claim in CLAIMS]
+    profile = profile_of(folder)
+    return [outcome(claim, read_table(folder, claim.figure), profile) for claim in CLAIMS]
 
 
-def outcome(claim: Claim, table: pd.DataFrame | None) -> Outcome:
+def profile_of(folder: Path | str) -> str:
+    """The profile of the figures in a folder, as Figure 2 says; the name of the folder if there is none."""
+    path = Path(folder) / "fig02.json"
+    return json.loads(path.read_text(encoding="utf-8"))["profile"] if path.exists() else Path(folder).name
+
+
+def what_differs(dataset: str, profile: str) -> str:
+    """In what a data set of ours is not the paper's; nothing where it is the same."""
+    entry = DATASETS.get(dataset)
+    if entry is not None and (entry.embedded or entry.stand_in_for):
+        return "other data than the paper's"
+    if dataset in SMALL and not (profile in PROFILES and PROFILES[profile].full_size):
+        return "a smaller model than the paper's, trained on other settings"
+    return ""
+
+
+def outcome(claim: Claim, table: pd.DataFrame | None, profile: str = "paper") -> Outcome:
     """One claim on the numbers of its figure: columns panel, dataset, method, x and value as `curves_of` takes them."""
     if table is None or not {"panel", "dataset", "method"} <= set(table):
         return Outcome(claim, ())
@@ -186,11 +217,14 @@ def outcome(claim: Claim, table: pd.DataFrame | None) -> Outcome:
         if claim.tabular and panel not in TABULAR_PANELS:
             continue
         published = published_panel(claim.figure, panel, dataset)
+        ours, differs = claim.judge(curves_of(rows), panel), what_differs(dataset, profile)
+        if differs and ours.verdict != NOT_RUN:
+            ours = replace(ours, verdict=NOT_COMPARABLE, reason=f"Not the paper's experiment: {differs}.")
         results.append(
             Result(
                 dataset,
                 title(dataset),
-                claim.judge(curves_of(rows), panel),
+                ours,
                 claim.judge(curves_of(published), panel) if len(published) else None,
                 title(published.dataset.iloc[0]) if len(published) else "",
             )
@@ -213,16 +247,25 @@ def read_table(folder: Path | str, figure: str) -> pd.DataFrame | None:
         raise ValueError(f"{path} is not a readable CSV table ({error}); draw the figure anew.") from error
 
 
-def curves_of(rows: pd.DataFrame) -> dict[str, pd.Series]:
-    """The curves of one panel: columns method, one of `X` and one of `VALUE`. A curve with gaps (a run diverged, say)
-    is left out: the rest of it would pass for the whole."""
+def curves_of(rows: pd.DataFrame) -> Curves:
+    """The curves of one panel: columns method, one of `X`, one of `VALUE`, and low and high or sem for the interval (no
+    interval: exact). A curve with gaps (a run diverged, say) is left out: the rest of it would pass for the whole."""
     x, value = (next((c for c in names if c in rows), None) for names in (X, VALUE))
     if x is None or value is None:
         return {}
-    curves = {m: g.set_index(x)[value].sort_index() for m, g in rows.groupby("method", sort=False)}
-    return {m: c for m, c in curves.items() if c.notna().all() and c.index.notna().all()}
+    half = pd.Series(0.0, rows.index)
+    if "sem" in rows:
+        half = half.where(rows["sem"].isna(), NORMAL * rows["sem"])
+    if {"low", "high"} <= {*rows}:
+        half = half.where(rows["low"].isna(), (rows["high"] - rows["low"]) / 2)
+    known = rows[["method", x]].assign(value=rows[value], half=half)
+    if "rise_sem" in rows:
+        known = known.assign(rise_half=NORMAL * rows["rise_sem"])
+    curves = {m: g.set_index(x).drop(columns="method").sort_index() for m, g in known.groupby("method", sort=False)}
+    return {m: c for m, c in curves.items() if c.value.notna().all() and c.index.notna().all()}
 
 
+NORMAL = 1.96  # standard errors to either side for 95 %
 X, VALUE = ("seeds_averaged", "block", "epoch", "step", "x"), ("mean", "value")  # names of columns, in this order
 
 

@@ -21,10 +21,12 @@ from ..plots.panels import Panels, Tables
 from ..plots.published import draw_published, published_points
 
 METRICS = {"cosine": ("cosine similarity", "to"), "spearman": ("Spearman correlation", "with")}
+INTERVALS = "bands are 95 % intervals over seeds, left-out and test instances (bootstrap)"
+STANDARD_ERRORS = "bands are one standard error over test instances alone"
 MARKS = {  # what a caption says of an entry of the legend
-    "lft": "the thick black line is linearised further training (ours)",
-    "ceiling": "the dotted grey line is the noise ceiling, the most that any method could reach against so many seeds",
-    PUBLISHED: "open markers are the published numbers (100 seeds)",
+    "lft": "thick black: linearised further training (ours)",
+    "ceiling": "dotted grey: the noise ceiling, an estimate of what a perfect method would reach against so many seeds",
+    PUBLISHED: "open markers: published (100 seeds)",
 }
 
 
@@ -84,7 +86,7 @@ def similarity_figure(
 
 def _ceiling(metric: str) -> dict:
     """For provenance: how the noise ceiling is estimated."""
-    return {"ceiling": "variances"} if metric == "cosine" else {}
+    return {"ceiling": "interval"} if metric == "cosine" else {}
 
 
 def _followed(panel: Panel, methods: Sequence[str]) -> dict:
@@ -135,7 +137,7 @@ def seeds_figure(
         tables,
         draw,
         what=seeds.WHAT.format(trained=trained),
-        marks=marks_of(legend),
+        marks=marks_of(legend, STANDARD_ERRORS),
         ylabel="cosine similarity to further training",
         legend=legend,
     )
@@ -155,8 +157,8 @@ def legend_of(methods: Sequence[str], tables: Tables, points: Mapping[str, pd.Da
     return [m for m in (*methods, "ceiling") if m in known] + [PUBLISHED] * published
 
 
-def marks_of(legend: Sequence[str]) -> str:
+def marks_of(legend: Sequence[str], bands: str = INTERVALS) -> str:
     """The sentence of a caption on bands, lines and markers."""
-    words = ["bands are one standard error over test instances", *(MARKS[name] for name in legend if name in MARKS)]
+    words = [bands, *(MARKS[name] for name in legend if name in MARKS)]
     sentence = "; ".join(words)
     return f"{sentence[0].upper()}{sentence[1:]}."

@@ -140,8 +140,8 @@ def beside(folder: Path, figure: str) -> Iterator[dict[str, Any]]:
         }  # fmt: skip
 
 
-def _at(curve: pd.Series, x: float) -> str:
-    return number(curve[x]) if x in curve.index else "–"
+def _at(curve: pd.DataFrame, x: float) -> str:
+    return number(curve.value[x]) if x in curve.index else "–"
 
 
 def rows_of(folder: Path, name: str) -> dict[str, Any] | None:

@@ -1,7 +1,8 @@
-"""The rules by which the paper's claims are judged: curves -> complaints, and the numbers in words.
+"""The rules by which the paper's claims are judged: curves -> conditions, and the numbers in words.
 
-A curve is the similarity of one method against an ascending x (epochs of further training, seeds averaged). A rule
-complains about each condition that does not hold; all bounds are in `THRESHOLDS`.
+A curve is the similarity of one method against an ascending x (epochs of further training, seeds averaged), with half
+the width of its interval. A condition holds, fails, or cannot be told because its margin is within the interval. The
+bounds are ours, not the paper's: all of them are in `THRESHOLDS`.
 """
 
 from __future__ import annotations
@@ -44,61 +45,104 @@ THRESHOLDS = {
         "the bound that goes with the paper's Figure 11; the average keeps one noisy epoch from deciding",
     ),
 }
-Curves = Mapping[str, pd.Series]  # method -> similarity, indexed by an ascending x; without NaN
+Curves = Mapping[str, pd.DataFrame]  # method -> columns value and half, indexed by an ascending x; without NaN
 
 
-def high_then_decay(curves: Curves) -> tuple[list[str], str]:
+@dataclass(frozen=True)
+class Condition:
+    """One thing that a claim asks for.
+
+    Args:
+        margin: by how much it holds; negative where it fails.
+        half: half the width of the margin's interval, as if its parts were independent.
+        words: what speaks against it.
+    """
+
+    margin: float
+    half: float
+    words: str
+
+    @property
+    def holds(self) -> bool | None:
+        """None if the margin's interval has both signs."""
+        if self.margin + self.half <= 0:
+            return False
+        return True if self.margin - self.half > 0 else None
+
+
+Judged = tuple[list[Condition], str]
+
+
+def high_then_decay(curves: Curves) -> Judged:
     """Each curve starts high and loses a good part of it."""
-    complaints = []
+    found, share = [], THRESHOLDS["decay"].value
     for method, curve in curves.items():
         first, last = curve.iloc[0], curve.iloc[-1]
-        if first < THRESHOLDS["high"].value:
-            complaints.append(f"{label(method)} starts at {number(first)}")
-        if last > THRESHOLDS["decay"].value * first:
-            complaints.append(f"{label(method)} ends at {number(last)} after {number(first)}")
-    return complaints, _from_to(curves)
+        start, end = number(first.value), number(last.value)
+        found.append(
+            Condition(first.value - THRESHOLDS["high"].value, first.half, f"{label(method)} starts at {start}")
+        )
+        margin, half = share * first.value - last.value, _both(share * first.half, last.half)
+        found.append(Condition(margin, half, f"{label(method)} ends at {end} after {start}"))
+    return found, _from_to(curves)
 
 
-def persistent_but_lower(curves: Curves) -> tuple[list[str], str]:
+def persistent_but_lower(curves: Curves) -> Judged:
     """Influence functions change less than Grad-Dot, and none reaches the lower first-order start."""
-    complaints = []
-    shown = {m: c for m, c in curves.items() if m in INFLUENCE}
-    starts = [curves[m].iloc[0] for m in FIRST_ORDER if m in curves]
-    for method, curve in shown.items():
-        if "grad_dot" in curves and span(curve) >= span(curves["grad_dot"]):
-            plain = number(span(curves["grad_dot"]))
-            complaints.append(f"{label(method)} changes by {number(span(curve))}, Grad-Dot by {plain}")
-        if starts and curve.max() >= min(starts):
-            complaints.append(f"{label(method)} reaches {number(curve.max())}, first-order start {number(min(starts))}")
-    changes = [f"{label(m)} {number(span(c))}" for m, c in curves.items() if m != "datainf"]
+    found = []
+    influence = {m: c for m, c in curves.items() if m in INFLUENCE}
+    start = min((curves[m].iloc[0] for m in FIRST_ORDER if m in curves), key=lambda point: point.value, default=None)
+    for method, curve in influence.items():
+        change, half = span(curve)
+        if "grad_dot" in curves:
+            plain, plain_half = span(curves["grad_dot"])
+            words = f"{label(method)} changes by {number(change)}, Grad-Dot by {number(plain)}"
+            found.append(Condition(plain - change, _both(half, plain_half), words))
+        if start is not None:
+            top = curve.loc[curve.value.idxmax()]
+            words = f"{label(method)} reaches {number(top.value)}, first-order start {number(start.value)}"
+            found.append(Condition(start.value - top.value, _both(top.half, start.half), words))
+    changes = [f"{label(m)} {number(span(c)[0])}" for m, c in curves.items() if m != "datainf"]
     numbers = [f"change: {', '.join(changes)}"] if changes else []
-    numbers += [f"highest influence function {number(max(c.max() for c in shown.values()))}"] if shown else []
-    numbers += [f"first-order start {number(min(starts))}"] if starts else []
-    return complaints, "; ".join(numbers)
+    if influence:
+        numbers.append(f"highest influence function {number(max(c.value.max() for c in influence.values()))}")
+    numbers += [f"first-order start {number(start.value)}"] if start is not None else []
+    return found, "; ".join(numbers)
 
 
-def rises_with_seeds(curves: Curves) -> tuple[list[str], str]:
+def rises_with_seeds(curves: Curves) -> Judged:
     """Each curve is higher at its last x (most seeds averaged) than at its first (single seeds)."""
-    rises = {m: c.iloc[-1] - c.iloc[0] for m, c in curves.items()}
-    complaints = [f"{label(m)} changes by {rise:+.3f}" for m, rise in rises.items() if rise <= 0]
+    rises = {m: c.value.iloc[-1] - c.value.iloc[0] for m, c in curves.items()}
+    found = []
+    for method, rise in rises.items():
+        ends = curves[method].iloc[[0, -1]]  # of the same test instances, where that is known
+        half = ends.rise_half.iloc[-1] if "rise_half" in ends else _both(*ends.half)
+        found.append(Condition(rise, half, f"{label(method)} changes by {signed(rise)}"))
     least = min(rises, key=rises.get)
     x = next(iter(curves.values())).index
     risen = f"{sum(r > 0 for r in rises.values())} of {len(rises)} methods rise from {x[0]:g} to {x[-1]:g} seeds"
-    return complaints, f"{risen}; smallest change {rises[least]:+.3f} ({label(least)})"
+    return found, f"{risen}; smallest change {signed(rises[least])} ({label(least)})"
 
 
-def near_zero(curves: Curves) -> tuple[list[str], str]:
+def near_zero(curves: Curves) -> Judged:
     """Each curve is near zero on average; its sign does not matter, so that ups and downs do not cancel."""
-    sizes = {m: c.abs().mean() for m, c in curves.items()}
-    complaints = [
-        f"{label(m)} is {number(size)} on average" for m, size in sizes.items() if size >= THRESHOLDS["zero"].value
+    sizes = {m: c.value.abs().mean() for m, c in curves.items()}
+    bound = THRESHOLDS["zero"].value
+    found = [
+        Condition(bound - size, curves[m].half.mean(), f"{label(m)} is {number(size)} on average")
+        for m, size in sizes.items()
     ]
-    return complaints, ", ".join(f"{label(m)} {number(size)}" for m, size in sizes.items())
+    return found, ", ".join(f"{label(m)} {number(size)}" for m, size in sizes.items())
 
 
-def span(curve: pd.Series) -> float:
-    """By how much a similarity changes along its curve: largest minus smallest."""
-    return float(curve.max() - curve.min())
+def span(curve: pd.DataFrame) -> tuple[float, float]:
+    """By how much a similarity changes along its curve, largest minus smallest, and half of the interval of that."""
+    top, bottom = curve.loc[curve.value.idxmax()], curve.loc[curve.value.idxmin()]
+    return float(top.value - bottom.value), _both(top.half, bottom.half)
+
+
+def _both(one: float, other: float) -> float:
+    return float((one**2 + other**2) ** 0.5)
 
 
 def label(method: str) -> str:
@@ -113,8 +157,15 @@ def number(value: float) -> str:
     return f"{value:.2f}".replace("-0.00", "0.00").replace("-", "−")
 
 
+def signed(change: float) -> str:
+    """+0.002, −0.013; nothing that rounds to zero has a sign."""
+    text = f"{change:+.3f}"
+    return "0.000" if text.endswith("0.000") else text.replace("-", "−")
+
+
 def _from_to(curves: Curves) -> str:
-    return ", ".join(f"{label(m)} {number(c.iloc[0])}\u00a0→\u00a0{number(c.iloc[-1])}" for m, c in curves.items())
+    ends = {m: (number(c.value.iloc[0]), number(c.value.iloc[-1])) for m, c in curves.items()}
+    return ", ".join(f"{label(m)} {first}\u00a0→\u00a0{last}" for m, (first, last) in ends.items())
 
 
 def listed(words: list[str]) -> str:

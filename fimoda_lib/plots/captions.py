@@ -124,8 +124,8 @@ def _aside(runs: dict, told: set[str]) -> str:
         words[-1] += f" in {lft['segments']} segments" if lft and lft["segments"] > 1 else ""
     elif "lft" in told:
         words.append("LFT of an earlier version, which followed one run")
-    if "ceiling" in told and "ceiling" not in runs:
-        words.append("noise ceiling by the cosines of seeds, as if all were equally noisy")
+    if "ceiling" in told and runs.get("ceiling") != "interval":
+        words.append("noise ceiling and band of an earlier version, one standard error over test instances")
     said = "; ".join(filter(None, words))
     return f" ({said})" if said else ""
 

@@ -10,8 +10,9 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
-from ..comparison import seed_agreement, seed_averaging
+from ..comparison import seed_averaging
 from ..experiments.panel import Panel
+from ..intervals import block_ceiling
 from .similarity import diverged, draw_lines
 
 BLOCKS = (1, 2, 5, 10, 20, 50, 100)  # how many seeds are averaged, as far as there are so many
@@ -30,7 +31,8 @@ def table(
     Returns:
         columns method, seeds_averaged, mean, sem, step: the largest similarity over the amounts of further training,
         its standard error over test instances, and where it lies. Methods without finished scores are absent; a method
-        that diverged has one row of NaN. The rows of method "ceiling" are the noise ceiling for so many seeds.
+        that diverged has one row of NaN. The rows of method "ceiling" are the noise ceiling for so many seeds, an
+        estimate, at the same horizons.
     """
     gold, stored = panel.stored(methods)
     if gold is None:
@@ -41,8 +43,7 @@ def table(
         else _rows(name, seed_averaging(scores, gold, blocks, adjustment=adjustment))
         for name, scores in stored.items()
     ]
-    sizes = [k for k in blocks if k <= gold.sizes["seed"]]
-    tables.append(ceiling(seed_agreement(gold, adjustment), sizes))
+    tables.append(ceiling(gold, pd.concat(tables), adjustment) if tables else pd.DataFrame({"method": []}))
     return pd.concat(tables, ignore_index=True)
 
 
@@ -50,18 +51,20 @@ def _rows(method: str, values: xr.Dataset) -> pd.DataFrame:
     return values.to_dataframe().reset_index().assign(method=method)
 
 
-def ceiling(agreement: xr.DataArray, sizes: Sequence[int]) -> pd.DataFrame:
-    """The similarity that a perfect method could reach with k seeds averaged, at its largest over the horizon.
+def ceiling(gold: xr.Dataset, drawn: pd.DataFrame, adjustment: str) -> pd.DataFrame:
+    """The noise ceiling of k seeds at the horizons that are drawn, its mean over methods, lowest and highest.
 
     Args:
-        agreement: r, the mean cosine between two seeds [step]: right for k = 1 whatever the noise of the seeds, and too
-            high for large k where they differ.
-        sizes: k; the ceiling is √(k r / (1 + (k-1) r)), which grows with r: its maximum is where r has its own.
+        drawn: the methods' rows, each with the horizon ("step") where its similarity is largest.
     """
-    r, k = float(agreement.max()), np.array(sizes)
-    step = int(agreement.fillna(-1).idxmax("step"))
-    mean = np.sqrt(k * r / (1 + (k - 1) * r))
-    return pd.DataFrame({"method": "ceiling", "seeds_averaged": k, "mean": mean, "step": step})
+    rows = drawn.dropna(subset="step") if "step" in drawn else drawn[:0]
+    if rows.empty:
+        return pd.DataFrame({"method": []})
+    sizes, steps = sorted({*rows["seeds_averaged"].astype(int)}), sorted({*rows["step"].astype(int)})
+    found = block_ceiling(gold, sizes, steps, adjustment)
+    at = [found.sel(seeds_averaged=k, step=rows.step[rows.seeds_averaged == k].astype(int).values) for k in sizes]
+    columns = {"mean": [one.mean() for one in at], "low": [one.min() for one in at], "high": [one.max() for one in at]}
+    return pd.DataFrame({"method": "ceiling", "seeds_averaged": sizes} | {k: np.array(v) for k, v in columns.items()})
 
 
 def draw(ax: Axes, table: pd.DataFrame, also: Iterable[float] = ()) -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
 import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
 
-from ..comparison import noise_ceiling, sensitivity, similarity
+from ..comparison import sensitivity, similarity
 from ..experiments.panel import Panel
+from ..intervals import bands, ceiling_interval
 from .look import LOOK
 from .panels import horizon_axis
 
@@ -25,16 +27,27 @@ def table(
     """The numbers of one panel, or None if it has no gold standard yet.
 
     Returns:
-        columns method, step, epoch, mean, sem, undefined; methods without finished scores are absent; a method that
-        diverged has one row of NaN. The rows of method "ceiling" are the noise ceiling (cosine only).
+        columns method, step, epoch, mean, low, high (its interval), sem, undefined; methods without finished scores are
+        absent; a method that diverged has one row of NaN. The rows of method "ceiling" are the noise ceiling (cosine
+        only), an estimate with its interval.
     """
     gold, scores = panel.stored(methods)
     if gold is None:
         return None
     tables = curves(sensitivity(gold, adjustment), scores, metric)
+    halves = bands({m: a for m, a in scores.items() if not diverged(a)}, gold, adjustment, metric)
+    tables = [_with_interval(rows, halves.get(rows["method"].iloc[0])) for rows in tables]
     if metric == "cosine":
-        tables.append(rows_of("ceiling", xr.Dataset({"mean": noise_ceiling(gold, adjustment, "variances")})))
+        tables.append(rows_of("ceiling", ceiling_interval(gold, adjustment).drop_vars("noise_dimensions")))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"method": []})
+
+
+def _with_interval(rows: pd.DataFrame, half: xr.DataArray | None) -> pd.DataFrame:
+    """The rows of a method with its interval; a similarity is never beyond 1."""
+    if half is None:
+        return rows
+    low, high = rows["mean"] - half.values, rows["mean"] + half.values
+    return rows.assign(low=low.clip(lower=-1), high=high.clip(upper=1))
 
 
 def diverged(scores: xr.DataArray) -> bool:
@@ -56,7 +69,7 @@ def rows_of(method: str, values: xr.Dataset) -> pd.DataFrame:
 
 
 def draw(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
-    """One panel: a line with a band of one standard error per method."""
+    """One panel: a line per method, with its interval as a band."""
     x, label = horizon_axis(dataset)
     draw_lines(ax, table, x)
     ax.set_xlabel(label)
@@ -66,10 +79,10 @@ def draw(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
 def draw_lines(
     ax: Axes, table: pd.DataFrame, x: str, *, width: float = 1.0, shade: float = 0.15, markers_below: int = 15
 ) -> None:
-    """A line per method over the column x, with a band of one standard error; names the methods that diverged.
+    """A line per method over the column x, with a band; names the methods that diverged.
 
     Args:
-        table: columns method, mean, sem and `x`.
+        table: columns method, mean and `x`; low and high, the band; without them sem, for one standard error.
         width: factor on the widths of lines.
         shade: opacity of the bands.
         markers_below: with fewer points than that, each has a marker.
@@ -91,12 +104,20 @@ def draw_lines(
             lw=width * look.width,
             zorder={"ceiling": 1, "lft": 1.5}.get(method, 2),  # thick lines lie below thin ones
         )
-        if "sem" in rows and rows["sem"].notna().any():
-            sem = rows["sem"].to_numpy()
-            ax.fill_between(at, mean - sem, mean + sem, color=look.colour, alpha=shade, lw=0)
+        low, high = _band(rows)
+        if np.isfinite(low).any():
+            ax.fill_between(at, low, high, color=look.colour, alpha=shade, lw=0)
     ax.axhline(0, color="#999999", lw=0.6, zorder=0)
     if failed:
         words = f"diverged: {', '.join(failed)}"
         ax.text(
             0.98, 0.02, words, transform=ax.transAxes, ha="right", va="bottom", fontsize=7.5, color="#555555"
         )  # fmt: skip
+
+
+def _band(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:
+    """The ends of a curve's band; NaN where it has none."""
+    if {"low", "high"} <= {*rows} and rows["low"].notna().any():
+        return rows["low"].to_numpy(), rows["high"].to_numpy()
+    half = rows["sem"].to_numpy() if "sem" in rows else np.full(len(rows), np.nan)
+    return rows["mean"].to_numpy() - half, rows["mean"].to_numpy() + half

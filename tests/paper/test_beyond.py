@@ -26,6 +26,7 @@ from fimoda_lib.experiments.studies import (
     removal_seeds,
     with_units,
 )
+from fimoda_lib.intervals import ceiling_interval
 from fimoda_lib.methods import attribute
 from fimoda_lib.paper import beyond, figures
 from fimoda_lib.plots import filters, first_order, removal
@@ -125,9 +126,9 @@ def test_lft_is_drawn_at_every_horizon_and_follows_a_run_of_its_own(panels, tmp_
     assert followed["runs"] == LFT_RUNS and followed["seed"] == LFT_SEED > panels["a"].gold.seed.max()
     note = json.loads((tmp_path / "fig02plus.json").read_text())
     assert note["datasets"]["diabetes"]["lft"] == {"runs": LFT_RUNS, "segments": 1}
-    assert note["datasets"]["diabetes"]["ceiling"] == "variances" and "LFT follows 5 runs)" in note["caption"]
+    assert note["datasets"]["diabetes"]["ceiling"] == "interval" and "LFT follows 5 runs)" in note["caption"]
     ceiling = {x.get_color(): x for x in figure.axes[0].get_lines()}[figures.LOOK["ceiling"].colour]
-    np.testing.assert_allclose(ceiling.get_ydata(), noise_ceiling(panels["a"].gold, estimate="variances"), rtol=1e-5)
+    np.testing.assert_allclose(ceiling.get_ydata(), ceiling_interval(panels["a"].gold)["mean"], rtol=1e-5)
 
 
 def test_the_table_has_similarities_and_seconds(panels, tmp_path):

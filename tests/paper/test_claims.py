@@ -6,7 +6,15 @@ import pytest
 
 from fimoda_lib.experiments.panel import PAPER_METHODS
 from fimoda_lib.paper import claims
-from fimoda_lib.paper.claims import CLAIMS, IN_PART, NOT_REPRODUCED, NOT_RUN, REPRODUCED
+from fimoda_lib.paper.claims import (
+    CANNOT_TELL,
+    CLAIMS,
+    IN_PART,
+    NOT_COMPARABLE,
+    NOT_REPRODUCED,
+    NOT_RUN,
+    REPRODUCED,
+)
 from fimoda_lib.plots.published import published_curves
 
 EPOCHS = [1, 2, 3, 4]
@@ -62,8 +70,8 @@ VIOLATIONS = [
     (2, {"cg": [0.05, 0.2, 0.3, 0.58]}, "CG changes by 0.53, Grad-Dot by 0.50"),
     (2, {"lissa": [0.4, 0.75, 0.7, 0.7]}, "LiSSA reaches 0.75, first-order start 0.70"),
     (2, {"ekfac": [0.71, 0.71, 0.71, 0.71]}, "EK-FAC reaches 0.71, first-order start 0.70"),
-    (3, {"trak": [0.10, 0.2, 0.3, 0.099]}, "TRAK changes by -0.001"),
-    (3, {"cg": [0.10, 0.2, 0.3, 0.10]}, "CG changes by +0.000"),
+    (3, {"trak": [0.10, 0.2, 0.3, 0.099]}, "TRAK changes by −0.001"),
+    (3, {"cg": [0.10, 0.2, 0.3, 0.10]}, "CG changes by 0.000"),
     (4, {"trak": [0.1, 0.1, 0.1, 0.11]}, "TRAK is 0.10 on average"),
     (4, {"lissa_h": [0.3, -0.3, 0.3, -0.3]}, "LiSSA-H is 0.30 on average"),  # signs do not cancel
     (5, {"ekfac": [-0.2, -0.2, -0.1, -0.1]}, "EK-FAC is 0.15 on average"),
@@ -76,6 +84,62 @@ def test_a_claim_is_not_reproduced_where_it_is_broken(number, change, reason):
     (result,) = claims.outcome(claim(number), rows).results
     assert result.ours.verdict == NOT_REPRODUCED
     assert result.ours.reason == f"{reason}."
+
+
+@pytest.mark.parametrize(
+    ("change", "half", "expected"),
+    [
+        (0.05, 0.04, REPRODUCED),  # a margin just beyond its interval
+        (0.05, 0.06, CANNOT_TELL),  # just within it
+        (-0.05, 0.06, CANNOT_TELL),
+        (-0.05, 0.04, NOT_REPRODUCED),
+        (-0.0004, 0.001, CANNOT_TELL),  # from one seed to two: no refutation
+        (0.0, 0.0, NOT_REPRODUCED),
+    ],
+)
+@pytest.mark.parametrize("columns", ["low and high", "sem"])
+def test_a_verdict_needs_more_than_the_interval(change, half, expected, columns):
+    half = half / 2**0.5  # of each of the two similarities that are compared
+    rows = table({m: [0.4, 0.4, 0.4, 0.4 + change] for m in PAPER_METHODS}, x="seeds_averaged")
+    if columns == "sem":
+        rows = rows.assign(sem=half / claims.NORMAL)
+    else:
+        rows = rows.assign(low=rows["mean"] - half, high=rows["mean"] + half)
+    (result,) = claims.outcome(claim(3), rows).results
+    assert result.ours.verdict == expected
+    paired = rows.assign(low=-9, high=9, rise_sem=half * 2**0.5 / claims.NORMAL)  # of the same test instances
+    assert claims.outcome(claim(3), paired).results[0].ours.verdict == expected
+    if expected == CANNOT_TELL:
+        assert result.ours.reason.startswith("Within its interval: Grad-Dot changes by ")
+        assert claims.outcome(claim(3), rows).summary == "cannot be told on Energy"
+
+
+@pytest.mark.parametrize(
+    ("panel", "dataset", "profile", "expected"),
+    [
+        ("b", "energy", "quick", REPRODUCED),
+        ("b", "wine", "paper", NOT_COMPARABLE),  # other data
+        ("d", "adult", "paper", NOT_COMPARABLE),
+        ("f", "sst2", "laptop", NOT_COMPARABLE),  # a smaller model
+        ("f", "sst2", "paper", REPRODUCED),
+        ("e", "cifar10", "laptop", NOT_COMPARABLE),
+    ],
+)
+def test_what_is_not_the_papers_experiment_is_no_evidence(panel, dataset, profile, expected):
+    for curves in (GOOD, GOOD | {"grad_dot": [0.1, 0.2, 0.3, 0.4]}):
+        outcome = claims.outcome(claim(1), table(curves, panel=panel, dataset=dataset), profile)
+        found = outcome.results[0].ours
+        assert found.numbers
+        if expected == NOT_COMPARABLE:
+            assert outcome.verdict == found.verdict == expected and "Not the paper's experiment: " in found.reason
+        else:
+            assert found.verdict == (expected if curves is GOOD else NOT_REPRODUCED)
+
+
+def test_where_the_published_numbers_fail_the_rule_that_is_said_first():
+    outcome = claims.outcome(claim(1), table(GOOD, panel="f", dataset="sst2"), "laptop")
+    expected = "by this rule the published numbers themselves do not show it on SST-2; not comparable on SST-2"
+    assert outcome.summary == expected
 
 
 @pytest.mark.parametrize("number", FITTING)
@@ -111,7 +175,7 @@ def test_the_order_of_rows_does_not_matter():
     assert verdict(1, table(GOOD).iloc[::-1]) == REPRODUCED
 
 
-def test_a_claim_is_reproduced_only_if_it_is_on_every_data_set():
+def test_a_claim_is_reproduced_only_if_it_is_on_every_data_set_that_can_be_compared():
     broken = {**GOOD, "trak": [0.5] * 4}
     both = pd.concat([table(GOOD), table(broken, panel="c", dataset="fico")])
     outcome = claims.outcome(claim(4), both)

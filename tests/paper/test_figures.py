@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from fimoda_lib.comparison import noise_ceiling, sensitivity, similarity
+from fimoda_lib.comparison import sensitivity, similarity
 from fimoda_lib.experiments.panel import Panel
+from fimoda_lib.intervals import bands, block_ceiling, ceiling_interval
 from fimoda_lib.paper import figures
 from fimoda_lib.plots import extremes, retraining, seeds
 from fimoda_lib.plots import similarity as similarity_plot
@@ -103,6 +104,22 @@ def test_lines_are_the_numbers_of_the_csv(panels, drawn):
     pd.testing.assert_frame_equal(alone, table.reset_index(drop=True), check_dtype=False)
 
 
+@pytest.mark.parametrize(("name", "adjustment"), [("fig02", "mean"), ("fig05", "full")])
+def test_bands_and_the_ceiling_are_intervals(panels, drawn, name, adjustment):
+    _, folder = drawn(name)
+    table = pd.read_csv(folder / f"{name}.csv").query("panel == 'a'")
+    gold, scores = panels["a"].gold, {m: panels["a"].scores(m) for m in METHODS}
+    halves, found = bands(scores, gold, adjustment), ceiling_interval(gold, adjustment)
+    for name in METHODS:
+        rows = table[table.method == name]
+        np.testing.assert_allclose(rows["low"], (rows["mean"] - halves[name].values).clip(lower=-1), rtol=1e-4)
+    ceiling = table[table.method == "ceiling"]
+    for column in ("mean", "low", "high"):
+        np.testing.assert_allclose(ceiling[column], found[column], rtol=1e-4)
+    above = [table[table.method == m]["mean"].to_numpy() > ceiling["high"].to_numpy() for m in METHODS]
+    assert np.mean(above) <= 0.05  # no more often than chance allows
+
+
 def test_images_and_text_are_drawn_against_steps(panels, drawn):
     figure, _ = drawn("fig02")
     for k, letter in ((3, "e"), (4, "f")):
@@ -185,8 +202,10 @@ def test_seed_averaging_curves(panels, drawn, name, optimizer, adjustment):
     table = pd.read_csv(folder / f"{name}.csv").query("panel == 'a'")
     np.testing.assert_allclose(table.query("method == 'grad_dot'")["mean"], expected, rtol=1e-5)
     ceiling = table.query("method == 'ceiling'").set_index("seeds_averaged")["mean"]
-    np.testing.assert_allclose(ceiling[2], float(noise_ceiling(gold, adjustment).max()), rtol=1e-5)
-    assert ceiling[1] < ceiling[2]
+    at = table.query("method != 'ceiling'").groupby("seeds_averaged")["step"].apply(lambda steps: steps.astype(int))
+    for k in (1, 2):  # at the horizons that are drawn
+        found = block_ceiling(gold, [k], at[k].tolist(), adjustment)
+        np.testing.assert_allclose(ceiling[k], float(found.mean()), rtol=1e-5)
     ax = figure.axes[0]
     assert ax.get_xscale() == "log" and [t.get_text() for t in ax.get_xticklabels()] == ["1", "2"]
     note = json.loads((folder / f"{name}.json").read_text())
@@ -370,9 +389,9 @@ def test_a_kept_panel_says_how_it_differs_from_those_drawn_now(panels, tmp_path,
     figures.figure2({"a": panels["a"]}, tmp_path)
     path = tmp_path / "fig02a_diabetes.json"
     note = json.loads(path.read_text())
-    assert note["datasets"]["diabetes"].pop("ceiling") == "variances" and "cosines of seeds" not in note["caption"]
+    assert note["datasets"]["diabetes"].pop("ceiling") == "interval" and "of an earlier version" not in note["caption"]
     path.write_text(json.dumps(note))  # as an earlier version left it
-    words = "noise ceiling by the cosines of seeds"
+    words = "noise ceiling and band of an earlier version"
     assert json.loads(_saved(figures.figure2, {"e": panels["e"]}, tmp_path))["caption"].count(words) == 1
 
 

@@ -16,8 +16,8 @@ import xarray as xr
 
 from fimoda_lib.experiments.panel import PAPER_METHODS, Panel, one_seed
 from fimoda_lib.run import command as run
-from fimoda_lib.run import notebooks, shards, spread, workers
-from fimoda_lib.run.shards import shards_of
+from fimoda_lib.run import notebooks, spread, workers
+from fimoda_lib.run.shards import Shard, shards_of
 from fimoda_lib.run.workers import SpreadError, UnfitWorker
 from fimoda_lib.storage.folders import is_running
 
@@ -261,7 +261,7 @@ def test_a_shard_that_fails_does_not_stop_the_others(here, tmp_path, monkeypatch
 
     monkeypatch.setattr(Panel, "retrained", property(bad))
     shards = wine(tmp_path, ["final model", "sgd"]) + wine(tmp_path, ["retraining"])
-    monkeypatch.setattr(shards.Shard, "stored", False)
+    monkeypatch.setattr(Shard, "stored", False)
     with pytest.raises(SpreadError) as caught:
         spread.spread(shards, scheduler=here)
     assert sentence(caught) == ("1 of 4 shards failed, the first (retraining, wine) with: The data is bad; mend it.")
@@ -272,8 +272,8 @@ def test_without_a_final_model_nothing_that_needs_it_is_tried(here, tmp_path, mo
     def bad(self):
         raise RuntimeError("It diverged.")
 
-    monkeypatch.setattr(shards.Shard, "stored", False)
-    monkeypatch.setattr(shards.Shard, "path", lambda self, panel: Path(self.label))
+    monkeypatch.setattr(Shard, "stored", False)
+    monkeypatch.setattr(Shard, "path", lambda self, panel: Path(self.label))
     monkeypatch.setattr(Panel, "params", property(bad))
     with pytest.raises(SpreadError) as caught:
         spread.spread(wine(tmp_path), scheduler=here)
