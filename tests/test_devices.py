@@ -26,6 +26,7 @@ from fimoda_lib.derivatives.gradients import Gradients
 from fimoda_lib.derivatives.tangents import tangent_train
 from fimoda_lib.devices import (
     choose_device,
+    eigh,
     free_memory,
     random_devices,
     random_state,
@@ -257,3 +258,24 @@ def test_memory_and_random_state_of_a_device(where):
     set_random_state(state, where)
     assert torch.equal(torch.rand(3, device=where), first)
     assert choose_device(where) == where
+
+
+def test_eigendecompositions_take_one_thread_and_leave_the_others_as_they_were(monkeypatch):
+    matrix = torch.randn(7, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    matrix = matrix @ matrix.T
+    values, vectors = eigh(matrix)
+    torch.testing.assert_close(vectors * values @ vectors.T, matrix)
+    before, threads = torch.get_num_threads(), []
+
+    def fails(_):
+        threads.append(torch.get_num_threads())
+        raise RuntimeError
+
+    monkeypatch.setattr(torch.linalg, "eigh", fails)
+    torch.set_num_threads(2)
+    try:
+        with pytest.raises(RuntimeError):
+            eigh(matrix)
+        assert threads == [1] and torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..devices import free_memory
+from ..devices import eigh, free_memory
 from ..tasks import count
 from .gradients import Gradients
 
@@ -50,9 +50,15 @@ class GaussNewton:
         for piece in self.rows.split(self.at.block_size(self.rank)):
             yield self.factor(piece)
 
-    def blocks(self) -> Iterator[Tensor]:
-        """A, a few instances at a time: [b * rank, P]."""
-        yield from [self.held] if self.held is not None else self._computed()
+    def blocks(self, dtype: torch.dtype | None = None) -> Iterator[Tensor]:
+        """A, a few instances at a time, as it is or in a precision: [b * rank, P]."""
+        if self.held is None:
+            blocks = self._computed()
+        elif dtype in (None, self.held.dtype):
+            blocks = [self.held]
+        else:
+            blocks = self.held.split(self.at.block_size())  # so that it is never held twice
+        yield from (block.to(dtype or block.dtype) for block in blocks)
 
     def factor(self, rows: Tensor) -> Tensor:
         """The rows of A that belong to the given training instances: [len(rows) * rank, P]."""
@@ -75,22 +81,20 @@ class GaussNewton:
         return result / self.n
 
     def overlaps(self, vectors: Tensor) -> Tensor:
-        """A times each vector: [k, P] -> [k, n * rank]."""
-        return torch.cat([vectors @ block.T for block in self.blocks()], 1)
+        """A times each vector, in its precision: [k, P] -> [k, n * rank]."""
+        return torch.cat([vectors @ block.T for block in self.blocks(vectors.dtype)], 1)
 
     def combine(self, weights: Tensor) -> Tensor:
-        """Aᵀ times each row of weights: [k, n * rank] -> [k, P]."""
+        """Aᵀ times each row of weights, in its precision: [k, n * rank] -> [k, P]."""
         result, start = 0.0, 0
-        for block in self.blocks():
+        for block in self.blocks(weights.dtype):
             result = result + weights[:, start : start + len(block)] @ block
             start += len(block)
         return result
 
-    def gram(self) -> Tensor:
+    def gram(self, dtype: torch.dtype | None = None) -> Tensor:
         """AAᵀ, [n * rank, n * rank]; its eigenvalues over n are the non-zero eigenvalues of G."""
-        if self.held is not None:
-            return self.held @ self.held.T
-        return torch.cat([torch.cat([left @ right.T for right in self.blocks()], 1) for left in self.blocks()])
+        return torch.cat([self.overlaps(left) for left in self.blocks(dtype)])
 
     def dense(self) -> Tensor:
         """G itself, [P, P]: for small models."""
@@ -111,21 +115,21 @@ class Reduction:
     G and every batch version of it act inside the range only, so that any function of them does, too:
     f(G) v = Q f(QᵀGQ) Qᵀv + f(0) (v - QQᵀv). With AAᵀ = U S Uᵀ the basis is Qᵀ = S^(-1/2) Uᵀ A.
 
+    The Gram matrix squares the condition of A: in float32 its small eigenvalues, which the inverse of G enlarges most,
+    would be lost. So Q is worked out, and applied, in float64; what comes out has the precision of G.
+
     Attributes:
+        eigenvalues: of G, those that are not zero, [q].
         factor: A Q, [n * rank, q]; QᵀGQ = factorᵀ factor / n.
     """
 
     def __init__(self, G: GaussNewton) -> None:
-        self.G = G
-        values, vectors = torch.linalg.eigh(G.gram())
+        self.G, self.dtype = G, G.at.dtype
+        values, vectors = eigh(G.gram(torch.float64))
         kept = values > len(values) * torch.finfo(values.dtype).eps * values[-1]
-        self.values, self.vectors = values[kept], vectors[:, kept]
-        self.factor = self.vectors * self.values.sqrt()
-
-    @property
-    def eigenvalues(self) -> Tensor:
-        """The eigenvalues of G that are not zero, [q]."""
-        return self.values / self.G.n
+        self.vectors, self.roots = vectors[:, kept], values[kept].sqrt()
+        self.eigenvalues = (values[kept] / G.n).to(self.dtype)
+        self.factor = (self.vectors * self.roots).to(self.dtype)
 
     def products(self, coordinates: Tensor) -> Tensor:
         """QᵀGQ times each row: [k, q] -> [k, q]; diagonal in this basis."""
@@ -133,11 +137,11 @@ class Reduction:
 
     def into(self, vectors: Tensor) -> Tensor:
         """Qᵀv for every row v: [k, P] -> [k, q]."""
-        return self.G.overlaps(vectors) @ self.vectors / self.values.sqrt()
+        return (self.G.overlaps(vectors.double()) @ self.vectors / self.roots).to(self.dtype)
 
     def out_of(self, coordinates: Tensor) -> Tensor:
         """Q times every row of coordinates: [k, q] -> [k, P]."""
-        return self.G.combine(coordinates / self.values.sqrt() @ self.vectors.T)
+        return self.G.combine(coordinates.double() / self.roots @ self.vectors.T).to(self.dtype)
 
 
 def output_factors(at: Gradients, instances: tuple, rank: int | None = None) -> Tensor:

@@ -18,7 +18,8 @@ from torch.func import functional_call, grad, hessian, jvp, vjp, vmap
 from ..tasks import Instances, Params, Task, check_params, check_task, count, take, to
 from .second_order import ROWS, check_product, second_derivative_of, twice_differentiable
 
-BLOCK_BYTES = 2**28  # of gradients in one block
+BLOCK_BYTES = 2**24  # of gradients in one block: measured (benchmarks/peers.py); larger ones leave the cache of a CPU
+KEPT_BYTES = 2**28  # of gradients that are kept for a second pass over the same instances
 
 
 class Gradients:
@@ -84,7 +85,13 @@ class Gradients:
 
     def block_size(self, rows_per_instance: int = 1) -> int:
         """How many instances' gradients go into one block."""
-        return max(BLOCK_BYTES // (self.n_params * rows_per_instance * torch.finfo(self.dtype).bits // 8), 1)
+        budget = BLOCK_BYTES * (16 if self.device.type == "cuda" else 1)  # smaller blocks do not fill a GPU
+        return max(budget // (self.n_params * rows_per_instance * self._bytes), 1)
+
+    @property
+    def _bytes(self) -> int:
+        """Of one number."""
+        return torch.finfo(self.dtype).bits // 8
 
     # --- outputs and losses -----------------------------------------------------------------------------------------
 
@@ -103,18 +110,22 @@ class Gradients:
     def blocks(self, rows: Tensor) -> Iterator[tuple[slice, Tensor]]:
         """Loss gradients of training instances, block by block: (which of the rows, [b, P]); not to be written to.
 
-        If all fit in one block, it is kept: methods go through the same instances two or three times.
+        If they are not too many, they are kept: methods go through the same instances two or three times.
         """
-        if len(rows) <= self.block_size():
-            if self._kept is None or not torch.equal(self._kept[0], rows):
-                self._kept = None  # never two of them
-                self._kept = rows.clone(), self.of_losses(self.train(rows))
-            yield slice(0, len(rows)), self._kept[1]
+        places = [slice(k, k + self.block_size()) for k in range(0, len(rows), self.block_size())]
+        if self._kept is not None and torch.equal(self._kept[0], rows):
+            yield from ((place, self._kept[1][place]) for place in places)
             return
-        start = 0
-        for piece in rows.split(self.block_size()):
-            yield slice(start, start + len(piece)), self.of_losses(self.train(piece))
-            start += len(piece)
+        self._kept = None  # never two of them
+        keep = len(rows) * self.n_params * self._bytes <= KEPT_BYTES
+        kept = torch.empty(len(rows), self.n_params, dtype=self.dtype, device=self.device) if keep else None
+        for place in places:
+            block = self.of_losses(self.train(rows[place]))
+            if kept is not None:
+                kept[place] = block
+            yield place, block
+        if kept is not None:
+            self._kept = rows.clone(), kept
 
     def of_outputs(self, inputs: Any, directions: Tensor) -> Tensor:
         """Gradients of directional outputs: row r of instance i is the gradient of directions[i, r] . outputs[i].
@@ -166,9 +177,7 @@ class Gradients:
         def product(v: Tensor) -> Tensor:
             return self.flatten(jvp(partial(self.of_mean_loss, instances), (self.params,), (self.unflatten(v),))[1])
 
-        size = max(
-            BLOCK_BYTES // (torch.finfo(self.dtype).bits // 8 * max(count(instances) * 512, self.n_params * 4)), 1
-        )
+        size = max(BLOCK_BYTES // (self._bytes * max(count(instances) * 512, self.n_params * 4)), 1)
         with twice_differentiable():
             return torch.cat([vmap(product)(piece) for piece in vectors.split(size)])
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from ..devices import eigh
 from .curvature import GaussNewton, Reduction
 
 GRAM_ROWS = 3_000  # up to so many rows of A its Gram matrix is the fastest
@@ -53,7 +54,7 @@ class Krylov:
         self.converged = False
         with tqdm(total=limit, desc="eigenvalues", leave=False, disable=None) as bar:
             while True:
-                values, vectors = torch.linalg.eigh(basis @ images.T)
+                values, vectors = eigh(basis @ images.T)
                 residual = (vectors.T @ images - values[:, None] * (vectors.T @ basis)).norm(dim=1)
                 complete = len(basis) >= min(at.n_params, G.n * G.rank)  # it spans all that G can reach
                 self.converged = complete or bool((residual[values > floor] <= floor).all() and values[0] <= floor)

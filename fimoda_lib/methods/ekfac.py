@@ -18,6 +18,7 @@ from .. import checks
 from ..derivatives import gradients
 from ..derivatives.curvature import output_factors
 from ..derivatives.gradients import Gradients
+from ..devices import eigh
 from ..tasks import Params, Task, cross_entropy
 from .base import Report, apply_operator, method, resolve_damping
 
@@ -87,9 +88,10 @@ class EkfacLayer:
     def rotate(self, flat: Tensor) -> Tensor:
         """Flat gradients [k, P] to this layer's part in the eigenbasis, [k, out, in (+ 1)]."""
         matrix = flat[:, self.weight].unflatten(1, (len(self.Q_S), -1))
-        if self.bias is not None:  # a column of the matrix; appended to the flat weight it would scramble the rows
-            matrix = torch.cat([matrix, flat[:, self.bias].unsqueeze(2)], 2)
-        return self.Q_S.T @ matrix @ self.Q_A
+        matrix = matrix @ self.Q_A[: matrix.shape[2]]
+        if self.bias is not None:  # the last column of the matrix, without a copy of all the others
+            matrix.addcmul_(flat[:, self.bias].unsqueeze(2), self.Q_A[-1])
+        return self.Q_S.T @ matrix
 
     def rotate_back(self, rotated: Tensor, flat: Tensor) -> None:
         """The inverse of `rotate`, written into this layer's part of `flat` [k, P]."""
@@ -115,7 +117,7 @@ class EkfacFactors:
         columns = at.columns()
         self.layers: dict[str, EkfacLayer] = {}
         for name, (A, S) in _second_moments(at, _coverable(at), rows, directions).items():
-            Q_A, Q_S = (torch.linalg.eigh(moment.double())[1].to(at.dtype) for moment in (A, S))
+            Q_A, Q_S = (eigh(moment.double())[1].to(at.dtype) for moment in (A, S))
             where = [columns.get(_join(name, kind)) for kind in ("weight", "bias")]
             self.layers[name] = EkfacLayer(*where, Q_S, Q_A, eigenvalues=Q_S.new_zeros(len(S), len(A)))
         covered = {_join(name, kind) for name in self.layers for kind in ("weight", "bias")}

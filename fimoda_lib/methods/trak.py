@@ -16,6 +16,7 @@ from torch import Tensor
 from .. import checks
 from ..derivatives.curvature import output_factors
 from ..derivatives.gradients import Gradients
+from ..devices import eigh
 from ..tasks import Instances, Params, Task
 from .base import Report, apply_operator, method
 
@@ -169,7 +170,7 @@ class Kernel:
         m, k = Phi.shape
         self.in_instances = m < k
         gram = self.Phi @ self.Phi.T if self.in_instances else self.Phi.T @ self.Phi
-        values, self.vectors = torch.linalg.eigh(gram)  # ascending
+        values, self.vectors = eigh(gram)  # ascending
         self.values = values + ridge
         smallest, largest = ridge if self.in_instances else self.values[0].item(), self.values[-1].item()
         if not smallest > k * max(torch.finfo(torch.float64).eps, precision**2) * largest:

@@ -45,6 +45,22 @@ def test_gradients_may_come_in_blocks(monkeypatch):
             close(g, expected[part])
 
 
+@pytest.mark.parametrize(("kept_bytes", "passes"), [(8 * 21 * 5, 1), (8 * 21 * 5 - 1, 2)])
+def test_a_second_pass_finds_what_was_kept_where_it_is_not_too_much(kept_bytes, passes, monkeypatch):
+    task, params = tiny()
+    at, computed = Gradients(task, params), []
+    expected = at.of_losses(at.train(ROWS))
+    monkeypatch.setattr("fimoda_lib.derivatives.gradients.BLOCK_BYTES", 8 * 21 * 2)
+    monkeypatch.setattr("fimoda_lib.derivatives.gradients.KEPT_BYTES", kept_bytes)
+    compute = at.of_losses
+    monkeypatch.setattr(at, "of_losses", lambda instances: computed.append(len(instances[1])) or compute(instances))
+    for _ in range(2):
+        for part, g in at.blocks(ROWS):
+            close(g, expected[part])
+    assert computed == [2, 2, 1] * passes
+    close(torch.cat([g for _, g in at.blocks(ROWS.flip(0))]), expected.flip(0))  # other rows are not taken for these
+
+
 def test_gradients_of_directional_outputs():
     task, params = tiny("classification")
     at, directions = Gradients(task, params), torch.randn(5, 2, 3, generator=torch.Generator().manual_seed(0)).double()
