@@ -22,4 +22,4 @@ def pytest_sessionfinish(session, exitstatus):
 def pytest_terminal_summary(terminalreporter, config):
     terminalreporter.write_line(counting.summary(counting.tried))
     for sentence in getattr(config, "broken_promises", []):
-        terminalreporter.write_line(f"The README's section on reliability is wrong: {sentence}.", red=True)
+        terminalreporter.write_line(f"docs/reliability.md is wrong: {sentence}.", red=True)

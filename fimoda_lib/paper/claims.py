@@ -201,7 +201,9 @@ def profile_of(folder: Path | str) -> str:
 def what_differs(dataset: str, profile: str) -> str:
     """In what a data set of ours is not the paper's; nothing where it is the same."""
     entry = DATASETS.get(dataset)
-    if entry is not None and (entry.embedded or entry.stand_in_for):
+    if entry is None:
+        return "a data set that this version does not have"
+    if entry.embedded or entry.stand_in_for:
         return "other data than the paper's"
     if dataset in SMALL and not (profile in PROFILES and PROFILES[profile].full_size):
         return "a smaller model than the paper's, trained on other settings"
@@ -284,4 +286,4 @@ def published_panel(figure: str, panel: str, dataset: str) -> pd.DataFrame:
 
 def title(dataset: str) -> str:
     """How a data set is called: "FICO HELOC", "Folktables"."""
-    return DATASETS[dataset].title.split(" (")[0] if dataset in DATASETS else dataset.upper()
+    return DATASETS[dataset].title.split(" (")[0] if dataset in DATASETS else dataset.replace("_", " ")

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 import fimoda_lib
 from fimoda_lib import attribute, sensitivity, similarity
@@ -65,13 +66,35 @@ def test_the_lines_on_your_own_model_and_method_run(capsys, tmp_path, monkeypatc
     assert 0.2 < arrays[2][0] < arrays[0][0]
 
 
-def test_links_lead_somewhere():
-    targets = re.findall(r"\]\((?!http)([^)#]+)\)", TEXT)
-    assert len(targets) > 5
-    assert not [t for t in targets if not (ROOT / t).exists()]
+PAGES = [ROOT / "README.md", ROOT / "figures/README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def anchors(text):
+    """What a link may name behind a hash: the headings, as web pages of repositories write them."""
+    return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.+)$", text, re.M)}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_somewhere(page):
+    text = page.read_text()
+    for target in re.findall(r"\]\((?!http)([^)]+)\)", text):
+        path, _, heading = target.partition("#")
+        file = (page.parent / path) if path else page
+        assert file.exists(), target
+        assert not heading or heading in anchors(file.read_text()), target
+
+
+def test_every_page_is_reached_from_the_readme():
+    assert {p.name for p in PAGES[2:]} == {t.split("/")[1] for t in re.findall(r"\]\((docs/[\w.]+)\)", TEXT)}
+
+
+def test_the_readme_is_short():
+    assert len(TEXT.splitlines()) <= 150
+    assert all(len(line) <= 150 for line in TEXT.splitlines() if not line.startswith("|"))
 
 
 def test_every_figure_notebook_and_profile_is_mentioned():
-    for name in [*run.FIGURES, *run.PROFILES, *(p.name for p in (ROOT / "notebooks").glob("*.ipynb"))]:
+    text = TEXT + (ROOT / "docs/figures.md").read_text()
+    for name in [*run.FIGURES, *run.PROFILES, *(p.stem for p in (ROOT / "notebooks").glob("*.ipynb"))]:
         if name != "smoke":
-            assert name in TEXT, name
+            assert name in text, name

@@ -1,0 +1,127 @@
+"""Numbers in README.md and docs/, filled in from the figures' CSV files.
+
+    python -m fimoda_lib.paper.prose figures/laptop
+
+A number stands behind a comment that no reader sees and that names its source: `<!--fig02:energy:grad_dot:first-->.68`;
+a table stands between `<!--verdicts-->` or `<!--lft-->` and `<!--end-->`. A test fails where a page says
+something else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pandas as pd
+
+from ..methods import METHODS
+from ..plots.published import published_curves
+from .claims import check_claims, read_table
+from .rules import number
+
+PAGES = ("README.md", "docs/results.md", "docs/beyond.md")
+NUMBER = re.compile(r"<!--([\w:.]+)-->(−?\d*\.\d+|–)")
+BLOCK = re.compile(r"(<!--(verdicts|lft)-->\n).*?(<!--end-->)", re.S)
+WHICH: dict[str, Callable[[pd.Series], float]] = {
+    "first": lambda curve: curve.iloc[0],
+    "last": lambda curve: curve.iloc[-1],
+    "lowest": lambda curve: curve.min(),
+    "highest": lambda curve: curve.max(),
+}
+
+
+def fill(text: str, folder: Path | str) -> str:
+    """The text with its numbers and tables as the figures in a folder have them.
+
+    Raises:
+        ValueError: a comment names a figure, data set, method or place that is not there.
+    """
+    text = BLOCK.sub(lambda m: m[1] + {"verdicts": verdicts, "lft": horizons}[m[2]](folder) + m[3], text)
+    return NUMBER.sub(lambda m: f"<!--{m[1]}-->{written(value_of(m[1], folder))}", text)
+
+
+def value_of(source: str, folder: Path | str) -> float:
+    """The number that a source names: `figure:data set:method:which` or `published:panel:method:which`, where which is
+    first, last, lowest, highest, or an x."""
+    try:
+        figure, where, method, which = source.split(":")
+        if figure == "published":
+            table = published_curves()
+            rows = table[[where in names.split("+") for names in table.figure]]
+            rows = rows[rows.method == method].set_index("x")["value"]
+        else:
+            table = read_table(folder, figure)
+            rows = table[(table.dataset == where) & (table.method == method)]
+            rows = rows.set_index("epoch" if "epoch" in rows else "seeds_averaged")["mean"]
+        rows = rows.sort_index()
+        return float(WHICH[which](rows) if which in WHICH else rows[float(which)])
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
+        raise ValueError(
+            f"{source!r} names no number in {folder}; expected figure:data set:method:which, such as "
+            "fig02:energy:grad_dot:first."
+        ) from error
+
+
+def written(value: float) -> str:
+    """.68, −.07, 1.00."""
+    return re.sub(r"(?<!\d)0\.", ".", number(value))
+
+
+def verdicts(folder: Path | str) -> str:
+    """The claims, one line each: verdict, where, and our numbers beside the published ones on one data set."""
+    lines = ["| claim of the paper | verdict | ours | published |", "|---|---|---|---|"]
+    for outcome in check_claims(folder):
+        shown = next((r for r in outcome.results if r.published), next(iter(outcome.results), None))
+        ours = f"{shown.title}: {shown.ours.numbers}" if shown else ""
+        published = f"{shown.published_title}: {shown.published.numbers}" if shown and shown.published else "–"
+        where = (
+            outcome.summary if outcome.summary.startswith(outcome.verdict) else f"{outcome.verdict}: {outcome.summary}"
+        )
+        lines.append(
+            f"| {outcome.claim.number}. {outcome.claim.statement} | {where}{outcome.summary} | {ours} | {published} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def horizons(folder: Path | str) -> str:
+    """The best published method and LFT on every data set: similarity over all horizons, and its lowest."""
+    table = pd.read_csv(Path(folder) / "table_horizons.csv")
+    names = list(dict.fromkeys(table["data set"]))
+    lines = [f"| | {' | '.join(n.split(' (')[0] for n in names)} |", "|---|" + "---|" * len(names)]
+    ours = METHODS["lft"].label
+    for words in ("best published method", "LFT"):
+        cells = []
+        for name in names:
+            rows = table[(table["data set"] == name) & ((table.method == ours) == (words == "LFT"))]
+            if rows.empty:
+                cells.append("–")
+                continue
+            best = rows.loc[rows["mean over horizons"].idxmax()]
+            label = "" if words == "LFT" else f", {best.method}"
+            cells.append(f"{written(best['mean over horizons'])} ({written(best.lowest)}){label}")
+        lines.append(f"| {words} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str] | None = None) -> int:
+    p = argparse.ArgumentParser(
+        prog="python -m fimoda_lib.paper.prose", description="Fills the numbers of a run into README.md and docs/."
+    )
+    p.add_argument("folder", metavar="FOLDER", help="the figures of one profile, such as figures/laptop")
+    folder = p.parse_args(arguments).folder
+    root = Path(__file__).resolve().parents[2]
+    try:
+        for page in PAGES:
+            path = root / page
+            path.write_text(fill(path.read_text(encoding="utf-8"), folder), encoding="utf-8")
+    except ValueError as error:
+        print(f"prose: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,51 @@
+"""Numbers in README and docs are those of the committed figures; a page that says something else fails."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from fimoda_lib.paper import prose
+
+ROOT = Path(prose.__file__).resolve().parents[2]
+FIGURES = ROOT / "figures/laptop"
+
+
+@pytest.mark.parametrize("page", prose.PAGES)
+def test_pages_say_what_the_figures_say(page):
+    text = (ROOT / page).read_text()
+    assert prose.fill(text, FIGURES) == text, "run: python -m fimoda_lib.paper.prose figures/laptop"
+
+
+@pytest.mark.parametrize("page", prose.PAGES)
+def test_every_similarity_in_a_page_has_a_source(page):
+    """A number such as .68 in prose stands behind its source, or in a table that code has filled in."""
+    text = prose.BLOCK.sub("", (ROOT / page).read_text())
+    text = prose.NUMBER.sub("", re.sub(r"```.*?```|`[^`]*`", "", text, flags=re.S))
+    assert re.findall(r"(?<![\w./])[−-]?[01]?\.\d{2,3}(?![\w.])", text) == []
+
+
+@pytest.mark.parametrize(
+    ("source", "expected"),
+    [
+        ("fig02:energy:grad_dot:first", ".70"),
+        ("fig02:energy:grad_dot:last", ".20"),
+        ("fig02:energy:grad_dot:lowest", "−.10"),
+        ("fig02:energy:grad_dot:highest", "1.00"),
+        ("fig02:energy:grad_dot:2", "1.00"),
+    ],
+)
+def test_a_number_is_the_one_its_source_names(source, expected, tmp_path):
+    rows = [(1, 0.7), (2, 0.999), (4, 0.2), (3, -0.1)]
+    lines = [f"{x},{y},grad_dot,b,energy" for x, y in rows] + ["1,0.5,cg,b,energy", "1,0.4,grad_dot,a,concrete"]
+    (tmp_path / "fig02.csv").write_text("epoch,mean,method,panel,dataset\n" + "\n".join(lines) + "\n")
+    assert prose.fill(f"from <!--{source}-->.33 on", tmp_path) == f"from <!--{source}-->{expected} on"
+    assert prose.written(prose.value_of("published:2b:grad_dot:first", tmp_path)) == ".70"
+
+
+@pytest.mark.parametrize(
+    "source", ["fig02:energy:grad_dot:third", "fig02:energy:nothing:first", "fig99:energy:cg:first", "energy:cg"]
+)
+def test_a_source_that_is_not_there_is_named(source):
+    with pytest.raises(ValueError, match=f"'{source}' names no number in .*; expected figure:data set:method:which"):
+        prose.fill(f"<!--{source}-->.10", FIGURES)
