@@ -1,0 +1,98 @@
+"""Selection by horizon: who is dropped, and what is gained, on sets that do not overlap."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import xarray as xr
+from plain import train as train_plainly
+
+from fimoda_lib import attribute
+from fimoda_lib.experiments import horizons as study
+from fimoda_lib.experiments.panel import Panel
+from fimoda_lib.plots import selection as plot
+
+
+@pytest.fixture(scope="module")
+def panel(tmp_path_factory):
+    """Wine at the smallest size; two methods, and LFT."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Panel, "methods", ("grad_dot", "ekfac"))
+        yield Panel("wine", "smoke", results=tmp_path_factory.mktemp("results"))
+
+
+def test_the_three_sets_do_not_overlap(panel):
+    candidates, validation, untouched = study.thirds(panel)
+    assert not {*validation} & {*untouched} and len(validation) + len(untouched) == panel.task.n_test
+    assert len({*candidates}) == len(candidates) == 24 and candidates.max() < panel.task.n_train
+
+
+def test_values_are_mean_scores_for_the_validation_set(panel):
+    candidates, validation, _ = study.thirds(panel)
+    scores = attribute("grad_dot", panel.task, panel.params, train=candidates, test=validation)
+    np.testing.assert_allclose(study.values_of(panel, "grad_dot"), scores.mean("test"), rtol=1e-6)
+    lft = study.values_of(panel, "lft")
+    assert lft.dims == ("horizon", "train") and lft["horizon"].values[-1] == panel.hyper("lft")["horizon"][-1]
+
+
+def test_the_most_harmful_are_dropped():
+    values = xr.DataArray([3.0, -1.0, 0.5, -2.0, 0.0], {"train": [10, 20, 30, 40, 50]})
+    assert study.most_harmful(values, share=0.4) == (20, 40) and study.most_harmful(values, share=0.01) == (40,)
+    assert study.most_harmful(-values, share=0.4) == (10, 30)
+
+
+def test_every_choice_is_a_group_and_equal_ones_are_run_once(panel):
+    rows, groups = study.groups_of(panel)
+    assert len({*groups}) == len(groups) and {*rows["group"]} == {*range(len(groups))}
+    assert {*map(len, groups)} == {2} and (rows["method"] == study.LOT).sum() == study.RANDOM
+    mine = rows[rows["method"] == "grad_dot"].iloc[0]
+    assert groups[mine["group"]] == study.most_harmful(study.values_of(panel, "grad_dot"))
+
+
+def test_the_gain_is_that_of_a_plain_loop_without_the_group(panel):
+    rows, groups = study.groups_of(panel)
+    table, (_, _, untouched), s = study.gains(panel), study.thirds(panel), panel.settings
+    chosen = table[(table["method"] == "grad_dot") & (table["part"] == "untouched")]
+    inputs, targets = panel.task.test
+    task = replace(panel.task, test=(inputs[untouched].double(), targets[untouched].double()))
+    params = {k: p.double() for k, p in panel.params.items()}
+    group = groups[rows[rows["method"] == "grad_dot"]["group"].iloc[0]]
+
+    def mean_losses(removed):
+        runs = [
+            [float(step.mean()) for step in train_plainly(
+                task, params, optimizer="sgd", learning_rate=s.further.learning_rate, batch_size=s.further.batch_size,
+                epochs=s.further.epochs, seed=seed, removal="mask", removed=removed)]
+            for seed in s.seeds
+        ]  # fmt: skip
+        return np.mean(runs, axis=0)[chosen["after_step"].to_numpy() - 1]
+
+    full, without = mean_losses(None), mean_losses(group)
+    np.testing.assert_allclose(chosen["gain"], 100 * (full - without) / full, rtol=1e-3)
+    other = mean_losses(next(g for g in groups if not {*g} & {*group}))
+    assert not np.allclose(chosen["gain"], 100 * (full - other) / full, rtol=1e-1)
+
+
+def test_resampled_means_have_the_spread_of_means():
+    values = np.random.default_rng(1).normal(2.0, 1.0, (1, 4, 400))
+    found = study.resampled_means(values, draws=4000)
+    assert found.shape == (1, 4001) and found[0, 0] == pytest.approx(values.mean(), rel=1e-12)
+    assert found[0, 1:].mean() == pytest.approx(values.mean(), abs=0.01)
+    expected = np.sqrt(values.mean((0, 1)).var() / 400 + values.mean((0, 2)).var() / 4)  # seeds and instances
+    assert found[0, 1:].std() == pytest.approx(expected, rel=0.3)
+    same = study.resampled_means(np.full((3, 2, 5), 7.0), draws=10)
+    np.testing.assert_allclose(same, 7.0)
+
+
+def test_intervals_hold_the_gain_and_random_gains_nothing_over_itself(panel):
+    table = study.gains(panel)
+    assert (table["low"] <= table["gain"]).all() and (table["gain"] <= table["high"]).all()
+    lot = table[table["method"] == study.LOT]
+    assert (lot[["over_random", "over_low", "over_high"]] == 0).all(axis=None) and set(table["part"]) == {
+        "validation",
+        "untouched",
+    }
+    best = study.best_horizons(table)
+    assert best["after_epoch"].is_monotonic_increasing and set(best["epoch"]) <= set(table["epoch"].dropna())
+    assert plot.table(panel.other(compute=False)).equals(table)  # found, not computed again
+    assert plot.table(panel.other(compute=False, results=panel.folder / "elsewhere")) is None
