@@ -200,16 +200,6 @@ def seed_blocks(delta: xr.DataArray, k: int) -> list[xr.DataArray]:
     return [delta.isel(seed=slice(start, start + k)) for start in range(0, n - k + 1, k)]
 
 
-def bootstrap(
-    values: np.ndarray, *, draws: int = 1000, level: float = 0.95, seed: int = 0
-) -> tuple[np.ndarray, np.ndarray]:
-    """The ends of an interval for means over the last axis: percentiles of the means of resampled entries."""
-    n = values.shape[-1]
-    times = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=draws)  # each entry is drawn
-    low, high = np.quantile(values @ times.T / n, [(1 - level) / 2, (1 + level) / 2], axis=-1)
-    return low, high
-
-
 def _delta(gold: xr.Dataset | xr.DataArray, adjustment: str) -> xr.DataArray:
     """The differences of losses in what further training returned; both arguments checked."""
     checks.choice("adjustment", adjustment, ("mean", "full"), "'mean' or 'full'")

@@ -100,6 +100,16 @@ def selection_runs(panel: Panel) -> xr.Dataset:
     )
 
 
+def what_is_dropped(panel: Panel) -> str:
+    """The settings of the study in a clause."""
+    candidates, validation, untouched = thirds(panel)
+    return (
+        f"{len(groups_of(panel)[1][0]):,} of {len(candidates):,} candidates dropped ({panel.task.n_train:,} training "
+        f"instances), {len(validation):,} validation and {len(untouched):,} untouched instances, "
+        f"{len(panel.settings.seeds)} seeds, learning rate {panel.settings.further.learning_rate:g}"
+    )
+
+
 def gains(panel: Panel) -> pd.DataFrame:
     """By how much the mean loss is lower where the chosen instances were dropped, in percent of the loss with all data.
 

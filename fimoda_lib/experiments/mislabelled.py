@@ -17,6 +17,7 @@ from torch.utils._pytree import tree_map
 
 from ..checks import number
 from ..derivatives.gradients import Gradients
+from ..storage.store import asked, fingerprint, read_sidecar
 from ..tasks import Task, take
 from .panel import Panel
 from .profiles import get_profile
@@ -51,7 +52,7 @@ def flip_labels(task: Task, share: float = SHARE, seed: int = 0) -> tuple[Task, 
 def mislabelled(panel: Panel) -> tuple[Panel, np.ndarray]:
     """The panel with a tenth of its training labels changed, and which; its final model is trained on them."""
     task, flipped = flip_labels(panel.task)
-    return replace(panel, given_task=task), flipped
+    return replace(panel, given_task=task, given_params=None), flipped
 
 
 def ranked_rows(panel: Panel, flipped: np.ndarray) -> np.ndarray:
@@ -119,6 +120,33 @@ def detection(panel: Panel) -> pd.DataFrame:
                 table.append({**row, **_summary(auc(one.values, wrong), baseline)})
     table = pd.DataFrame(table)
     return table.assign(epoch=epochs_of(other, table["step"]))
+
+
+def final_run(panel: Panel) -> xr.Dataset:
+    """The training of the final model behind the study, in the form of the runs that figures say they are made of."""
+    other, flipped = mislabelled(panel)
+    final, rows, test = other.settings.final, ranked_rows(other, flipped), list(other.settings.test)
+    specification = fingerprint(other.params)
+    note = read_sidecar(asked(lambda: replace(other).params))
+    return xr.Dataset(
+        {"seconds": ("seed", [float(note["seconds"])]), "diverged": ("seed", [False])},
+        {"seed": [0], "left_out": rows, "test": test},
+        {
+            "optimizer": final.optimizer,
+            "removal": "drop",
+            "learning_rate": final.learning_rate,
+            "specification": specification,
+        },
+    )
+
+
+def what_is_flipped(panel: Panel) -> str:
+    """The settings of the study in a clause."""
+    other, flipped = mislabelled(panel)
+    return (
+        f"{len(flipped):,} of {other.task.n_train:,} labels changed, {len(ranked_rows(other, flipped)):,} training "
+        f"instances ranked, harm to {len(other.settings.test):,} held-out instances"
+    )
 
 
 def auc(values: np.ndarray, positive: np.ndarray, draws: int = DRAWS, seed: int = 0) -> np.ndarray:

@@ -22,8 +22,9 @@ import torch
 import xarray as xr
 
 from ..checks import known, reason
-from ..comparison import bootstrap, instance_similarity, seed_blocks, sensitivity
+from ..comparison import instance_similarity, seed_blocks, sensitivity
 from ..datasets import DATASETS
+from ..intervals import bands, ceiling_interval
 from ..methods import METHODS, attribute, entry_of
 from ..storage.provenance import peak_memory
 from ..storage.store import fingerprint as checksum
@@ -72,6 +73,8 @@ def write_standard(panel: Panel, *, methods: Sequence[str] | None = None) -> Pat
     halves = [half.astype("float64").mean("seed") for half in seed_blocks(delta, gold.sizes["seed"] // 2)[:2]]
     means = xr.concat(halves, dim="seed").assign_coords(seed=[0, 1]).astype("float32")
     found = xr.Dataset({"delta": means.copy(data=_rounded(means.values))})
+    ceiling = ceiling_interval(gold.sel(step=steps)).rename(mean="ceiling", low="ceiling_low", high="ceiling_high")
+    found = found.assign(ceiling.drop_vars("noise_dimensions").data_vars)
     found["delta"].encoding = {"zlib": True, "shuffle": True, "complevel": 9}
     for name, p in panel.params.items():
         found[f"param:{name}"] = ([f"{name}.{d}" for d in range(p.dim())], p.numpy())
@@ -91,7 +94,8 @@ def read_standard(
 
     Returns:
         the panel, with the stored final model; the gold standard (`delta[seed, left_out, step, test]`, two means of
-        half of the seeds each); the rows of the known methods, as from `rows_of`; the sidecar (commit, profile, ...).
+        half of the seeds each; `ceiling`, `ceiling_low`, `ceiling_high`, each [step], of all seeds); the rows of the
+        known methods, as from `rows_of`; the sidecar (commit, profile, ...).
 
     Raises:
         ValueError: there is none for this data set.
@@ -114,7 +118,12 @@ def read_standard(
         )
     found = load(path, _specification(panel, params=spec["params"]))
     params = {k.removeprefix("param:"): torch.from_numpy(found[k].values) for k in found if k.startswith("param:")}
-    return replace(panel, given_params=params), found[["delta"]], pd.DataFrame(json.loads(found.attrs["rows"])), note
+    return (
+        replace(panel, given_params=params),
+        found.drop_vars([f"param:{k}" for k in params]),
+        pd.DataFrame(json.loads(found.attrs["rows"])),
+        note,
+    )
 
 
 def read_rows(dataset: str) -> tuple[pd.DataFrame, dict[str, Any]]:
@@ -141,9 +150,9 @@ def rows_of(panel: Panel, gold: xr.Dataset, method: Method, **hyper: Any) -> pd.
 
     Returns:
         columns method, label, step, epoch (if the gold standard counts them), similarity (mean cosine over test
-        instances), low and high (95 % interval, by bootstrap over test instances), undefined (test instances without a
-        similarity, which count as 0), seconds, memory_MiB (the most that was held beyond what was held before) and
-        outcome: "finished", or in one sentence why there are no scores; all similarities are then 0.
+        instances), low and high (95 % interval, see `intervals.bands`; the halves stand for seeds), undefined (test
+        instances without a similarity, which count as 0), seconds, memory_MiB (the most that was held beyond what was
+        held before) and outcome: "finished", or in one sentence why there are no scores; all similarities are then 0.
     """
     entry, measured = entry_of(method), sensitivity(gold)
     steps = measured.step.values.tolist()
@@ -155,20 +164,21 @@ def rows_of(panel: Panel, gold: xr.Dataset, method: Method, **hyper: Any) -> pd.
             log.warning("%s has no scores", entry.label, exc_info=not isinstance(method, str))
             outcome = f"{entry.label} has no scores: {reason(error)}."
     seconds = time.perf_counter() - started
+    half = 0.0
     if outcome == "finished":
         values = instance_similarity(scores, measured)
+        half = bands({entry.name: scores}, gold)[entry.name].values
     values = values.broadcast_like(measured.isel(left_out=0, drop=True)).transpose("step", "test")
-    counted = values.fillna(0.0).values
-    low, high = bootstrap(counted)
+    mean = values.fillna(0.0).values.mean(1)
     columns = {name: measured[name].values for name in ("step", "epoch") if name in measured.coords}
     return pd.DataFrame(
         {
             "method": entry.name,
             "label": entry.label,
             **columns,
-            "similarity": counted.mean(1),
-            "low": low,
-            "high": high,
+            "similarity": mean,
+            "low": (mean - half).clip(-1),
+            "high": (mean + half).clip(max=1),
             "undefined": values.isnull().sum("test").values,
             "seconds": round(seconds, 3),
             "memory_MiB": memory[0],

@@ -8,7 +8,6 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pandas as pd
 
-from ..comparison import noise_ceiling
 from ..experiments.standards import Method, read_rows, read_standard, rows_of, stored_names
 from ..methods import check_hyper, entry_of
 from ..plots import benchmark as drawing
@@ -36,9 +35,9 @@ def benchmark(
 
     Returns:
         One row for each method and horizon, `stored` False for the method that was asked for, which comes first, and
-        True for the known ones beside it: columns as in `standards.rows_of`, and `ceiling`, the similarity that a
-        perfect method could reach. A method without scores has similarity 0 and says why in `outcome`. The attributes
-        say which run made the gold standard.
+        True for the known ones beside it: columns as in `standards.rows_of`, and `ceiling`, an estimate of what a
+        perfect method would reach, with its interval. A method without scores has similarity 0 and says why in
+        `outcome`. The attributes say which run made the gold standard.
 
     Raises:
         ValueError: unknown method, hyper-parameter or data set, or data that are not those of the gold standard.
@@ -48,8 +47,8 @@ def benchmark(
     panel, gold, known, note = read_standard(dataset, data_dir)
     own = rows_of(panel, gold, method, **hyper)
     table = pd.concat([own.assign(stored=False), known.assign(stored=True)], ignore_index=True)
-    ceiling = noise_ceiling(gold, estimate="variances").to_series()
-    table["ceiling"] = table["step"].map(ceiling)
+    for name in ("ceiling", "ceiling_low", "ceiling_high"):
+        table[name] = table["step"].map(gold[name].to_series())
     table.attrs = {"dataset": dataset, "title": panel.title, "made by": made_by(note)}
     if plot:
         with drawing.style():

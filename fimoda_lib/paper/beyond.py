@@ -56,7 +56,7 @@ def figure_filter(panels: Panels, folder: Path | str) -> Figure:
 
 def figure_limit(panels: Panels, folder: Path | str) -> Figure:
     """How close any method that is linear in the removed weight can come to one seed of further training."""
-    return _study(
+    return study_figure(
         "fig_limit", panels, folder, first_order.limit_table, first_order.draw_limit,
         first_order.LIMIT, first_order.LIMIT_MARKS, measured=first_order_runs,
         title="The first-order limit", ylabel="similarity of derivative and difference",
@@ -65,7 +65,7 @@ def figure_limit(panels: Panels, folder: Path | str) -> Figure:
 
 def figure_units(panels: Panels, folder: Path | str) -> Figure:
     """The first-order limit with rectified and with smooth units."""
-    return _study(
+    return study_figure(
         "fig_units", panels, folder, first_order.units_table, first_order.draw_units,
         first_order.UNITS_SAY, first_order.UNITS_MARKS, measured=first_order.smooth_runs, remark_on=lambda panel: "",
         title="Rectified and smooth units", ylabel="similarity of derivative and difference",
@@ -74,7 +74,7 @@ def figure_units(panels: Panels, folder: Path | str) -> Figure:
 
 def figure_precision(panels: Panels, folder: Path | str) -> Figure:
     """Size of the sensitivity against the rounding of float32 training and of float32 test losses."""
-    return _study(
+    return study_figure(
         "fig_precision", panels, folder, first_order.precision_table, first_order.draw_precision,
         first_order.PRECISION, first_order.PRECISION_MARKS, measured=first_order.whole_runs,
         title="Precision audit", ylabel="median magnitude (units of the loss)",
@@ -83,14 +83,14 @@ def figure_precision(panels: Panels, folder: Path | str) -> Figure:
 
 def figure_removal(panels: Panels, folder: Path | str) -> Figure:
     """How many seeds `drop` and `mask` need for the same noise ceiling."""
-    return _study(
+    return study_figure(
         "fig_removal", panels, folder, removal.table, removal.draw, removal.WHAT, removal.MARKS,
         measured=lambda panel: removal_runs(panel)["mask"],
         title="mask against drop", ylabel="seeds for a noise ceiling of 0.95",
     )  # fmt: skip
 
 
-def _study(
+def study_figure(
     name: str,
     panels: Panels,
     folder: Path | str,
@@ -102,21 +102,25 @@ def _study(
     measured: Callable[[Panel], xr.Dataset],
     title: str,
     ylabel: str,
+    notebook: str = NOTEBOOK,
+    legend: Sequence[str] = (),
     **more: Callable,
 ) -> Figure:
     """A figure of a study, which is run if need be; panels drawn earlier are kept.
 
     Args:
         measured, more: for `provenance`.
+        legend: of the methods that are in the tables, those are explained below the panels.
     """
     panels, tables, kept = panels_and_tables(name, panels, folder, make)
     note = provenance(
-        panels, measured=measured, kept=kept, figure=name, title=title, notebook=NOTEBOOK, optimizer="sgd",
+        panels, measured=measured, kept=kept, figure=name, title=title, notebook=notebook, optimizer="sgd",
         methods=False, **more,
     )  # fmt: skip
+    shown = {name for table in tables.values() if table is not None and legend for name in table["method"]}
     return panel_figure(
         note, panels, folder, tables, lambda ax, letter: draw(ax, tables[letter], panels[letter].dataset),
-        what=what, marks=marks, ylabel=ylabel,
+        what=what, marks=marks, ylabel=ylabel, legend=[name for name in legend if name in shown],
     )  # fmt: skip
 
 

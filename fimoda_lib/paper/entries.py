@@ -39,6 +39,8 @@ TITLES = {  # in the order of the page; a figure's own title goes first
     "fig_units": "Rectified and smooth units",
     "fig_precision": "Precision audit",
     "fig_removal": "mask against drop",
+    "fig_mislabelled": "Mislabelled instances",
+    "fig_selection": "Selection by horizon",
 }
 UNITS = {"epochs": "epoch", "steps": "step", "seeds_averaged": "seeds averaged:"}  # before a number
 ENDINGS = ("pdf", "png", "csv", "html")

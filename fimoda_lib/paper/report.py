@@ -23,7 +23,8 @@ from .rules import THRESHOLDS
 ROOT = Path(__file__).resolve().parents[2]
 OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
 RETRAINED = "fig11"  # its runs start from scratch; all others are further training
-STUDIES = ("fig_limit", "fig_units", "fig_precision")  # single runs, described in their captions
+# described in their captions
+STUDIES = ("fig_limit", "fig_units", "fig_precision", "fig_mislabelled", "fig_selection")
 
 
 def report(folder: Path | str, results: Path | str | None = None) -> Path:

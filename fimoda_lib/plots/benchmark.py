@@ -25,8 +25,9 @@ def draw(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
         table: what `benchmark` returns.
     """
     x, label = horizon_axis(dataset)
-    known = table[table["stored"]].rename(columns={"similarity": "mean"})
-    ceiling = table.drop_duplicates(x).assign(method="ceiling", mean=lambda t: t["ceiling"])
+    known = table.loc[table["stored"], ["method", x, "similarity"]].rename(columns={"similarity": "mean"})
+    renamed = {"ceiling": "mean", "ceiling_low": "low", "ceiling_high": "high"}
+    ceiling = table.drop_duplicates(x)[[x, *renamed]].rename(columns=renamed).assign(method="ceiling")
     draw_lines(ax, pd.concat([known, ceiling]), x, width=0.8, markers_below=0)
     own = table[~table["stored"]]
     ax.plot(own[x], own["similarity"], color=OWN, lw=2.6, marker="o", ms=4, zorder=3)

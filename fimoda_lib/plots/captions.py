@@ -37,7 +37,7 @@ def provenance(
         measured: the training runs that a panel shows; further training by default, None for a mere drawing.
         methods: whether methods are shown, so that their curvature and those that are not run matter.
         remark_on: what captions say of a panel's model and data.
-        how: further entries of a panel that captions speak of, see `_aside`.
+        how: further entries of a panel that captions speak of, see `_aside`; "says" stands in place of its sentence.
         notebook: the notebook that draws the figure.
         kept: letter -> this function's entry for the data set of a panel that was drawn earlier; "drawn" is the commit.
         settings: whatever else tells this figure from others.
@@ -95,11 +95,12 @@ def caption(panels: Panels, note: dict, what: str, marks: str = "") -> str:
         if runs is None:
             missing.append(label)
         else:
-            settings.append(
-                f"{label}: {counted(len(runs['seeds']), 'seed')}, {runs['left_out']} left-out and {runs['test']} test "
+            said = runs.get("says") or (
+                f"{counted(len(runs['seeds']), 'seed')}, {runs['left_out']} left-out and {runs['test']} test "
                 f"instances, {RULES[runs['optimizer']] + ' with ' if 'optimizer' in runs else ''}learning rate "
-                f"{runs['learning_rate']:g}{_aside(runs, told)}"
+                f"{runs['learning_rate']:g}"
             )
+            settings.append(f"{label}: {said}{_aside(runs, told)}")
     sentences = [what, marks, "; ".join(settings) + "." if settings else ""]
     sentences.append(f"Not run yet: {', '.join(missing)}." if missing else "")
     return " ".join(filter(None, sentences))

@@ -23,14 +23,16 @@ BEYOND = (  # what notebook 06 draws; keys of `beyond.FIGURES`
     "fig_removal",
     "table_horizons",
 )
+SELECTION = ("fig_mislabelled", "fig_selection")  # what notebook 09 draws; keys of `selection.FIGURES`
 # ... and those of `figures.FIGURES`
 FIGURES = (
     *(f"fig{number:02d}" for number in range(1, 12)),
     *("table2", "table2_text", "fig_images", "fig_damping"),
     *BEYOND,
+    *SELECTION,
 )
 FOLLOWED_BY_LFT = {"sgd": {"fig02plus", "table_horizons"}, "adam": {"fig04plus"}}  # optimiser -> figures with LFT
-FINAL_MODEL_ONLY = {"fig01", "fig_limit", "fig_units", "fig_precision"}  # need no gold standard, no scores
+FINAL_MODEL_ONLY = {"fig01", "fig_limit", "fig_units", "fig_precision", *SELECTION}  # need no gold standard, no scores
 OPTIMIZERS_OF = {"fig01": (), "fig04": ("adam",), "fig08": ("adam",), "fig04plus": ("adam",)}  # all others: SGD
 
 
@@ -97,20 +99,23 @@ def plan(options: argparse.Namespace) -> list[list[NotebookRun]]:
     stages.append([NotebookRun("03_attribution", f"attribution, {p['dataset']}", p) for p in measured])
     shown = {**common, "datasets": list(datasets), "figures": str(Path(options.figures).resolve())}
     drawn = []
-    if only := [f for f in figures if f not in ("fig_damping", *BEYOND)]:
+    if only := [f for f in figures if f not in ("fig_damping", *BEYOND, *SELECTION)]:
         drawn.append(NotebookRun("04_figures", "figures", {**shown, "only": only}))
     if "fig_damping" in figures:
         regression = [d for d in datasets if panel_letter(d) in LETTERS["fig_damping"].values()]
         drawn.append(NotebookRun("05_damping_is_time", "damping is time", {**shown, "datasets": regression}))
     if only := [f for f in figures if f in BEYOND]:
         drawn.append(NotebookRun("06_why_methods_decay", "why methods decay", {**shown, "only": only}))
+    if only := [f for f in figures if f in SELECTION]:
+        parameters = {**shown, "only": only}
+        drawn.append(NotebookRun("09_from_attribution_to_selection", "from attribution to selection", parameters))
     return [stage for stage in [*stages, drawn] if stage]
 
 
 def work_of(stages: list[list[NotebookRun]]) -> list[tuple[str, str]]:
     """What the notebooks compute piece by piece, (data set, kind), the kinds being those of `status.lines`.
 
-    The studies of notebooks 05 and 06 are not among it: they stay with the notebooks.
+    The studies of notebooks 05, 06 and 09 are not among it: they stay with the notebooks.
     """
     kinds = {"01_final_model": "final model", "03_attribution": "scores"}
     work = []

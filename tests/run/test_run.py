@@ -15,7 +15,7 @@ from fimoda_lib.experiments import paper_settings, profiles
 from fimoda_lib.experiments import settings as experiments
 from fimoda_lib.experiments.panel import PAPER_METHODS
 from fimoda_lib.methods import METHODS
-from fimoda_lib.paper import beyond
+from fimoda_lib.paper import beyond, selection
 from fimoda_lib.paper.figures import FIGURES, LETTERS, LOOK
 from fimoda_lib.run import command as run
 from fimoda_lib.run import plan
@@ -27,7 +27,8 @@ def test_the_command_line_names_what_the_library_has():
     assert set(run.PROFILES) == set(profiles.PROFILES)
     assert set(run.PANELS) == set(paper_settings.PANELS)
     assert set(run.PANELS + run.STAND_INS) == set(DATASETS)
-    assert list(run.FIGURES) == [*FIGURES, *beyond.FIGURES] and set(plan.BEYOND) == set(beyond.FIGURES)
+    assert list(run.FIGURES) == [*FIGURES, *beyond.FIGURES, *selection.FIGURES]
+    assert set(plan.BEYOND) == set(beyond.FIGURES) and set(plan.SELECTION) == set(selection.FIGURES)
     assert set(plan.OPTIMIZERS_OF) < set(run.FIGURES) == set(LETTERS)
     assert set(PAPER_METHODS) <= set(METHODS) and set(METHODS) <= set(LOOK)
 
