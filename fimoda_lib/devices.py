@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import platform
+import threading
 from collections.abc import Iterator
 
 import torch
@@ -104,6 +105,17 @@ def free_memory(device: torch.device) -> int | None:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
     except (ValueError, OSError, AttributeError):
         return None
+
+
+_RANDOM = threading.RLock()  # PyTorch's generators belong to the process: threads that draw would disturb each other
+
+
+@contextlib.contextmanager
+def own_randomness(device: torch.device, seed: int) -> Iterator[None]:
+    """Inside, random numbers are those of this seed, and no other thread's; outside nothing has changed."""
+    with _RANDOM, torch.random.fork_rng(devices=random_devices(device)):
+        torch.manual_seed(seed)
+        yield
 
 
 def random_devices(device: torch.device) -> list[torch.device]:

@@ -23,8 +23,8 @@ Instances = tuple[Any, Tensor]  # (inputs: a tensor or any pytree of tensors, ta
 
 
 def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Squared error of each instance, summed over outputs: [B, C] and [B, C] (or [B]) -> [B]."""
-    outputs, targets = outputs.flatten(1), targets.reshape(len(targets), -1)
+    """Squared error of each instance, summed over outputs: [B, ...] and targets of as many numbers -> [B]."""
+    outputs, targets = outputs.reshape(len(outputs), -1), targets.reshape(len(targets), -1)
     if outputs.shape != targets.shape:  # broadcasting would give a number, and the wrong one
         raise ValueError(f"squared_error: got outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)}.")
     return (outputs - targets).square().sum(1)
@@ -32,7 +32,7 @@ def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
     """Cross-entropy of each instance: logits [B, C] and class numbers [B] -> [B]."""
-    return F.cross_entropy(outputs, targets, reduction="none")
+    return F.cross_entropy(outputs, targets if targets.is_floating_point() else targets.long(), reduction="none")
 
 
 @dataclass(frozen=True, eq=False)
@@ -85,6 +85,18 @@ class Task:
             )
         for part, instances in (("train", self.train), ("test", self.test)):
             leaves = tree_flatten(instances)[0] if isinstance(instances, tuple | list) and len(instances) == 2 else []
+            odd = [x for x in leaves if isinstance(x, Tensor) and (x.layout != torch.strided or x.is_nested)]
+            if odd:
+                kind = "nested" if odd[0].is_nested else str(odd[0].layout).removeprefix("torch.")
+                raise ValueError(
+                    f"Task '{self.name}': {part} holds a {kind} tensor, expected dense ones, whose rows can be taken "
+                    "one by one; make it dense by to_dense() or to_padded_tensor()."
+                )
+            if any(isinstance(x, nn.utils.rnn.PackedSequence) for x in tree_flatten(instances, _is_packed)[0]):
+                raise ValueError(
+                    f"Task '{self.name}': {part} holds a packed sequence, whose instances cannot be taken one by one; "
+                    "expected padded ones [n, length, ...], as nn.utils.rnn.pad_packed_sequence returns."
+                )
             if not leaves or not isinstance(instances[1], Tensor) or not all(map(_has_instances, leaves)):
                 raise ValueError(
                     f"Task '{self.name}': {part} is {checks.shown(instances)}, expected (inputs, targets), which are "
@@ -116,6 +128,10 @@ def check_task(task: Any) -> None:
     task.check()
 
 
+def _is_packed(node: Any) -> bool:
+    return isinstance(node, nn.utils.rnn.PackedSequence)
+
+
 def _has_instances(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.dim() > 0
 
@@ -128,6 +144,17 @@ def count(instances: Instances) -> int:
 def take(instances: Instances, rows: Tensor | slice) -> Instances:
     """The given rows of (inputs, targets); rows may have any shape, which replaces the instance dimension."""
     return tree_map(lambda leaf: leaf[rows], instances)
+
+
+def different(instances: Instances, k: int) -> Tensor:
+    """Numbers [k] of up to three instances that can be told apart: the first, one with another target, the last.
+
+    Looks for another target among the first thousand; where there are fewer instances than k, some are named twice.
+    """
+    n, targets = count(instances), instances[1][:1000]
+    other = (targets != targets[0]).flatten(1).any(1) if targets.dim() > 1 else targets != targets[0]
+    second = int(other.int().argmax()) or min(1, n - 1)
+    return torch.tensor([0, second, n - 1 if n - 1 != second else n // 2])[:k]
 
 
 def to(instances: Instances, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Instances:

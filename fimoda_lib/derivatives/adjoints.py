@@ -15,16 +15,17 @@ from typing import Any, Literal
 import torch
 import xarray as xr
 from torch import Tensor
-from torch.func import functional_call, vjp, vmap
+from torch.func import vjp, vmap
 from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 from .. import checks
-from ..devices import choose_device, random_devices, strict_arithmetic
+from ..devices import choose_device, strict_arithmetic
 from ..tasks import Instances, Params, Task, check_params, check_task, count, resolve_rows, take, to
 from ..training.ensembles import Optimizer
 from ..training.minibatches import FULL_RUN, run_batches
-from ..training.plans import MOST_STEPS, Plan, check_loss, check_seeds
+from ..training.plans import MOST_STEPS, Plan, check_seeds
+from ..training.trial import check_training
 from .kinks import with_kinks
 from .second_order import check_run, twice_differentiable
 from .tangents import DifferentiableRun
@@ -69,8 +70,8 @@ def adjoint_train(
     horizon = checks.whole("horizon", horizon, at_most=MOST_STEPS)
     rule = Optimizer(optimizer, learning_rate, weight_decay, max_grad_norm)
     plan = Plan(rule, batch_size, 1, "mask", 1.0, (), tuple(rows.tolist()), (horizon,))
-    check_loss(task, params)
     where = choose_device(device)
+    check_training(task, params, where)
     exact = DifferentiableRun(task, to(params, dtype=torch.float64), plan, where)
     check_run(exact, partial(pulled, exact))
     task = with_kinks(task, params, kinks, width)
@@ -92,7 +93,7 @@ def swept(run: DifferentiableRun, batches: list, test: Instances, seed: int, pro
     every = math.isqrt(horizon - 1) + 1  # steps between kept states: the others are computed anew on the way back
     scores = torch.zeros(count(test), count(run.train), dtype=torch.float64)
     bar = tqdm(total=2 * horizon, desc="adjoints", disable=not progress)
-    with torch.random.fork_rng(devices=random_devices(where)), strict_arithmetic(where), twice_differentiable(), bar:
+    with strict_arithmetic(where), twice_differentiable(), bar:
         kept = {0: (run.params, run.state)}
         state: Any = kept[0]
         for number in range(1, horizon + 1):
@@ -117,8 +118,7 @@ def swept(run: DifferentiableRun, batches: list, test: Instances, seed: int, pro
 
 def forward(run: DifferentiableRun, number: int, seed: int, rows: Tensor, weights: Tensor, state: Any) -> Any:
     """One step of the run."""
-    run.seed_dropout(number, seed)
-    with torch.no_grad():
+    with torch.no_grad(), run.ensemble.masks(seed, number):
         return run.update(number, run.batch(rows))(*state, run.weights(weights))
 
 
@@ -126,9 +126,9 @@ def backward(
     run: DifferentiableRun, number: int, seed: int, rows: Tensor, weights: Tensor, state: Any, adjoint: Any
 ) -> tuple[Any, Tensor]:
     """The adjoints of (parameters, state) before a step, and those of the instance weights [k, B]."""
-    run.seed_dropout(number, seed)
-    pull = vjp(run.update(number, run.batch(rows), regular=True), *state, run.weights(weights))[1]
-    params, moments, slopes = vmap(pull)(adjoint)
+    with run.ensemble.masks(seed, number):
+        pull = vjp(run.update(number, run.batch(rows), regular=True), *state, run.weights(weights))[1]
+        params, moments, slopes = vmap(pull)(adjoint)
     return tree_map(Tensor.detach, (params, moments)), slopes.detach()
 
 
@@ -142,11 +142,11 @@ def pulled(run: DifferentiableRun, batch: Instances, weights: Tensor, along: Par
 
 def loss_gradients(run: DifferentiableRun, params: Params, test: Any) -> Params:
     """Gradients of every test loss in the stacked parameters [k, 1, ...], computed in float64."""
-    inputs, targets = to(test, run.device, torch.float64)
+    instances = to(test, run.device, torch.float64)
 
     def losses(p: Params) -> Tensor:
-        return run.ensemble.loss(functional_call(run.ensemble.evaluator, p, (inputs,)), targets)
+        return run.ensemble.evaluated.losses(p, instances)
 
     pull = vjp(losses, {k: p[0].double() for k, p in params.items()})[1]
-    (gradients,) = vmap(pull)(torch.eye(len(targets), dtype=torch.float64, device=run.device))
+    (gradients,) = vmap(pull)(torch.eye(count(instances), dtype=torch.float64, device=run.device))
     return {k: g.detach()[:, None].to(run.ensemble.dtype) for k, g in gradients.items()}

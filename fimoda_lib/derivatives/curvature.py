@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from ..devices import eigh, free_memory
-from ..tasks import count
 from .gradients import Gradients
 
 HOLD_BYTES = 6 * 2**30  # up to this size A is kept in the CPU's memory; beyond it, computed anew for every product
@@ -152,10 +151,7 @@ def output_factors(at: Gradients, instances: tuple, rank: int | None = None) -> 
     """
     with torch.no_grad():
         outputs = at.outputs(instances[0]).double()  # these matrices are small, and saturation leaves few digits
-        hessians, unsaturated = (
-            at.loss_hessians(o, instances[1]).reshape(count(instances), outputs[0].numel(), -1)
-            for o in (outputs, torch.zeros_like(outputs))
-        )
+        hessians, unsaturated = (at.loss_hessians(o, instances[1]) for o in (outputs, torch.zeros_like(outputs)))
         values, vectors = torch.linalg.eigh(hessians)  # ascending
         at_zero = torch.linalg.eigvalsh(unsaturated.nan_to_num(0, 0, 0))  # some losses have none there
     # A saturated softmax has tiny curvature but rounding errors of the size of probabilities, hence the second scale.

@@ -6,16 +6,16 @@ a copy in evaluation mode and in the precision asked for does the work.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import functional_call, grad, hessian, jvp, vjp, vmap
+from torch.func import grad, hessian, jvp, vjp, vmap
 
 from ..tasks import Instances, Params, Task, check_params, check_task, count, take, to
+from ..training.working import Working
 from .second_order import ROWS, check_product, second_derivative_of, twice_differentiable
 
 BLOCK_BYTES = 2**24  # of gradients in one block: measured (benchmarks/peers.py); larger ones leave the cache of a CPU
@@ -46,7 +46,8 @@ class Gradients:
         check_params(task.model, params)
         self.device = next(iter(params.values())).device if device is None else torch.device(device)
         self.task, self.dtype = task, dtype
-        self.model = copy.deepcopy(task.model).to(device=self.device, dtype=dtype).eval()
+        self.working = Working(task, params, dtype=dtype, device=self.device)
+        self.model = self.working.model
         self.params = {k: params[k].detach().to(device=self.device, dtype=dtype) for k in _order(task, params)}
         self.names = list(self.params)
         self.shapes = [p.shape for p in self.params.values()]
@@ -96,12 +97,15 @@ class Gradients:
     # --- outputs and losses -----------------------------------------------------------------------------------------
 
     def outputs(self, inputs: Any, params: Params | None = None) -> Tensor:
-        """Model outputs [n, ...] at the fixed parameters, or at the given ones."""
-        return functional_call(self.model, self.params if params is None else params, (inputs,))
+        """Model outputs [n, C], whatever their shape, at the fixed parameters, or at the given ones."""
+        return self.working.outputs(self.params if params is None else params, inputs)
+
+    def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Losses [n] at the given outputs [n, C], in their precision."""
+        return self.working.loss(outputs, targets)
 
     def _loss(self, params: Params, instance: Instances) -> Tensor:
-        inputs, targets = take(instance, None)  # one instance, as a batch of one
-        return self.task.loss(self.outputs(inputs, params), targets)[0]
+        return self.working.losses(params, take(instance, None))[0]  # one instance, as a batch of one
 
     def of_losses(self, instances: Instances) -> Tensor:
         """Gradients of each instance's loss, [n, P]."""
@@ -151,13 +155,13 @@ class Gradients:
         """First derivative of each instance's loss in its outputs, [n, C]."""
         with torch.enable_grad():
             outputs = outputs.detach().requires_grad_()
-            return torch.autograd.grad(self.task.loss(outputs, targets).sum(), outputs)[0]
+            return torch.autograd.grad(self.losses(outputs, targets).sum(), outputs)[0]
 
     def loss_hessians(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Second derivative of each instance's loss in its outputs, [n, C, C]."""
 
         def one(output: Tensor, target: Tensor) -> Tensor:
-            return self.task.loss(output[None], target[None])[0]
+            return self.losses(output[None], target[None])[0]
 
         with second_derivative_of(self.task.name):
             return vmap(hessian(one))(outputs, targets)
@@ -166,8 +170,7 @@ class Gradients:
         """Gradient of the mean loss of the instances at the given parameters."""
 
         def mean_loss(p: Params) -> Tensor:
-            inputs, targets = instances
-            return self.task.loss(self.outputs(inputs, p), targets).mean()
+            return self.working.losses(p, instances).mean()
 
         return grad(mean_loss)(params)
 

@@ -207,12 +207,12 @@ def difference_products(at: Gradients, instances: Instances, vectors: Tensor, wi
 
     def gradient(flat: Tensor) -> Tensor:
         params = {k: p.detach().requires_grad_() for k, p in at.unflatten(flat).items()}
-        loss = at.task.loss(at.outputs(inputs, params), targets).mean()
+        loss = at.losses(at.outputs(inputs, params), targets).mean()
         return at.flatten(dict(zip(params, torch.autograd.grad(loss, [*params.values()]), strict=True)))
 
     def outputs(flat: Tensor) -> Tensor:
         with torch.no_grad():
-            return at.outputs(inputs, at.unflatten(flat)).flatten(1)
+            return at.outputs(inputs, at.unflatten(flat))
 
     here, found = at.flatten(at.params), []
     spread = outputs(here).var(0, correction=0).mean().sqrt()

@@ -23,8 +23,8 @@ from .trajectories import Segment, Trajectory
 def output_directions(at: Gradients) -> Tensor:
     """An orthonormal basis [r, C] of the output directions in which some loss changes: one for two classes."""
     inputs, targets = at.train(torch.arange(min(at.task.n_train, 4096)))
-    outputs = at.outputs(inputs).detach().flatten(1).double()
-    curved = sum(at.loss_hessians(o, targets).flatten(2).sum(0) for o in (outputs, torch.zeros_like(outputs)))
+    outputs = at.outputs(inputs).detach().double()
+    curved = sum(at.loss_hessians(o, targets).sum(0) for o in (outputs, torch.zeros_like(outputs)))
     values, vectors = torch.linalg.eigh(curved)
     return vectors.T[values > 1e-9 * values[-1]]
 
@@ -153,7 +153,7 @@ def evolved(at: Gradients, run: Trajectory, spectrum: Spectrum, D: Tensor) -> Tr
             J = jacobians(at, instances, D, None)
             change = torch.einsum("tq,brq->tbr", moved, spectrum.into(J.flatten(0, 1)).view(*J.shape[:2], -1))
             change = change + drift[:, None, None] * (J @ outside)
-            found.append((at.outputs(instances[0]).detach().flatten(1) + change.double() @ D).cpu())
+            found.append((at.outputs(instances[0]).detach() + change.double() @ D).cpu())
         return torch.cat(found, 1)
 
     train, test = outputs(at.train, at.task.n_train), outputs(at.test, at.task.n_test)
@@ -168,5 +168,5 @@ def loss_changes(at: Gradients, outputs: Tensor, change: Tensor, test: Tensor, *
         return (change * at.loss_slopes(outputs, targets)[:, None]).sum(2)
     z, b = change.shape[:2]
     changed = (outputs[:, None] + change).flatten(0, 1)
-    losses = at.task.loss(changed, targets.repeat_interleave(b, 0)).view(z, b)
-    return losses - at.task.loss(outputs, targets)[:, None]
+    losses = at.losses(changed, targets.repeat_interleave(b, 0)).view(z, b)
+    return losses - at.losses(outputs, targets)[:, None]

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import checks
-from ..devices import random_devices, strict_arithmetic
+from ..devices import strict_arithmetic
 from ..tasks import Params
 
 if TYPE_CHECKING:
@@ -96,12 +96,12 @@ def check_run(run: DifferentiableRun, product: Callable[..., Params]) -> None:
 
     def paired(function: Callable[[Params], Params]) -> Callable[[Params], Params]:
         def with_the_same_masks(p: Params) -> Params:
-            run.seed_dropout(0, 0)
-            return function(p)
+            with run.ensemble.masks(0, 0):
+                return function(p)
 
         return with_the_same_masks
 
-    with torch.random.fork_rng(devices=random_devices(run.device)), strict_arithmetic(run.device):
+    with strict_arithmetic(run.device):
         check_product(
             run.name,
             run.params,

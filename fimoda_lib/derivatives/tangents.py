@@ -17,17 +17,19 @@ import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
-from torch.func import functional_call, jvp, vmap
+from torch.func import jvp, vmap
 from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 from .. import checks
-from ..devices import choose_device, random_devices, strict_arithmetic
+from ..devices import choose_device, strict_arithmetic
 from ..groups import as_matrix, coordinates, resolve_left_out
 from ..tasks import Instances, Params, Task, check_params, check_task, resolve_rows, take, to
 from ..training.ensembles import Ensemble, Optimizer
 from ..training.minibatches import FULL_RUN, run_batches, steps_per_epoch
-from ..training.plans import Plan, check_loss, check_seeds, evaluation_steps, has_dropout
+from ..training.plans import Plan, check_seeds, evaluation_steps
+from ..training.trial import check_training
+from ..training.working import draws_random_numbers
 from .kinks import Softened, regularised, with_kinks
 from .second_order import check_run, twice_differentiable
 
@@ -88,16 +90,11 @@ def tangent_train(
         test=tuple(resolve_rows(test, task.n_test, "test").tolist()),
         steps=evaluation_steps(evaluate, epochs, per_epoch),
     )
-    for name in ("left_out", "test"):
-        if not getattr(plan, name):
-            raise ValueError(f"{name}: no instances given; expected at least one.")
-    check_loss(task, params)
     seeds = check_seeds(seeds)
     where = choose_device(device)
-    exact = DifferentiableRun(task, to(params, dtype=torch.float64), plan, where)
-    check_run(exact, exact.product)
+    check(task, params, plan, where)
     task = with_kinks(task, params, kinks, width)
-    own_batches = removal == "subtract" and has_dropout(task.model)
+    own_batches = removal == "subtract" and draws_random_numbers(task, params)
     pieces = as_matrix(plan.left_out).split(OWN_BATCHES if own_batches else TANGENTS)
     with tqdm(total=len(seeds) * len(pieces) * plan.steps[-1], desc="tangents", disable=not progress) as bar:
         found = [
@@ -127,6 +124,16 @@ def gathered(
             "epoch": ("step", np.array(plan.steps) / steps_per_epoch(n_train, plan.batch_size)),
         },
     )
+
+
+def check(task: Task, params: Params, plan: Plan, device: torch.device) -> None:
+    """Raises ValueError if a run has no derivative that could be computed, and relied upon."""
+    for name in ("left_out", "test"):
+        if not getattr(plan, name):
+            raise ValueError(f"{name}: no instances given; expected at least one.")
+    check_training(task, params, device)
+    exact = DifferentiableRun(task, to(params, dtype=torch.float64), plan, device)
+    check_run(exact, exact.product)
 
 
 def chunks_that_fit(
@@ -161,7 +168,7 @@ def one_chunk(
     everyone = torch.cat([torch.full_like(removed[:1], FULL_RUN), removed])
     own_rows = -removed[0].numel()  # under "subtract", the last ones of a batch
     batches = run_batches(task.n_train, plan.batch_size, everyone, seed, removal=plan.removal)
-    with torch.random.fork_rng(devices=random_devices(device)), strict_arithmetic(device):
+    with strict_arithmetic(device):
         for number, (rows, weights) in zip(range(1, plan.steps[-1] + 1), batches, strict=False):
             if rows.dim() == 1:
                 weights_full, change = weights[0], weights[1:] - weights[0]
@@ -191,13 +198,8 @@ class DifferentiableRun:
         for square in self.state.get("square", {}).values():
             square.fill_(torch.finfo(square.dtype).tiny ** 0.75)
         self.train = to(task.train, device, self.ensemble.dtype)
-        self.noisy, self.softened = has_dropout(task.model), isinstance(task.model, Softened)
+        self.noisy, self.softened = self.ensemble.trained.noisy, isinstance(task.model, Softened)
         self.name = task.name
-
-    def seed_dropout(self, number: int, seed: int) -> None:
-        """The masks of `further_train` for the step of this number."""
-        if self.noisy:
-            torch.manual_seed(seed * 1_000_003 + number)
 
     def batch(self, rows: Tensor) -> Instances:
         """The training instances of a step, where they are used."""
@@ -276,8 +278,7 @@ class DifferentiableRun:
         def pushed(dp: Params, ds: dict, dg: Params) -> Any:
             return jvp(self.rule(number, regular=True), (self.params, self.state, here), (dp, ds, dg))[1]
 
-        self.seed_dropout(number, seed)
-        with torch.no_grad():
+        with torch.no_grad(), self.ensemble.masks(seed, number):
             here, moved = self.products(batch, weights, tangents[0], self.weights(change), own)
             here = tree_map(lambda g: g[0], here) if own else here
             tangents = vmap(pushed)(*tangents, moved)
@@ -286,10 +287,10 @@ class DifferentiableRun:
 
     def losses(self, test: Instances, tangents: Params) -> tuple[Tensor, Tensor]:
         """Test losses [n] and their derivatives [k, n], in float64."""
-        inputs, targets = to(test, self.device, torch.float64)
+        instances = to(test, self.device, torch.float64)
 
         def one(p: Params) -> Tensor:
-            return self.ensemble.loss(functional_call(self.ensemble.evaluator, p, (inputs,)), targets)
+            return self.ensemble.evaluated.losses(p, instances)
 
         here = {k: p[0].double() for k, p in self.params.items()}
         along = {k: t[:, 0].double() for k, t in tangents.items()}

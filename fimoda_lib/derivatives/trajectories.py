@@ -14,11 +14,12 @@ from torch.utils._pytree import tree_leaves, tree_map
 from tqdm import tqdm
 
 from .. import checks
-from ..devices import choose_device, random_devices, strict_arithmetic
+from ..devices import choose_device, strict_arithmetic
 from ..tasks import Params, Task, check_params, check_task, resolve_rows, take, to
 from ..training.ensembles import Ensemble, Optimizer
 from ..training.minibatches import FULL_RUN, run_batches, steps_per_epoch
-from ..training.plans import MOST_STEPS, check_loss, check_seeds, has_dropout
+from ..training.plans import MOST_STEPS, check_seeds
+from ..training.trial import check_training
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,9 +93,9 @@ def record_full_run(
     due = recorded_steps(steps, steps_per_epoch(task.n_train, batch_size))
     cuts = segment_cuts(due, segments)
     rule = Optimizer(optimizer, learning_rate, weight_decay, max_grad_norm)
-    check_loss(task, params)
-    ensemble = Ensemble(task, params, 1, rule, device=choose_device(device))
-    train_set, noisy = to(task.train, ensemble.device, ensemble.dtype), has_dropout(task.model)
+    check_training(task, params, where := choose_device(device))
+    ensemble = Ensemble(task, params, 1, rule, device=where)
+    train_set = to(task.train, ensemble.device, ensemble.dtype)
     chosen = [resolve_rows(train, task.n_train, "train"), resolve_rows(test, task.n_test, "test")]
     outputs, starts, multipliers = [], [], [None] * (len(cuts) - 1)
 
@@ -114,11 +115,10 @@ def record_full_run(
         record()
     batches = run_batches(task.n_train, batch_size, torch.tensor([FULL_RUN]), seed)
     bar = tqdm(zip(range(1, due[-1] + 1), batches, strict=False), total=due[-1], desc="full run", disable=not progress)
-    with torch.random.fork_rng(devices=random_devices(ensemble.device)), strict_arithmetic(ensemble.device):
+    with strict_arithmetic(ensemble.device):
         for step, (rows, weights) in bar:
-            if noisy:  # the masks of `further_train`
-                torch.manual_seed(seed * 1_000_003 + step)
-            ensemble.step(take(train_set, rows.to(ensemble.device)), weights.to(ensemble.device, ensemble.dtype))
+            with ensemble.masks(seed, step):
+                ensemble.step(take(train_set, rows.to(ensemble.device)), weights.to(ensemble.device, ensemble.dtype))
             if step == due[len(outputs)]:
                 record()
     found = [torch.stack(piece) for piece in zip(*outputs, strict=True)]

@@ -94,7 +94,7 @@ def losses_of(panel: Panel, rows: Sequence[int]) -> np.ndarray:
     """The final model's loss of training instances: the baseline."""
     at = Gradients(panel.task, panel.params)
     inputs, targets = at.train(torch.as_tensor(rows))
-    return panel.task.loss(at.outputs(inputs), targets).detach().cpu().numpy()
+    return at.losses(at.outputs(inputs), targets).detach().cpu().numpy()
 
 
 def detection(panel: Panel) -> pd.DataFrame:

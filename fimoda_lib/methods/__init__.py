@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import checks
 from ..devices import choose_device, strict_arithmetic
 from ..tasks import Params, Task, check_params, check_task, resolve_rows
-from ..training.plans import check_loss
+from ..training.trial import check_evaluation
 from .base import FAMILIES, METHODS, Method, MethodDiverged, method
 from .cg import cg
 from .datainf import datainf
@@ -29,6 +29,8 @@ from .lft import lft
 from .lissa import lissa
 from .lissa_h import lissa_h
 from .trak import trak
+
+CURVED = ("exact", "cg", "lissa", "ekfac", "lft")  # differentiate losses twice in the outputs
 
 __all__ = [
     "FAMILIES",
@@ -86,7 +88,6 @@ def attribute(
     entry = entry_of(method)
     check_task(task)
     check_params(task.model, params)
-    check_loss(task, params)
     check_hyper(entry, hyper)
     hyper = {name: checks.plain(value) for name, value in hyper.items()}
     if "dtype" in hyper:
@@ -103,6 +104,15 @@ def attribute(
         if len(chosen) == 0:
             raise ValueError(f"{name}: no instances given; expected at least one, or None for all.")
     where = choose_device(device)
+    ours = entry.name in METHODS
+    check_evaluation(
+        task,
+        params,
+        where,
+        dtype=hyper.get("dtype", torch.float64),
+        gradients=ours,
+        curvature=ours and (entry.name in CURVED or hyper.get("weighted") is True),
+    )
     with strict_arithmetic(where):
         result = entry.function(task, {k: p.to(where) for k, p in params.items()}, **rows, **hyper)
     scores, report = result if isinstance(result, tuple) else (result, {})

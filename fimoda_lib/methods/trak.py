@@ -86,9 +86,9 @@ def output_directions(at: Gradients, instances: Instances, weighted: bool = Fals
     """The gradient of TRAK's model output in the outputs of the model, [n, R, C], R rows of Φ for every instance."""
     inputs, targets = instances
     outputs = at.outputs(inputs).detach()
-    n, C = len(outputs), outputs[0].numel()
-    if at.task.kind == "classification" and outputs.shape[1:] == (C,) and C > 1:
-        label = targets.unsqueeze(1)
+    n, C = outputs.shape
+    if at.task.kind == "classification" and targets.dim() == 1 and at.working.vector and C > 1:
+        label = targets.long().unsqueeze(1)
         others = outputs.scatter(1, label, -torch.inf)
         direction = torch.zeros_like(outputs).scatter(1, label, 1) - others.softmax(1)
         if weighted:

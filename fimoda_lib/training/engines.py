@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 from torch import nn
 
-from ..devices import machine, random_devices, strict_arithmetic
+from ..devices import machine, own_randomness, strict_arithmetic
 from ..storage.naming import model_name
 from ..storage.store import cached
 from ..tasks import Params, Task, take, to
@@ -97,7 +97,7 @@ def measure(
     batch = to(take(task.train, rows.reshape(-1, rows.shape[-1])), device, dtype)
     weights = weights.to(device, dtype)
     seconds = {}
-    with torch.random.fork_rng(devices=random_devices(device)), strict_arithmetic(device):
+    with own_randomness(device, 0), strict_arithmetic(device):
         for engine in (Engine(True), Engine(False)):
             ensemble = Ensemble(task, params, REPLICAS, optimizer, device=device, batched=engine.batched)
             taken = []

@@ -8,20 +8,21 @@ costs more than it saves: then gradients are taken one replica after another (`b
 
 from __future__ import annotations
 
-import copy
 import logging
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 from .. import checks
-from ..devices import random_state, set_random_state
+from ..devices import own_randomness, random_state, set_random_state
 from ..tasks import Instances, Params, Task, take, to
+from .working import Working
 
 log = logging.getLogger(__name__)
 OPTIMIZERS = ("sgd", "adam", "adamw")
@@ -120,11 +121,11 @@ class Ensemble:
     ) -> None:
         check_trainable(task.model)
         self.dtype = next(iter(params.values())).dtype
-        self.model = copy.deepcopy(task.model).to(device=device, dtype=self.dtype)
-        self.evaluator = copy.deepcopy(self.model).double().eval()
         self.device = torch.device(device)
-        self.loss, self.optimizer, self.size, self.batched = task.loss, optimizer, size, batched
-        self.update = Fused(self.training_step) if compile else self.training_step
+        self.trained = Working(task, params, dtype=self.dtype, device=self.device, training=True)
+        self.evaluated = Working(task, params, dtype=torch.float64, device=self.device)
+        self.optimizer, self.size, self.batched = optimizer, size, batched
+        self.update = Fused(self.training_step) if compile and not self.trained.converts else self.training_step
         self.start = {k: p.detach().to(device) for k, p in params.items()}
         self.reset()
 
@@ -144,8 +145,7 @@ class Ensemble:
         """Of the weighted loss of one replica, whose parameters are not stacked."""
 
         def objective(p: Params) -> Tensor:
-            inputs, targets = batch
-            return (weights * self.loss(functional_call(self.model, p, (inputs,)), targets)).sum()
+            return (weights * self.trained.losses(p, batch)).sum()
 
         return grad(objective)(params)
 
@@ -163,6 +163,10 @@ class Ensemble:
             for name, g in self.gradient({k: p[m] for k, p in params.items()}, own, weights[m]).items():
                 found[name][m] = g
         return found
+
+    def masks(self, seed: int, step: int) -> AbstractContextManager:
+        """Inside, dropout and the like draw what belongs to this step of a seed: the same in all of its runs."""
+        return own_randomness(self.device, seed * 1_000_003 + step) if self.trained.noisy else nullcontext()
 
     def step(self, batch: Instances, weights: Tensor) -> None:
         """One optimiser step of every replica on its own weighted batch.
@@ -185,10 +189,10 @@ class Ensemble:
 
         Differences between runs reach 1e-9: in float32 they would drown in rounding.
         """
-        inputs, targets = to(instances, dtype=torch.float64)
+        instances = to(instances, dtype=torch.float64)
 
         def one(p: Params) -> Tensor:
-            return self.loss(functional_call(self.evaluator, p, (inputs,)), targets)
+            return self.evaluated.losses(p, instances)
 
         with torch.no_grad():
             if self.batched:
@@ -200,12 +204,10 @@ class Ensemble:
         params = {k: p.double() for k, p in self.params.items()}
         n = len(tree_leaves(inputs)[0])
 
-        def one(p: Params, piece: Any) -> Tensor:
-            return functional_call(self.evaluator, p, (piece,)).flatten(1)
-
         with torch.no_grad():
+            all_replicas = vmap(self.evaluated.outputs, in_dims=(0, None))
             pieces = [
-                vmap(one, in_dims=(0, None))(params, to(take(inputs, slice(k, k + 4096)), self.device, torch.float64))
+                all_replicas(params, to(take(inputs, slice(k, k + 4096)), self.device, torch.float64))
                 for k in range(0, n, 4096)
             ]
         return torch.cat(pieces, 1)

@@ -19,8 +19,9 @@ from ..storage.store import cached
 from ..tasks import Params, Task, check_params, check_task, parameters_of, take, to
 from .ensembles import Ensemble, Optimizer
 from .minibatches import FULL_RUN, steps_per_epoch
-from .plans import Plan, check_loss, check_seeds, specification
+from .plans import Plan, check_seeds, specification
 from .runs import Runner
+from .trial import check_evaluation, check_training
 
 PIECE = 1024  # instances whose mean loss is computed at once
 
@@ -68,10 +69,11 @@ def train_final_model(
     per_epoch = steps_per_epoch(task.n_train, plan.batch_size)
     steps = tuple(per_epoch * (e + 1) for e in range(plan.epochs)) if keep_best else (plan.epochs * per_epoch,)
     plan = dataclasses.replace(plan, steps=steps)
-    check_loss(task, initial)
+    where = choose_device(device)
+    check_training(task, initial, where, replicas=1)
 
     def compute() -> xr.Dataset:
-        runner = Runner(task, initial, plan, device=device, replicas=1, compile=None)
+        runner = Runner(task, initial, plan, device=where, replicas=1, compile=None)
         best: list[tuple[float, Params]] = []
 
         def look(k: int, ensemble: Ensemble) -> None:
@@ -131,8 +133,9 @@ def mean_loss(
     """Mean loss of the model with the given parameters on the given instances."""
     given = _tested_on(task, instances)
     check_params(task.model, params)
-    check_loss(given, params)
-    ensemble = Ensemble(task, params, 1, Optimizer("sgd", 1.0), device=choose_device(device))
+    where = choose_device(device)
+    check_evaluation(given, params, where, replicas="own")
+    ensemble = Ensemble(task, params, 1, Optimizer("sgd", 1.0), device=where)
     pieces = (slice(k, k + PIECE) for k in range(0, given.n_test, PIECE))
     return sum(ensemble.losses(to(take(instances, p), ensemble.device)).sum().item() for p in pieces) / given.n_test
 
@@ -145,8 +148,14 @@ def _tested_on(task: Task, instances: tuple[Any, Tensor]) -> Task:
 
 
 def _to_dataset(params: Params) -> xr.Dataset:
-    return xr.Dataset({k: ([f"{k}.{d}" for d in range(p.dim())], p.numpy()) for k, p in params.items()})
+    named = {_storable(name): p for name, p in params.items()}
+    return xr.Dataset({k: ([f"{k}.{d}" for d in range(p.dim())], p.numpy()) for k, p in named.items()})
 
 
 def _from_dataset(stored: xr.Dataset, like: Params) -> Params:
-    return {name: torch.from_numpy(stored[name].values) for name in like}
+    return {name: torch.from_numpy(stored[_storable(name)].values) for name in like}
+
+
+def _storable(name: str) -> str:
+    """A parameter's name in a NetCDF file, where a slash would make a folder."""
+    return name.replace("%", "%25").replace("/", "%2F")

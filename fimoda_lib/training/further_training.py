@@ -22,8 +22,9 @@ from ..storage.store import cached, specification_hash
 from ..tasks import Params, Task, check_params, check_task, resolve_rows
 from .ensembles import Optimizer, check_trainable
 from .minibatches import steps_per_epoch
-from .plans import Plan, check_loss, check_seeds, evaluation_steps, specification
+from .plans import Plan, check_seeds, evaluation_steps, specification
 from .runs import Runner
+from .trial import check_training
 
 
 def further_train(
@@ -93,12 +94,9 @@ def further_train(
         test=tuple(resolve_rows(test, task.n_test, "test").tolist()),
         steps=evaluation_steps(evaluate, epochs, per_epoch),
     )
-    if not plan.test:
-        raise ValueError("test: no instances given; expected at least one, or None for all.")
-    if task.n_train < 2:
-        raise ValueError("further_train: leaving an instance out needs at least 2 training instances, got 1.")
-    check_loss(task, params)
+    _check_enough(task, plan)
     runner = Runner(task, params, plan, device=device, replicas=replicas, compile=compile, store=store)
+    check_training(task, params, runner.device, removal=removal, replicas=replicas if plan.left_out else 1)
     spec = specification(task, params, plan)
     shards = []
     with tqdm(
@@ -116,6 +114,13 @@ def further_train(
             bar.update(before + runner.model_steps - bar.n)  # a seed found in the store counts as done
     result = xr.concat(shards, dim="seed", combine_attrs="override", join="exact")
     return result.assign_attrs(_attributes(task, plan, per_epoch), specification=specification_hash(spec))
+
+
+def _check_enough(task: Task, plan: Plan) -> None:
+    if not plan.test:
+        raise ValueError("test: no instances given; expected at least one, or None for all.")
+    if task.n_train < 2:
+        raise ValueError("further_train: leaving an instance out needs at least 2 training instances, got 1.")
 
 
 def _attributes(task: Task, plan: Plan, per_epoch: int) -> dict[str, Any]:

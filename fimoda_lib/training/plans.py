@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from .. import checks
-from ..devices import random_devices
 from ..groups import Groups, as_matrix, is_grouped
 from ..storage.naming import loss_name, model_name
 from ..storage.store import fingerprint
-from ..tasks import Instances, Params, Task, take, to
+from ..tasks import Params, Task, take
 from .ensembles import Optimizer
 from .minibatches import REMOVALS
+from .working import draws_random_numbers
 
 MOST_EPOCHS = MOST_STEPS = 10_000_000  # far beyond what is useful, and still to be held in a list
 LARGEST_SEED = 2**32 - 1
@@ -78,40 +76,6 @@ def evaluation_steps(evaluate: Any, epochs: int, per_epoch: int) -> tuple[int, .
     return tuple(int(s) for s in steps)
 
 
-def check_loss(task: Task, params: Params) -> None:
-    """Raises ValueError unless the model runs on the instances and the loss gives one value for each of them."""
-    for part in ("train", "test"):
-        two = take(getattr(task, part), torch.zeros(2, dtype=torch.long))
-        try:
-            losses = try_model(task, params, two, with_loss=True)
-        except Exception as error:  # whatever the caller's model and loss may raise
-            raise ValueError(
-                f"The model or the loss of task '{task.name}' fails on its {part} instances ({checks.reason(error)}); "
-                "expected loss(model(inputs), targets) to give one value per instance."
-            ) from error
-        shape = tuple(losses.shape) if isinstance(losses, Tensor) else f"no tensor but {checks.shown(losses)}"
-        if shape != (2,):
-            raise ValueError(
-                f"The loss of task '{task.name}' returned shape {shape} for 2 instances, expected (2,): one "
-                "value per instance, not reduced."
-            )
-
-
-def try_model(task: Task, params: Params, instances: Instances, with_loss: bool = False) -> Tensor:
-    """Outputs (or losses) of the model, as it is, on some instances; the caller's random state is left alone."""
-    like = next(iter(params.values()))
-    inputs, targets = to(instances, like.device, like.dtype)
-    model = copy.deepcopy(task.model).to(like.device, like.dtype)  # frozen parameters and buffers, too
-    with torch.no_grad(), torch.random.fork_rng(devices=random_devices(like.device)):
-        outputs = torch.func.functional_call(model, params, (inputs,))
-        return task.loss(outputs, targets) if with_loss else outputs
-
-
-def has_dropout(model: nn.Module) -> bool:
-    """Whether training draws dropout masks."""
-    return any(isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p > 0 for m in model.modules())
-
-
 def specification(task: Task, params: Params, plan: Plan) -> dict[str, Any]:
     """Everything that determines the numbers, as JSON values."""
     frozen = {name: value for name, value in task.model.state_dict().items() if name not in params}
@@ -125,7 +89,7 @@ def specification(task: Task, params: Params, plan: Plan) -> dict[str, Any]:
         **({"left_out": _groups_in_short(plan.left_out)} if is_grouped(plan.left_out) else {}),
         **({"model_code": code} if (code := model_name(task.model)) else {}),
         **({"frozen": fingerprint(frozen)} if frozen else {}),
-        **({"dropout": "active"} if has_dropout(task.model) else {}),
+        **({"dropout": "active"} if draws_random_numbers(task, params) else {}),
     }
 
 

@@ -17,13 +17,14 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from .. import checks
-from ..devices import choose_device, free_memory, random_devices, strict_arithmetic
+from ..devices import choose_device, free_memory, strict_arithmetic
 from ..groups import as_matrix, coordinates, is_grouped
 from ..tasks import Params, Task, take, to
 from .engines import Engine, choose_engine
 from .ensembles import Ensemble
 from .minibatches import FULL_RUN, run_batches, steps_per_epoch
-from .plans import Plan, has_dropout, try_model
+from .plans import Plan
+from .working import Working, draws_random_numbers
 
 log = logging.getLogger(__name__)
 CPU_REPLICAS = 34  # per chunk: the measured optimum on CPU, where a chunk's activations stay in cache (benchmarks/)
@@ -57,7 +58,7 @@ class Runner:
         self.per_epoch = steps_per_epoch(task.n_train, plan.batch_size)
         self.replicas = replicas
         self.model_steps = (1 + len(plan.left_out)) * plan.steps[-1]
-        self.noisy = has_dropout(task.model)
+        self.noisy = draws_random_numbers(task, params)
         if self.noisy and compile:
             raise ValueError(
                 "compile: compiled code draws other dropout masks than the full run, so that the runs would "
@@ -128,15 +129,13 @@ class Runner:
             look(due[0], ensemble)
         how = {"removal": plan.removal, "fraction": plan.fraction, "shared": not self.noisy}
         batches = run_batches(self.task.n_train, plan.batch_size, removed, seed, **how)
-        with torch.random.fork_rng(devices=random_devices(self.device)), strict_arithmetic(self.device):
-            torch.manual_seed(seed)
+        with strict_arithmetic(self.device):
             for step, batch in zip(range(1, plan.steps[-1] + 1), batches, strict=False):
-                if self.noisy:  # dropout: the same masks in all runs of a seed, though some batches are shorter
-                    torch.manual_seed(seed * 1_000_003 + step)
                 if batch is not None:
                     rows, weights = batch
                     rows = rows.to(self.device).reshape(-1, rows.shape[-1])
-                    ensemble.step(take(self.train_set, rows), weights.to(self.device, ensemble.dtype))
+                    with ensemble.masks(seed, step):
+                        ensemble.step(take(self.train_set, rows), weights.to(self.device, ensemble.dtype))
                 if step in due:
                     look(due[step], ensemble)
                 bar.update(counted)
@@ -272,10 +271,11 @@ def activation_numbers(task: Task, params: Params) -> int:
         nonlocal total
         total += output.numel() if isinstance(output, Tensor) else 0
 
-    handles = [m.register_forward_hook(add) for m in task.model.modules() if not list(m.children())]
-    try:
-        try_model(task, params, take(task.train, slice(0, 1)))
-    finally:
-        for handle in handles:
-            handle.remove()
+    like = next(iter(params.values()))
+    working = Working(task, params, dtype=like.dtype, device=like.device)
+    for module in working.model.modules():
+        if not list(module.children()):
+            module.register_forward_hook(add)
+    with torch.no_grad():
+        working.outputs(params, to(take(task.train, slice(0, 1)), like.device, like.dtype)[0])
     return max(total, 1)

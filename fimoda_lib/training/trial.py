@@ -1,0 +1,300 @@
+"""One honest trial of a model and its loss at the door, before anything is trained or scored.
+
+A few different instances, together and one by one, twice, in every precision and under every transform that the call
+will use. What does not hold is said in one sentence of its own: numbers that would be wrong must not come out.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.func import grad, hessian, vmap
+from torch.utils._pytree import tree_leaves, tree_map
+
+from ..checks import reason
+from ..devices import own_randomness
+from ..tasks import Instances, Params, Task, different, take, to
+from .engines import needs_measuring
+from .working import Working, cause, failure, once
+
+FEW, LARGE = 3, 1_000_000  # instances that are tried, parameters of a large model
+ROUNDING = {torch.float64: (1e-6, 1e-12), torch.float32: (1e-3, 1e-5)}  # of numbers, relative and absolute
+
+# How replicas are trained: one after another, or batched, each with batches of its own or all with the same.
+Replicas = Literal["single", "own", "shared"]
+
+
+def check_evaluation(
+    task: Task,
+    params: Params,
+    device: torch.device,
+    *,
+    dtype: torch.dtype = torch.float64,
+    gradients: bool = False,
+    curvature: bool = False,
+    replicas: Replicas = "single",
+) -> None:
+    """Raises ValueError, in one sentence, unless the model can be relied upon, in evaluation mode, for a call.
+
+    Args:
+        device, dtype: where, and in which precision, the call computes.
+        gradients: whether it takes gradients of single instances.
+        curvature: whether it takes second derivatives of their losses in the outputs.
+        replicas: whether it evaluates several models at once.
+    """
+
+    def check() -> None:
+        (precision, *_) = precisions(params, dtype)
+        trial = Trial(task, params, precision, device)
+        for part in ("test", "train"):
+            few, outputs = trial.honest(part)
+        if gradients:
+            trial.differentiable(few)
+        if curvature:
+            trial.curved(few, outputs)
+        if replicas != "single":
+            trial.replicated(few)
+
+    once(task, params, ("evaluation", device, dtype, gradients, curvature, replicas), check)
+
+
+def check_training(
+    task: Task, params: Params, device: torch.device, *, removal: str = "drop", replicas: int | None = None
+) -> None:
+    """Raises ValueError, in one sentence, unless the model can be relied upon for training, and for its evaluation.
+
+    Args:
+        removal: how instances are left out.
+        replicas: how many are trained at once; None for as many as fit.
+    """
+    if next(iter(params.values())).dtype == torch.bfloat16:  # which NumPy does not have: nothing could be stored
+        raise ValueError("params: got parameters in bfloat16, expected float32 or float64; convert them by p.float().")
+    kind: Replicas = "shared" if removal == "mask" and replicas != 1 else "own"
+    kind = "single" if replicas == 1 and needs_measuring(task, params) else kind
+
+    def check() -> None:
+        for dtype in precisions(params, torch.float64, own=True):
+            trial = Trial(task, params, dtype, device, training=True)
+            trial.trainable(trial.honest("train")[0], kind)
+
+    check_evaluation(task, params, device, replicas=kind)
+    once(task, params, ("training", device, kind), check)
+
+
+def precisions(params: Params, wanted: torch.dtype, *, own: bool = False) -> list[torch.dtype]:
+    """In which to try: the one that is wanted (and the parameters' `own`); of a large model, which takes long in
+    float64, the parameters' own alone: the other is tried where the call makes its `Working` model."""
+    theirs = next(iter(params.values())).dtype
+    if sum(p.numel() for p in params.values()) > LARGE:
+        return [theirs]
+    return list(dict.fromkeys([theirs, wanted] if own else [wanted]))
+
+
+class Trial:
+    """Model and loss of a task in one precision, in evaluation mode or (`training`) as the model was found."""
+
+    def __init__(
+        self, task: Task, params: Params, dtype: torch.dtype, device: torch.device, *, training: bool = False
+    ) -> None:
+        self.task, self.training, self.device = task, training, device
+        self.params = {k: p.detach().to(device, dtype) for k, p in params.items()}
+        self.working = Working(task, params, dtype=dtype, device=device, training=training)
+        self.rounding = ROUNDING.get(dtype, (0.1, 0.1))
+
+    def honest(self, part: str) -> tuple[Instances, Tensor]:
+        """All that is asked of forward passes; returns a few instances of the part, and their outputs."""
+        rows = different(getattr(self.task, part), FEW)
+        few = to(take(getattr(self.task, part), rows), self.device, self.working.dtype)
+        with torch.no_grad():
+            state, others, given = self.buffers(), elsewhere(), tree_map(torch.clone, few)
+            try:
+                alone = [] if self.training else [self.forward(one) for one in self.alone(few)]
+                outputs, losses = self.forward(given)
+                kept = outputs.clone()
+                self.working.loss(outputs, given[1])
+            except Exception as error:  # whatever the caller's model and loss may raise
+                raise failure(self.task.name, part, error, self.working.model) from error
+            drawn = elsewhere() != others
+            self.leaves_alone(few, given, kept, outputs, state)
+            self.repeats(few, kept, losses, drawn)
+            self.each_on_its_own(few, alone, kept, losses, part)
+        return few, kept
+
+    def forward(self, instances: Instances) -> tuple[Tensor, Tensor]:
+        """Outputs and losses, always from the same random state."""
+        with own_randomness(self.device, 0):
+            outputs = self.working.outputs(self.params, instances[0])
+            return outputs, self.working.loss(outputs, instances[1])
+
+    def alone(self, few: Instances) -> list[Instances]:
+        """Each of the instances as a batch of one."""
+        return [tree_map(torch.clone, take(few, slice(k, k + 1))) for k in range(FEW)]
+
+    def buffers(self) -> dict[str, Tensor]:
+        """What the model holds besides parameters."""
+        return {k: v.clone() for k, v in self.working.model.named_buffers()}
+
+    def leaves_alone(
+        self, few: Instances, given: Instances, outputs: Tensor, used: Tensor, state: dict[str, Tensor]
+    ) -> None:
+        """Neither what is handed in may change nor the model: `given` is what became of `few`, `used` of `outputs`."""
+        name = self.task.name
+        if not all(map(equal, tree_leaves(given[0]), tree_leaves(few[0]))):
+            raise ValueError(
+                f"The model of task '{name}' changes its inputs in place, expected it to leave them as they are: every "
+                "later pass would see other data; write x = x - 1 in place of x -= 1, or begin with x = x.clone()."
+            )
+        if not equal(given[1], few[1]) or not equal(used, outputs):
+            what = "outputs" if equal(given[1], few[1]) else "targets"
+            raise ValueError(
+                f"The loss of task '{name}' changes its {what} in place, expected it to leave them as they are; write "
+                "x = x - 1 in place of x -= 1."
+            )
+        changed = [k for k, value in self.buffers().items() if not equal(value, state[k])]
+        if changed:
+            raise ValueError(
+                f"The model of task '{name}' changes its own {changed[0]!r} in a forward pass, so that an instance "
+                "would depend on all that were seen before; expected one that stays as it is: call model.eval(), or "
+                "use a layer without running statistics."
+            )
+
+    def repeats(self, few: Instances, outputs: Tensor, losses: Tensor, drawn: bool) -> None:
+        """A second pass must find what the first found; random numbers are PyTorch's own, and none in evaluation."""
+        name = self.task.name
+        if drawn or not all(map(equal, self.forward(few), (outputs, losses))):
+            raise ValueError(
+                f"The model or the loss of task '{name}' gives other numbers in a second pass, or draws random ones "
+                "from elsewhere than PyTorch's own generator; expected torch.rand, F.dropout and the like, which can "
+                "be paired between runs, in place of random, numpy.random, a generator of its own or a count of calls."
+            )
+        if self.working.noisy and not self.training:
+            raise ValueError(
+                f"The model of task '{name}' draws random numbers in evaluation mode, too, so that losses would be "
+                "chance; expected none there: give F.dropout its training=self.training, add noise only if "
+                "self.training."
+            )
+
+    def each_on_its_own(
+        self, few: Instances, alone: list[tuple[Tensor, Tensor]], outputs: Tensor, losses: Tensor, part: str
+    ) -> None:
+        """An instance's outputs and loss must be the same whatever other instances are beside it, or none."""
+        if self.training:  # where noise belongs to places in a batch
+            others = take(few, torch.tensor([0, 2, 2], device=self.device))
+            error = self.error(self.forward(others)[0][:1], outputs[:1])
+        else:
+            error = self.error(torch.cat([one for one, _ in alone]), outputs)
+        if error:
+            raise ValueError(
+                f"The outputs of task '{self.task.name}' for one of its {part} instances depend on which others are "
+                f"beside it in the batch (by {error:.1%}), expected each on its own: instances lie along dimension 0 "
+                "(attention and recurrent layers need batch_first=True), and no layer may use statistics of a batch."
+            )
+        single = torch.cat([self.working.loss(outputs[k : k + 1], few[1][k : k + 1]) for k in range(FEW)])
+        if error := self.error(single, losses, 1 + float(outputs.abs().nan_to_num().max())):
+            shapes = ", ".join(str((FEW, *shape)) for shape in self.working.form.shapes)
+            raise ValueError(
+                f"The loss of task '{self.task.name}' for one of its {part} instances depends on which others are "
+                f"beside it in the batch (by {error:.1%}), expected each on its own: outputs {shapes} and targets "
+                f"{tuple(few[1].shape)} may have been broadcast, or something was averaged over instances."
+            )
+
+    def error(self, found: Tensor, expected: Tensor, scale: float = 1.0) -> float:
+        """Largest difference relative to the largest entry, 0 if it is rounding; infinite if shapes differ, or only one
+        of the two is finite."""
+        if not torch.equal(found.isfinite(), expected.isfinite()):
+            return float("inf")
+        found, expected = (x[expected.isfinite()] for x in (found, expected))
+        if not len(found):
+            return 0.0
+        difference, size = float((found - expected).abs().max()), float(expected.abs().max())
+        relative, absolute = self.rounding
+        return 0.0 if difference <= relative * size + absolute * scale else difference / max(size, 1e-300)
+
+    def differentiable(self, few: Instances) -> None:
+        """Gradients of single instances by `torch.func` must be those of plain backward passes."""
+
+        def loss(p: Params, instance: Instances) -> Tensor:
+            return self.working.losses(p, take(instance, None))[0]
+
+        found = self.attempt(lambda: vmap(grad(loss), in_dims=(None, 0))(self.params, few))
+        for k, one in enumerate(self.alone(few)):
+            self.compare({name: g[k] for name, g in found.items()}, one)
+
+    def trainable(self, few: Instances, training: Replicas) -> None:
+        """Gradients of replicas by `torch.func` must be those of plain backward passes."""
+
+        def total(p: Params, instances: Instances) -> Tensor:
+            return self.working.losses(p, instances).sum()
+
+        def by_transforms() -> Params:
+            with own_randomness(self.device, 0):
+                if training == "single":
+                    return grad(total)(self.params, few)
+                two = tree_map(lambda p: torch.stack([p, p]), self.params)
+                own = training == "own"
+                batch = tree_map(lambda x: torch.stack([x, x]), few) if own else few
+                both = vmap(grad(total), in_dims=(0, 0 if own else None), randomness="same")(two, batch)
+                return {name: g[1] for name, g in both.items()}
+
+        self.compare(self.attempt(by_transforms), few)
+
+    def compare(self, found: Params, instances: Instances) -> None:
+        """Raises ValueError unless these are the gradients of the sum of the losses."""
+        leaves = {k: p.clone().requires_grad_() for k, p in self.params.items()}
+        with torch.enable_grad(), own_randomness(self.device, 0):
+            losses = self.working.losses(leaves, instances)
+        if not losses.requires_grad:
+            raise ValueError(
+                f"The losses of task '{self.task.name}' do not depend on the parameters, expected some that can be "
+                "differentiated: no forward pass under torch.no_grad(), no result that is detached."
+            )
+        if self.working.noisy or self.working.dtype != torch.float64:  # other masks, or too much rounding
+            return
+        plain = torch.autograd.grad(losses.sum(), list(leaves.values()), materialize_grads=True)
+        pairs = [torch.cat([g.flatten() for g in gradients]) for gradients in (found.values(), plain)]
+        if error := self.error(*pairs):
+            raise ValueError(
+                f"The gradients of task '{self.task.name}' by torch.func differ from those of a plain backward pass "
+                f"(by {error:.1%}), expected the same: check what the model adds to derivatives itself, by an "
+                "autograd.Function or a hook."
+            )
+
+    def replicated(self, few: Instances) -> None:
+        """Losses of replicas that are evaluated together."""
+        two = tree_map(lambda p: torch.stack([p, p]), self.params)
+        with torch.no_grad():
+            self.attempt(lambda: vmap(lambda p: self.working.losses(p, few))(two), "evaluated for several models")
+
+    def curved(self, few: Instances, outputs: Tensor) -> None:
+        """Second derivatives of losses in the outputs."""
+
+        def loss(output: Tensor, target: Tensor) -> Tensor:
+            return self.working.loss(output[None], target[None])[0]
+
+        self.attempt(lambda: vmap(hessian(loss))(outputs, few[1]), "differentiated twice in its outputs")
+
+    def attempt(self, call: Callable[[], Any], how: str = "differentiated") -> Any:
+        """The result of a call to `torch.func`; raises ValueError, with its cause, if there is none."""
+        try:
+            return call()
+        except Exception as error:
+            what, advice = cause(error, self.working.model)
+            raise ValueError(
+                f"Task '{self.task.name}' cannot be {how} by torch.func{what} "
+                f"({reason(error)}), expected operations that run under torch.func.vmap{advice}."
+            ) from error
+
+
+def elsewhere() -> list[Any]:
+    """Where the random generators of Python and NumPy stand."""
+    kind, keys, *rest = np.random.get_state()
+    return [random.getstate(), kind, keys.tobytes(), *rest]
+
+
+def equal(a: Tensor, b: Tensor) -> bool:  # NaN being NaN
+    return torch.equal(a, b) or (a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True))

@@ -1,0 +1,294 @@
+"""A task's model and loss at work: in one precision, on one device, outputs always [n, C] and losses always [n].
+
+Models return a tensor of any shape, or a tuple, a dict, an output object of Hugging Face's; losses take what they
+return; both may hold numbers of another precision than the one in which they are evaluated. Here, and nowhere else, all
+of this is brought into one form, found by a pass over two training instances.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
+
+from .. import checks
+from ..devices import own_randomness, random_state
+from ..tasks import Instances, Params, Task, different, take, to
+
+# What PyTorch says -> what it is about, and what to do.
+CAUSES = (
+    ("saved tensor hooks", "it uses checkpointing", "turn checkpointing off"),
+    (
+        "setup_context",
+        "it calls an autograd.Function without setup_context (as reentrant checkpointing does)",
+        "give the function a setup_context and generate_vmap_rule = True, or turn checkpointing off",
+    ),
+    ("vmap support", "it calls an autograd.Function without a rule for vmap", "set its generate_vmap_rule = True"),
+    (
+        "data-dependent control flow",
+        "it branches on data or calls .item()",
+        "write both branches and torch.where in place of them",
+    ),
+    (
+        "dynamic shape",
+        "it picks by a boolean mask or torch.nonzero, so that sizes depend on data",
+        "multiply by the mask or use torch.where",
+    ),
+    ("data pointer", "it leaves PyTorch, for NumPy say", "write it with PyTorch's operations"),
+    ("Sparse", "it uses sparse tensors or gradients", "make them dense (nn.Embedding(sparse=False))"),
+    ("ScriptModule", "it is a scripted model", "give the module that it was made of"),
+    ("Jitted", "it is a scripted model", "give the module that it was made of"),
+    ("inplace", "it writes batched values into a tensor that has none", "put results together by torch.stack or cat"),
+    ("forward AD", "one of its operations has no forward derivative", "write it with elementary operations"),
+)
+
+
+class Working:
+    """A copy of a task's model, and its loss, ready to be called; the caller's own are never touched.
+
+    Args:
+        params: like those with which it will be called.
+        dtype: precision of outputs and losses.
+        training: the model as it was found, with dropout where that is active; else in evaluation mode.
+
+    Attributes:
+        noisy: whether a forward pass draws random numbers.
+
+    Raises:
+        ValueError: in one sentence, where model or loss fail on training instances, or give something else than one
+            loss per instance.
+    """
+
+    def __init__(
+        self, task: Task, params: Params, *, dtype: torch.dtype, device: torch.device, training: bool = False
+    ) -> None:
+        self.name, self.dtype, self.device = task.name, dtype, device
+        self.model = self._copied(task.model).to(device=device, dtype=dtype)
+        if not training:
+            self.model.eval()
+        self.criterion = self._copied(task.loss).to(device) if isinstance(task.loss, nn.Module) else task.loss
+        own = next((p.dtype for p in task.model.parameters()), dtype)
+        # In the model's own precision its code, and the loss, are taken at their word.
+        self.converts = dtype != own
+        instances = to(take(task.train, different(task.train, 2)), device, dtype)
+        params = {k: p.detach().to(device, dtype) for k, p in params.items()}
+        mode = InPrecision(dtype) if self.converts else None
+        with torch.no_grad(), own_randomness(device, 0), mode or contextlib.nullcontext():
+            before = random_state(device)
+            try:
+                found = functional_call(self.model, params, (instances[0],))
+                drawn = not all(a is b or torch.equal(a, b) for a, b in zip(before, random_state(device), strict=True))
+                found, self.logits, losses = self._taken(found, instances[1])
+            except Exception as error:  # whatever the caller's model and loss may raise
+                raise failure(task.name, "train", error, self.model) from error
+            self.form = Form(found, losses, lambda outputs: self.criterion(outputs, whole(instances[1])), task.name)
+        self.noisy = drawn or has_dropout(self.model)
+        self.converts = mode is not None and mode.changed
+
+    def _copied(self, part: nn.Module) -> nn.Module:
+        try:
+            return copy.deepcopy(part)
+        except Exception as error:
+            raise ValueError(
+                f"The {type(part).__name__} of task '{self.name}' cannot be copied ({checks.reason(error)}); expected "
+                "one that holds no tensors of an earlier forward pass, no generators and no open files: build it anew."
+            ) from error
+
+    def _taken(self, found: Any, targets: Tensor) -> tuple[Any, bool, Any]:
+        """What the loss takes of what the model returned, whether that is its logits alone, and the losses."""
+        try:
+            return found, False, self.criterion(found, whole(targets))
+        except Exception:
+            if not hasattr(found, "logits"):
+                raise
+            return found.logits, True, self.criterion(found.logits, whole(targets))
+
+    @property
+    def vector(self) -> bool:
+        """Whether the model returns one tensor [n, C], as a classifier returns logits."""
+        return len(self.form.shapes) == 1 and len(self.form.shapes[0]) == 1
+
+    def outputs(self, params: Params, inputs: Any) -> Tensor:
+        """What the model returns for inputs [n, ...], as a matrix [n, C]."""
+        with InPrecision(self.dtype) if self.converts else contextlib.nullcontext():
+            found = functional_call(self.model, params, (inputs,))
+            return self.form.pack(found.logits if self.logits else found, len(tree_leaves(inputs)[0]))
+
+    def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:
+        """Loss of each instance [n] at the given outputs [n, C], in their precision."""
+        converts = self.converts or outputs.dtype != self.dtype
+        with InPrecision(outputs.dtype) if converts else contextlib.nullcontext():
+            losses = self.criterion(self.form.unpack(outputs), whole(targets))
+        return losses if losses.dim() else losses.reshape(1)  # of one instance, after a squeeze
+
+    def losses(self, params: Params, instances: Instances) -> Tensor:
+        """Loss of each of the given instances, [n]."""
+        return self.loss(self.outputs(params, instances[0]), instances[1])
+
+
+class Form:
+    """How what a model returns, and a loss takes, is written as a matrix [n, C].
+
+    Args:
+        found: what the model returned for n = 2 instances, as the loss takes it.
+        losses: what the loss gave for it; `loss`: of anything else of this kind.
+
+    Attributes:
+        shapes: of what an instance's outputs consist of: one tensor, or several that the loss uses.
+    """
+
+    def __init__(self, found: Any, losses: Any, loss: Callable[[Any], Any], task: str, n: int = 2) -> None:
+        shape = tuple(losses.shape) if isinstance(losses, Tensor) else f"no tensor but {checks.shown(losses)}"
+        if shape != (n,):
+            raise ValueError(
+                f"The loss of task '{task}' returned shape {shape} for {n} instances, expected ({n},): one "
+                "value per instance, not reduced."
+            )
+        leaves, self.structure = tree_flatten(found)
+        self.size, self.used = len(leaves), []
+        for k in range(len(leaves)):
+            with contextlib.suppress(Exception):  # what the loss can do without is none of its: hidden states, say
+                if torch.equal(loss(tree_unflatten([*leaves[:k], None, *leaves[k + 1 :]], self.structure)), losses):
+                    continue
+            self.used.append(k)
+        for leaf in (leaves[k] for k in self.used):
+            if not is_real(leaf) or leaf.shape[:1] != (n,):
+                what = f"shape {tuple(leaf.shape)}" if is_real(leaf) else checks.shown(leaf)
+                raise ValueError(
+                    f"The model of task '{task}' returned {what} for {n} instances, expected real numbers with "
+                    "instances along dimension 0: a tensor, a tuple, list or dict of tensors, or an object with "
+                    "logits; wrap the model in a module that returns such."
+                )
+        self.shapes = [leaves[k].shape[1:] for k in self.used]
+        self.plain = isinstance(found, Tensor) and found.dim() == 2
+
+    def pack(self, found: Any, n: int) -> Tensor:
+        """What the model returned for n instances, as [n, C]."""
+        if not isinstance(found, Tensor):
+            leaves = tree_leaves(found)
+            pieces = [leaves[k].reshape(n, -1) for k in self.used]
+            return pieces[0] if len(pieces) == 1 else torch.cat(pieces, 1)
+        return found if found.dim() == 2 and len(found) == n else found.reshape(n, -1)
+
+    def unpack(self, outputs: Tensor) -> Any:
+        """[n, C] as the loss takes it."""
+        if self.plain:
+            return outputs
+        pieces = outputs.split([shape.numel() for shape in self.shapes], 1)
+        leaves: list[Any] = [None] * self.size
+        for k, piece, shape in zip(self.used, pieces, self.shapes, strict=True):
+            leaves[k] = piece.reshape(len(outputs), *shape)
+        return tree_unflatten(leaves, self.structure)
+
+
+class InPrecision(TorchFunctionMode):
+    """Inside, all real numbers that PyTorch computes with are of one precision, whatever a model or loss holds.
+
+    A model that was moved to float64 still holds what is no parameter and no buffer (class weights, a constant in the
+    code, `x.float()`) in float32: mixed, many operations fail, and the others would round to float32 unseen.
+
+    Attributes:
+        changed: whether there was anything to convert.
+    """
+
+    def __init__(self, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.dtype, self.changed = dtype, False
+
+    def convert(self, value: Any) -> Any:
+        """Tensors and types of real numbers in this precision; anything else as it is."""
+        if isinstance(value, torch.dtype) and value.is_floating_point and value != self.dtype:
+            self.changed = True
+            return self.dtype
+        if is_real(value) and value.dtype != self.dtype:
+            self.changed = True
+            return value.to(self.dtype)
+        return value
+
+    def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        name, kwargs = getattr(function, "__name__", ""), kwargs or {}
+        if function in CASTS and args[0].dtype != self.dtype:
+            self.changed = self.changed or args[0].is_floating_point()
+        if function in CASTS:
+            return args[0].to(self.dtype)
+        # What is written to stays what it is.
+        kept = 1 if name in WRITING or (name.endswith("_") and not name.endswith("__")) else 0
+        args = (*args[:kept], *tree_map(self.convert, args[kept:]))
+        kwargs = {k: value if k == "out" else tree_map(self.convert, value) for k, value in kwargs.items()}
+        result = function(*args, **kwargs)
+        if kept or "out" in kwargs or isinstance(result, torch.Size):
+            return result
+        return tree_map(self.convert, result) if type(result) in (tuple, list) else self.convert(result)
+
+
+CASTS = (Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16)
+WRITING = ("__setitem__", "__set__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__")
+
+
+def failure(task: str, part: str, error: Exception, model: nn.Module) -> ValueError:
+    """What to raise where a model or a loss fails on a part of the data."""
+    what, advice = cause(error, model)
+    return ValueError(
+        f"The model or the loss of task '{task}' fails on its {part} instances{what} ({checks.reason(error)}); "
+        f"expected loss(model(inputs), targets) to give one value per instance, for one instance as for many{advice}."
+    )
+
+
+def cause(error: Exception, model: nn.Module) -> tuple[str, str]:
+    """What an error of PyTorch's is about and what to do, as ends of clauses; empty where that is not known."""
+    for said, what, advice in CAUSES:
+        if said in str(error):
+            return f": {what}", f"; {advice}"
+    recurrent = [type(m).__name__ for m in model.modules() if isinstance(m, nn.RNNBase | nn.RNNCellBase)]
+    if recurrent:
+        return f": its recurrent layer {recurrent[0]} cannot be batched", "; write its gates with nn.Linear"
+    return "", ""
+
+
+def is_real(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
+
+
+def whole(targets: Tensor) -> Tensor:
+    """Targets; whole numbers in the one type that every operation takes for classes."""
+    return targets if targets.dtype == torch.bool or targets.is_floating_point() else targets.long()
+
+
+def has_dropout(model: nn.Module) -> bool:
+    """Whether a module draws dropout masks."""
+    return any(isinstance(m, nn.modules.dropout._DropoutNd) and m.training and m.p > 0 for m in model.modules())
+
+
+def draws_random_numbers(task: Task, params: Params) -> bool:
+    """Whether training does: dropout, in modules or in a forward pass's own code, noise, layers that are skipped."""
+    like = next(iter(params.values()))
+
+    def find() -> bool:
+        return Working(task, params, dtype=like.dtype, device=like.device, training=True).noisy
+
+    return has_dropout(task.model) or once(task, params, "noise", find)
+
+
+_known: WeakKeyDictionary[Task, dict[Any, Any]] = WeakKeyDictionary()
+
+
+def once(task: Task, params: Params, question: Any, answer: Callable[[], Any]) -> Any:
+    """What is found about a task, kept while there is the task and its model is in the same mode.
+
+    Results are asked for by the hundred, and what their trials look at does not change.
+    """
+    modes = tuple(module.training for module in task.model.modules())
+    like = [(k, p.dtype, p.device) for k, p in params.items()]
+    key = (question, modes, tuple(like))
+    found = _known.setdefault(task, {})
+    if key not in found:
+        found[key] = answer()
+    return found[key]

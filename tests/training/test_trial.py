@@ -1,0 +1,447 @@
+"""The trial at the door: each thing that a model or a loss must not do has its own sentence, before anything is run."""
+
+import threading
+
+import numpy as np
+import plain
+import pytest
+import torch
+import torch.nn.functional as F
+from small_files import refusal
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from fimoda_lib import Task, attribute, further_train, mean_loss, squared_error, train_final_model
+from fimoda_lib.derivatives.adjoints import adjoint_train
+from fimoda_lib.derivatives.tangents import tangent_train
+from fimoda_lib.derivatives.trajectories import record_full_run
+from fimoda_lib.tasks import parameters_of
+from fimoda_lib.training import runs
+
+N, Z = 9, 4
+RULE = dict(optimizer="sgd", learning_rate=0.05, batch_size=4, progress=False)
+FURTHER = dict(**RULE, epochs=1, seeds=[0], left_out=[0, 5])
+
+
+def data(*shape, seed=0, **options):
+    g = torch.Generator().manual_seed(seed)
+    return tuple((torch.randn(n, *shape, generator=g), torch.randn(n, 1, generator=g)) for n in (N, Z))
+
+
+class Own(nn.Module):
+    """A linear model with a forward pass of one's own: `forward(linear, x, training)`, x [n, 3]."""
+
+    def __init__(self, forward, inputs=3):
+        super().__init__()
+        self.linear, self.own = nn.Linear(inputs, 1), forward
+
+    def forward(self, x):
+        return self.own(self.linear, x, self.training)
+
+
+def problem(model, loss=squared_error, train=None, test=None, dtype=torch.float32):
+    torch.manual_seed(0)
+    parts = data(3)
+    task = Task("odd", model.to(dtype), loss, train or parts[0], test or parts[1])
+    return task, parameters_of(task.model)
+
+
+EVALUATING = {
+    "attribute": lambda task, params: attribute("grad_dot", task, params),
+    "mean_loss": lambda task, params: mean_loss(task, params, task.test),
+}
+TRAINING = {
+    "further_train": lambda task, params: further_train(task, params, **FURTHER),
+    "train_final_model": lambda task, _: train_final_model(task, **RULE, epochs=1, seed=0),
+    "record_full_run": lambda task, params: record_full_run(task, params, **RULE, steps=2),
+    "tangent_train": lambda task, params: tangent_train(task, params, **FURTHER),
+    "adjoint_train": lambda task, params: adjoint_train(task, params, **RULE, horizon=2, test=[0]),
+}
+
+
+@pytest.fixture
+def no_training(monkeypatch):
+    monkeypatch.setattr(runs.Runner, "train", lambda *_: pytest.fail("training has started"))
+
+
+def everywhere(task, params, *fragments, calls=(*EVALUATING, *TRAINING)):
+    """Every public function refuses the task, in a sentence with these fragments."""
+    for name in calls:
+        message = refusal({**EVALUATING, **TRAINING}[name], task, params, error=ValueError)
+        assert all(fragment in message for fragment in ("'odd'", *fragments)), (name, message)
+        assert "expected" in message, (name, message)
+
+
+# Random numbers
+
+
+def test_random_numbers_in_evaluation_are_refused():
+    always = Own(lambda linear, x, training: linear(F.dropout(x, 0.5)))
+    everywhere(*problem(always), "draws random numbers in evaluation", "training=self.training")
+
+
+@pytest.mark.parametrize(
+    "draw",
+    [
+        lambda: float(np.random.rand()),
+        lambda: float(np.random.default_rng().random()),
+        lambda: __import__("random").random(),
+        lambda own=torch.Generator().manual_seed(0): float(torch.rand(1, generator=own)),
+        lambda calls=iter(range(10**6)): float(next(calls)),
+    ],
+    ids=["numpy", "generator of numpy", "random", "generator of its own", "count of calls"],
+)
+def test_random_numbers_from_elsewhere_are_refused(draw):
+    noisy = Own(lambda linear, x, training: linear(x) * (1 + draw() if training else 1))
+    everywhere(*problem(noisy), "other numbers in a second pass", "numpy", calls=TRAINING)
+    assert np.isfinite(attribute("grad_dot", *problem(noisy))).all()  # which only evaluates
+
+
+NOISE = {
+    "functional dropout": lambda linear, x, training: linear(F.dropout(x, 0.5, training)),
+    "added noise": lambda linear, x, training: linear(x + 0.3 * torch.randn_like(x) if training else x),
+    "a mask drawn by torch.rand": lambda linear, x, training: linear(x) * (not training or torch.rand(len(x), 1) < 0.6),
+    "layers that are skipped": lambda linear, x, training: linear(x) * (not training or torch.rand(()) < 0.5),
+}  # fmt: skip
+
+
+def by_hand(task, params, *, seed, removed=None, fraction=0.0, steps=3):
+    """Losses [steps, n_test] of the usual loop with `removal="mask"`, whose steps draw their own random numbers."""
+    run = plain.train(
+        task, params, optimizer="sgd", learning_rate=0.05, batch_size=4, epochs=1, seed=seed, removed=removed,
+        removal="mask", fraction=fraction,
+    )  # fmt: skip
+    losses = []
+    for step in range(1, steps + 1):
+        torch.manual_seed(seed * 1_000_003 + step)
+        losses.append(next(run).numpy())
+    return np.stack(losses)
+
+
+@pytest.mark.parametrize("noise", NOISE)
+def test_noise_of_any_kind_is_paired_as_dropout_is(noise):
+    task, params = problem(Own(NOISE[noise]), dtype=torch.float64)
+    for seed in (0, 7):
+        torch.manual_seed(seed + 1)  # nothing depends on it
+        gold = further_train(task, params, **{**FURTHER, "seeds": [seed]}, removal="mask", evaluate=[1, 2, 3])
+        full = by_hand(task, params, seed=seed)
+        np.testing.assert_allclose(gold.full_loss[0], full, rtol=1e-10)
+        for i in (0, 5):
+            without = by_hand(task, params, seed=seed, removed=i, fraction=1.0)
+            np.testing.assert_allclose(gold.delta.sel(seed=seed, left_out=i), without - full, rtol=1e-5, atol=1e-9)
+        found = tangent_train(task, params, **{**FURTHER, "seeds": [seed]}, removal="mask", evaluate=[1, 2, 3])
+        few = 1e-5
+        ahead, behind = (by_hand(task, params, seed=seed, removed=5, fraction=f) for f in (few, -few))
+        np.testing.assert_allclose(found.delta.sel(left_out=5)[0], (ahead - behind) / (2 * few), rtol=1e-5, atol=1e-8)
+        run = record_full_run(task, params, **RULE, steps=[1, 2, 3], seed=seed)
+        np.testing.assert_allclose(
+            [task.loss(o, task.test[1].double()).numpy() for o in run.test_outputs[1:]], full, rtol=1e-10
+        )
+    quiet = further_train(task, params, **FURTHER, removal="mask", fraction=0.0)
+    assert (quiet.delta == 0).all()
+    with pytest.raises(ValueError, match="compile"):
+        further_train(task, params, **FURTHER, compile=True)
+
+
+def test_functional_dropout_is_dropout_of_a_module():
+    """To the last digit, with every removal; and stored results of the two are told from a model without."""
+    module = problem(nn.Sequential(nn.Dropout(0.5), nn.Linear(3, 1)))[0]
+    function, _ = problem(Own(NOISE["functional dropout"]))
+    with torch.no_grad():
+        for mine, other in zip(function.model.parameters(), module.model.parameters(), strict=True):
+            mine.copy_(other)
+    for removal in ("drop", "mask", "subtract"):
+        a, b = (further_train(t, parameters_of(t.model), **FURTHER, removal=removal) for t in (module, function))
+        np.testing.assert_array_equal(a.delta, b.delta)
+        assert abs(a.delta).max() > 1e-4
+
+
+def test_seeds_in_threads_do_not_disturb_each_other():
+    task, params = problem(nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), nn.Linear(8, 1)))
+    options = {**FURTHER, "epochs": 5}
+    alone = {seed: further_train(task, params, **{**options, "seeds": [seed]}).delta for seed in range(4)}
+    torch.manual_seed(3)
+    before, found = torch.get_rng_state(), {}
+
+    def run(seed):
+        found[seed] = further_train(task, params, **{**options, "seeds": [seed]}).delta
+
+    threads = [threading.Thread(target=run, args=(seed,)) for seed in alone]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for seed, expected in alone.items():
+        np.testing.assert_array_equal(found[seed], expected)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# Instances that depend on each other
+
+
+class Attention(nn.Module):
+    def __init__(self, batch_first):
+        super().__init__()
+        self.attention, self.head = nn.MultiheadAttention(4, 2, batch_first=batch_first), nn.Linear(20, 1)
+
+    def forward(self, x):
+        return self.head(self.attention(x, x, x)[0].flatten(1))
+
+
+def test_attention_over_instances():
+    parts = dict(zip(("train", "test"), data(5, 4), strict=True))
+    everywhere(*problem(Attention(False), **parts), "which others are beside it", "batch_first=True")
+    assert np.isfinite(attribute("grad_dot", *problem(Attention(True), **parts))).all()
+
+
+def test_statistics_of_a_batch_of_ones_own():
+    centred = Own(lambda linear, x, training: linear(x - x.mean(0)))
+    everywhere(*problem(centred), "which others are beside it", "statistics of a batch")
+    in_training = Own(lambda linear, x, training: linear(x - x.mean(0) if training else x))
+    everywhere(*problem(in_training), "which others are beside it", calls=TRAINING)
+
+
+@pytest.mark.parametrize(
+    ("loss", "fragments"),
+    [
+        (lambda o, t: (o[:, 0] - t).square().mean(1), ["depends on which others", "broadcast", "(3, 1)"]),
+        (lambda o, t: (o[:, 0] - t).square(), ["shape (2, 2) for 2 instances", "not reduced"]),
+        (lambda o, t: (o - t).square()[:, 0] / (o - t).square().mean(), ["depends on which others"]),
+        (lambda o, t: (o - t).square().mean(), ["shape ()"]),
+        (lambda o, t: (o - t).square().mean(0), ["shape (1,) for 2 instances"]),
+        (lambda o, t: (o - t).square()[:, 0].tolist(), ["no tensor but"]),
+    ],
+    ids=["broadcast", "a matrix", "normalised", "reduced", "over instances", "a list"],
+)
+def test_losses_that_mix_instances(loss, fragments):
+    everywhere(*problem(nn.Linear(3, 1), loss), *fragments)
+
+
+# What is handed in stays as it is
+
+
+def in_place(linear, x, training):
+    x -= 1
+    return linear(x)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_inputs_that_are_changed_in_place(dtype):
+    parts = {k: tuple(t.to(dtype) for t in part) for k, part in zip(("train", "test"), data(3), strict=True)}
+    task, params = problem(Own(in_place), **parts, dtype=dtype)
+    before = [t.clone() for part in (task.train, task.test) for t in part]
+    everywhere(task, params, "changes its inputs in place", "x - 1")
+    after = [t for part in (task.train, task.test) for t in part]
+    assert all(torch.equal(a, b) for a, b in zip(after, before, strict=True))
+
+
+@pytest.mark.parametrize("what", ["targets", "outputs"])
+def test_losses_that_change_what_they_are_given(what):
+    def loss(outputs, targets):
+        changed, other = (targets, outputs) if what == "targets" else (outputs, targets)
+        changed -= other
+        return changed.square().sum(1)
+
+    everywhere(*problem(nn.Linear(3, 1), loss), f"changes its {what} in place")
+
+
+class Counting(Own):
+    def __init__(self):
+        super().__init__(lambda linear, x, training: linear(x))
+        self.register_buffer("seen", torch.zeros(3))
+
+    def forward(self, x):
+        self.seen += 1
+        return super().forward(x)
+
+
+def test_models_that_change_themselves():
+    everywhere(*problem(Counting()), "changes its own 'seen'", "model.eval()")
+    norm = nn.Sequential(
+        nn.Unflatten(1, (1, 3)), nn.InstanceNorm1d(1, track_running_stats=True), nn.Flatten(), nn.Linear(3, 1)
+    )
+    everywhere(*problem(norm), "changes its own '1.running_mean'", calls=TRAINING)  # fmt: skip
+
+
+# Models that torch.func cannot differentiate
+
+
+class Tanh(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.tanh()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient * (1 - ctx.saved_tensors[0].tanh() ** 2)
+
+
+class NewTanh(torch.autograd.Function):
+    @staticmethod
+    def forward(x):
+        return x.tanh()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    backward = Tanh.backward
+
+
+class WrongTanh(NewTanh):
+    """Its derivative, under vmap alone, is another."""
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return 2 * gradient
+
+    @staticmethod
+    def vmap(info, in_dims, x):
+        return x.tanh(), in_dims[0]
+
+
+class Recurrent(nn.Module):
+    def __init__(self, kind):
+        super().__init__()
+        self.cells, self.head = kind(3, 4, batch_first=True), nn.Linear(4, 1)
+
+    def forward(self, x):
+        return self.head(self.cells(x[:, None].expand(-1, 2, -1))[0][:, -1])
+
+
+def stored(linear, x, training):
+    out = torch.zeros(len(x), 1)
+    out[:, 0] = linear(x)[:, 0]
+    return out
+
+
+def masked(linear, x, training):
+    h = linear(x)
+    h[h < 0] = 0
+    return h
+
+
+def branching(linear, x, training):
+    return torch.stack([o if o > 0 else 2 * o for o in linear(x)[:, 0]])[:, None]
+
+
+def by_items(linear, x, training):
+    return linear(x) * torch.tensor([o.item() for o in linear(x)])[:, None]
+
+
+CANNOT = {  # what it says, and the model, or its forward pass
+    "LSTM": ("recurrent layer LSTM", Recurrent(nn.LSTM)),
+    "GRU": ("recurrent layer GRU", Recurrent(nn.GRU)),
+    "RNN": ("recurrent layer RNN", Recurrent(nn.RNN)),
+    "checkpointing": ("it uses checkpointing", lambda f, x, _: checkpoint(f, x, use_reentrant=False)),
+    "reentrant": ("reentrant checkpointing", lambda f, x, _: checkpoint(f, x, use_reentrant=True)),
+    "a branch": ("branches on data", branching),
+    "item": (".item()", by_items),
+    "a Function": ("autograd.Function without setup_context", lambda f, x, _: Tanh.apply(f(x))),
+    "no rule": ("autograd.Function without a rule for vmap", lambda f, x, _: NewTanh.apply(f(x))),
+    "NumPy": ("leaves PyTorch", lambda f, x, _: f(x) * torch.from_numpy(f(x).detach().numpy())),
+    "a mask": ("boolean mask", masked),
+    "a filled tensor": ("writes batched values", stored),
+    "no gradient": ("do not depend on the parameters", lambda f, x, _: f(x).detach()),
+    "a script": ("scripted model", nn.Linear(3, 1)),
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", CANNOT)
+def test_models_that_torch_func_cannot_differentiate_are_named(kind):
+    said, model = CANNOT[kind]
+    model = torch.jit.script(model) if kind == "a script" else model if isinstance(model, nn.Module) else Own(model)
+    everywhere(*problem(model), said, calls=("attribute", "further_train", "record_full_run"))
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_embeddings_with_sparse_gradients():
+    tokens = {part: (torch.arange(n)[:, None] % 4, torch.randn(n, 1)) for part, n in (("train", N), ("test", Z))}
+    model = nn.Sequential(nn.Embedding(4, 3, sparse=True), nn.Flatten(), nn.Linear(3, 1))
+    everywhere(*problem(model, **tokens), "sparse=False", calls=("attribute",))
+    dense = nn.Sequential(nn.Embedding(4, 3), nn.Flatten(), nn.Linear(3, 1))
+    assert np.isfinite(attribute("grad_dot", *problem(dense, **tokens))).all()
+
+
+def test_a_derivative_that_is_another_under_torch_func():
+    def hooked(linear, x, training):
+        class Now(NewTanh):
+            generate_vmap_rule = True
+            backward = WrongTanh.backward if torch._C._functorch.peek_interpreter_stack() else Tanh.backward
+
+        return Now.apply(linear(x))
+
+    everywhere(*problem(Own(hooked)), "gradients", "differ from those of a plain backward pass", calls=("attribute",))
+
+
+@pytest.mark.filterwarnings("ignore")  # nested tensors are new
+@pytest.mark.parametrize("layout", ["sparse", "packed", "nested"])
+def test_inputs_whose_rows_cannot_be_taken(layout):
+    (x, y), test = data(3)
+    inputs = {
+        "sparse": x.to_sparse(),
+        "packed": nn.utils.rnn.pack_padded_sequence(x[:, None], torch.ones(N, dtype=torch.long), batch_first=True),
+        "nested": torch.nested.nested_tensor(list(x)),
+    }[layout]
+    task, params = problem(nn.Linear(3, 1), train=(inputs, y), test=test)
+    everywhere(task, params, layout, "dense" if layout != "packed" else "pad_packed_sequence")
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_models_that_fail_on_one_part_or_size(size):
+    def picky(linear, x, training):
+        if len(x) == size:
+            raise RuntimeError("not this size")
+        return linear(x)
+
+    everywhere(*problem(Own(picky)), "fails on its", "not this size", calls=("attribute", "further_train"))
+
+
+class Keeps(Own):
+    def __init__(self):
+        super().__init__(lambda linear, x, training: linear(x))
+
+    def forward(self, x):
+        self.last = super().forward(x)
+        return self.last
+
+
+def test_models_that_cannot_be_copied():
+    task, params = problem(Keeps())
+    task.model(task.train[0])  # the user tries it
+    everywhere(task, params, "cannot be copied", "build it anew")
+
+
+# Names
+
+
+@pytest.mark.parametrize("name", ["income/year", "a/b/c", "per cent %", "%2F", "größe", "a b ", "x/"])
+def test_parameters_of_any_name_are_stored(name, tmp_path):
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.parts = nn.ModuleDict({name: nn.Linear(3, 1)})
+
+        def forward(self, x):
+            return self.parts[name](x)
+
+    task, params = problem(Named())
+    options = dict(**RULE, epochs=1, seed=0)
+    without, first, second = (train_final_model(task, **options, store=s) for s in (None, tmp_path, tmp_path))
+    assert list(first) == list(second) == list(params) == [f"parts.{name}.weight", f"parts.{name}.bias"]
+    assert all(torch.equal(without[k], first[k]) and torch.equal(first[k], second[k]) for k in params)
+    assert len(list(tmp_path.glob("final-*.nc"))) == 1
+    gold = further_train(task, first, **FURTHER, store=tmp_path)
+    assert np.array_equal(gold.delta, further_train(task, first, **FURTHER, store=tmp_path).delta)
+
+
+def test_the_trial_leaves_no_trace(no_training):
+    task, params = problem(nn.Sequential(nn.Linear(3, 4), nn.Dropout(0.5), nn.Linear(4, 1)))
+    model, torch_state, numpy_state = repr(task.model.state_dict()), torch.get_rng_state(), np.random.get_state()[1]
+    attribute("cg", task, params)
+    with pytest.raises(pytest.fail.Exception, match="training has started"):
+        further_train(task, params, **FURTHER)
+    assert repr(task.model.state_dict()) == model and task.model.training
+    assert torch.equal(torch.get_rng_state(), torch_state) and (np.random.get_state()[1] == numpy_state).all()
