@@ -42,6 +42,19 @@ TITLES = {  # in the order of the page; a figure's own title goes first
     "fig_mislabelled": "Mislabelled instances",
     "fig_selection": "Selection by horizon",
 }
+SHORT = {  # in the list of contents, where the heading has no number
+    "table2_text": "Sentences",
+    "fig_images": "Images",
+    "fig_damping": "Damping",
+    "fig_filter": "Filter",
+    "fig02plus": "Figure 2+",
+    "fig04plus": "Figure 4+",
+    "table_horizons": "All horizons",
+    "fig_limit": "First-order limit",
+    "fig_units": "Units",
+    "fig_precision": "Precision",
+    "fig_removal": "Removal",
+}
 UNITS = {"epochs": "epoch", "steps": "step", "seeds_averaged": "seeds averaged:"}  # before a number
 ENDINGS = ("pdf", "png", "csv", "html")
 # Keys of a figure's JSON that have a place of their own on the page; the others are its settings.
@@ -72,6 +85,7 @@ def figure_entry(folder: Path, name: str, note: dict[str, Any], notebooks: list[
     return {
         "name": name,
         "heading": text,
+        "short": SHORT.get(name, text.split(".")[0]),
         "caption": note.get("caption", ""),
         "image": f"{name}.png" if (folder / f"{name}.png").exists() else None,
         "size": image_size(folder / f"{name}.png"),

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from ..plots.captions import counted
-from .claims import VERDICTS, check_claims, title
+from .claims import NOT_COMPARABLE, NOT_RUN, VERDICTS, check_claims, title
 from .entries import TITLES, figure_entry, figure_notes, heading, in_panel_order, words
 from .notebook_pages import pages, write_page
 from .rules import THRESHOLDS
@@ -54,6 +54,7 @@ def report(folder: Path | str, results: Path | str | None = None) -> Path:
         "profile": profile,
         "facts": facts(notes, notebooks, Path(results) if results is not None else None),
         "outcomes": outcomes,
+        "trial": all(o.verdict in (NOT_COMPARABLE, NOT_RUN) for o in outcomes),
         "counts": {word: n for word in VERDICTS if (n := sum(o.verdict == word for o in outcomes))},
         "thresholds": THRESHOLDS.values(),
         "figures": [figure_entry(folder, name, note, notebooks) for name, note in notes.items()],

@@ -145,6 +145,17 @@ def test_every_claim_has_a_verdict_in_words(made):
     assert verdicts == ["✓ reproduced", "– not run", "– not run", "✗ not reproduced", "– not run"]
 
 
+def test_a_run_on_other_data_is_called_a_trial(made, tmp_path):
+    """It does not ask whether the paper reproduces, and says what to run next."""
+    rows = pd.concat([pd.DataFrame({"method": m, "epoch": EPOCHS, "mean": v}) for m, v in OTHERS.items()])
+    put_figure(tmp_path, "fig02", {**NOTE, "profile": "quick"}, rows.assign(panel="b", dataset="wine"))
+    page = soup(report(tmp_path))
+    assert words(page.h1) == "A trial run" and "Does it reproduce?" not in words(page)
+    assert "./run_all.sh --profile laptop --data DIR" in words(page)
+    assert not page.select(".verdict.reproduced, .verdict.not-reproduced")
+    assert words(soup(made[1]).h1) == "Does it reproduce?"
+
+
 def test_published_numbers_stand_beside_ours(made):
     published = published_curves().query("figure == '2b' and method == 'grad_dot'").set_index("x").value
     tables = [t for t in soup(made[1]).select("table") if t.caption and "ours and published" in words(t.caption)]
