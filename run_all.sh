@@ -61,8 +61,8 @@ A second start goes on where the first one stopped: finished work is found, not 
 Set-up: if the active Python (conda, venv) holds the packages at the versions in pyproject.toml, it is used as it is.
 Otherwise a folder .venv beside this script is made with $wanted and filled by pip, and used from then on.
 That takes about two minutes with the CPU build of PyTorch, and longer with the CUDA build, of several GB, which
-pip chooses on Linux. The profiles laptop and paper, and the tests, add an encoder for text, 83 MB. To start afresh,
-remove .venv. For conda see the head of environment.yml. No package is ever installed outside .venv.
+pip chooses on Linux. The profiles laptop, overnight and paper, and the tests, add an encoder for text, 83 MB. To start
+afresh, remove .venv. For conda see the head of environment.yml. No package is ever installed outside .venv.
 
 Environment variables:
   FIMODA_PYTHON   the Python to use instead of the active one: as it is if it holds the packages, else to make .venv
@@ -73,7 +73,7 @@ TEXT
         PYTHONPATH=$here "$active" -B -P -m fimoda_lib.run --help 2>/dev/null && return
     cat <<TEXT
 Options (the main ones; the full list needs $wanted):
-  --profile quick|laptop|paper   how much: minutes, about an hour, everything (with a GPU)
+  --profile quick|laptop|overnight|paper   how much: minutes, two hours, a night, everything (with a GPU)
   --only fig2 fig11 ...          these figures only
   --datasets energy ...          these data sets only
   --data DIR                     the folder of the data files
@@ -157,7 +157,8 @@ else
     for argument; do
         case $argument in -h | --help) usage; exit ;; esac
         case "$previous $argument" in # these need an encoder for SST-2
-            "--profile laptop" | "--profile paper" | *" --profile=laptop" | *" --profile=paper") part='text' ;;
+            "--profile laptop" | "--profile overnight" | "--profile paper") part='text' ;;
+            *" --profile=laptop" | *" --profile=overnight" | *" --profile=paper") part='text' ;;
         esac
         previous=$argument
     done

@@ -114,7 +114,7 @@ class Panel:
             self.task,
             parameters_of(self.task.model),
             **s.final.arguments(),
-            seeds=[0],
+            seeds=s.retrain_seeds,
             left_out=s.left_out,
             test=s.test,
             store=self.folder,
@@ -221,6 +221,11 @@ def one_seed(panel: Panel, seed: int) -> Panel:
         given_params=panel.params,
         given_settings=replace(panel.settings, seeds=(seed,)),
     )
+
+
+def one_retraining(panel: Panel, seed: int) -> Panel:
+    """The same with a single seed of re-training, which needs no final model."""
+    return replace(panel, given_task=panel.task, given_settings=replace(panel.settings, retrain_seeds=(seed,)))
 
 
 def upper_task(task: Task, trained_layers: int, rows: Sequence[int] | None, folder: Path) -> Task:

@@ -23,6 +23,7 @@ class Profile:
         study_left_out: at most so many left-out instances in the studies beyond the paper, whose derivatives cost
             several times a run.
         ranked: at most so many training instances are ranked in the studies of mislabelled data and selection.
+        retrain_seeds: number of seeds of re-training from scratch.
         full_size: whether images and text take the paper's models, or those of `SMALL`.
     """
 
@@ -39,6 +40,7 @@ class Profile:
     cg_tolerance: float | None = None
     study_left_out: int = 20
     ranked: int = 1000
+    retrain_seeds: int = 1
     full_size: bool = False
 
     def n_seeds(self, optimizer: str, dataset: str) -> int:
@@ -46,9 +48,10 @@ class Profile:
         return counts.get(dataset, counts["*"])
 
 
-_LAPTOP_SEEDS = {
-    "sgd": {"concrete": 10, "energy": 10, "*": 3},
-    "adam": {"concrete": 3, "energy": 3, "*": 2},
+_OVERNIGHT_SEEDS = {
+    "sgd": {"concrete": 100, "energy": 100, "cifar10": 5, "*": 20},
+    "adam": {"concrete": 20, "energy": 20, "*": 5},
+    "adamw": {"*": 5},
 }
 PROFILES: dict[str, Profile] = {
     p.name: p
@@ -85,14 +88,23 @@ PROFILES: dict[str, Profile] = {
         ),
         Profile(
             "laptop",
-            "the paper's data sets, left-out instances and epochs with fewer seeds (2 to 10)",
-            _LAPTOP_SEEDS,
+            "the paper's data sets, left-out instances and epochs with 2 or 10 seeds",
+            {"sgd": {"concrete": 10, "energy": 10, "*": 2}, "adam": {"*": 2}, "adamw": {"*": 2}},
+            lissa_h_depth=500,
+        ),
+        Profile(
+            "overnight",
+            "the paper's data sets, left-out instances and epochs; 100 seeds on Concrete and Energy as in the paper, "
+            "20 on FICO and Folktables, 5 on images and text; Adam with 20 and 5",
+            _OVERNIGHT_SEEDS,
             lissa_h_depth=1000,
+            retrain_seeds=5,
         ),
         Profile(
             "paper",
             "everything as in the paper, 100 seeds: for a GPU box",
             {"sgd": {"*": 100}, "adam": {"*": 100}},
+            retrain_seeds=10,
             full_size=True,
         ),
     )

@@ -24,6 +24,7 @@ class Settings:
     final: Training
     further: Training
     seeds: tuple[int, ...]
+    retrain_seeds: tuple[int, ...]
     left_out: tuple[int, ...]
     test: tuple[int, ...]
     removal: str
@@ -82,6 +83,7 @@ def settings(task: Task, profile: str, optimizer: str = "sgd") -> Settings:
         final=experiment.final.scaled(chosen.final),
         further=further.within(further.epochs * -(-task.n_train // further.batch_size)),
         seeds=tuple(range(chosen.n_seeds(only, task.name))),
+        retrain_seeds=tuple(range(chosen.retrain_seeds)),
         left_out=left_out,
         test=tuple(range(min(experiment.n_test or task.n_test, chosen.n_test or task.n_test, task.n_test))),
         removal=experiment.removal,

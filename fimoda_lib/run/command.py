@@ -17,7 +17,8 @@ PROFILES = {  # what `profiles.PROFILES` holds; a test compares them
     "smoke": "the smallest sizes that pass through every line, for tests: about a minute",
     "quick": "20 left-out instances, 5 seeds, an eighth of the epochs, data that ships with scikit-learn in place of "
     "what is not on this machine: about nine minutes on 2 cores, no network",
-    "laptop": "the paper's data sets, left-out instances and epochs with 2 to 10 seeds: about four hours on 2 cores",
+    "laptop": "the paper's data sets, left-out instances and epochs with 2 or 10 seeds: about two hours on 2 cores",
+    "overnight": "the same with 5 to 100 seeds, and re-training with 5: a night on 2 cores",
     "paper": "everything as in the paper, 100 seeds: for a GPU box",
 }
 MOST_JOBS = 4  # processes where nobody says how many
@@ -28,8 +29,9 @@ def parser() -> argparse.ArgumentParser:
         prog="run_all.sh",
         description="Runs the notebooks that make the paper's figures. Finished work is found and not repeated.",
         epilog="profiles:\n"
-        + "\n".join(f"  {name:8}{text}" for name, text in PROFILES.items())
-        + "\n\nWhat is done, running and missing:  ./run_all.sh status [--profile ...] [--datasets ...] [--only ...]"
+        + "\n".join(f"  {name:10}{text}" for name, text in PROFILES.items())
+        + "\n\nWhat a profile takes on this machine, and whether all is there:  ./run_all.sh check [--profile ...]"
+        + "\nWhat is done, running and missing:  ./run_all.sh status [--profile ...] [--datasets ...] [--only ...]"
         + "\nA method of yours against a stored gold standard:  ./run_all.sh benchmark mine.py:mine --dataset energy"
         + "\nThe tests: ./run_all.sh test [arguments for pytest]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -79,8 +81,8 @@ def main(arguments: list[str] | None = None) -> int:
         from .benchmark import main as benchmark
 
         return benchmark(arguments[1:])
-    only_status = arguments[:1] == ["status"]
-    options = parser().parse_args(arguments[only_status:])
+    asked = arguments[0] if arguments[:1] in (["status"], ["check"]) else ""
+    options = parser().parse_args(arguments[bool(asked) :])
     if options.data is not None and not Path(options.data).is_dir():
         print(
             f"run_all.sh: --data: there is no folder {options.data!r}; give the folder that holds uci/, heloc/, ...",
@@ -105,8 +107,12 @@ def main(arguments: list[str] | None = None) -> int:
         options.jobs = choose_jobs(options)
     try:
         stages = plan(options)
-        if only_status:
+        if asked == "status":
             return status(stages, options)
+        if asked == "check" or options.profile != "smoke":  # the tests' own profile takes no longer than the check
+            found = preflight(stages, options)
+            if asked == "check" or found:
+                return 2 if found else 0
         if options.fresh and (kept := set_aside(Path(options.results) / options.profile)):
             print(f"Earlier results are now in {kept}")
     except (DataFileError, ValueError) as error:
@@ -124,6 +130,17 @@ def choose_jobs(options: argparse.Namespace) -> int:
     if found := gpus():
         return len(found)
     return min(os.cpu_count() or 1, MOST_JOBS) if options.profile == "quick" else 1
+
+
+def preflight(stages: list[list[NotebookRun]], options: argparse.Namespace) -> bool:
+    """Prints what the run needs and what there is here, in one table; returns whether something is missing."""
+    from .preflight import needs, problems, table
+
+    found = needs(work_of(stages), options)
+    print(table(found), flush=True)
+    for problem in problems(found):
+        print(f"run_all.sh: {problem}", file=sys.stderr)
+    return bool(problems(found))
 
 
 def status(stages: list[list[NotebookRun]], options: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ..experiments.panel import Panel, one_seed
+from ..experiments.panel import Panel, one_retraining, one_seed
 from ..storage.store import Missing, asked
 from ..tasks import Task
 from ..training.ensembles import OPTIMIZERS
@@ -22,7 +22,7 @@ class Shard:
 
     Args:
         kind: one of `KINDS`.
-        part: the seed of further training, the method of scores; None for the others.
+        part: the seed of further training or re-training, the method of scores; None for the others.
     """
 
     dataset: str
@@ -37,7 +37,7 @@ class Shard:
     def label(self) -> str:
         """Names the shard for people, and within its profile like no other."""
         follows = self.kind == "further training" or self.part == "lft"
-        part = [] if self.part is None else [f"seed {self.part}" if self.kind == "further training" else self.part]
+        part = [] if self.part is None else [self.part if self.kind == "scores" else f"seed {self.part}"]
         return ", ".join([self.kind, self.dataset, *([self.optimizer] if follows else []), *part])
 
     @property
@@ -54,7 +54,7 @@ class Shard:
         """What loads the shard, or computes and stores it."""
         return {
             "final model": lambda: panel.params,
-            "retraining": lambda: panel.retrained,
+            "retraining": lambda: one_retraining(panel, self.part).retrained,
             "further training": lambda: one_seed(panel, self.part).gold,
             "scores": lambda: panel.scores(self.part),
         }[self.kind]
@@ -96,6 +96,9 @@ def shards_of(
                 Shard(dataset, kind="further training", optimizer=kind, part=seed, **where)
                 for seed in panel.settings.seeds
             ]
+        elif kind == "retraining":
+            panel = Shard(dataset, kind=kind, **where).panel(compute=False)
+            found += [Shard(dataset, kind=kind, part=seed, **where) for seed in panel.settings.retrain_seeds]
         elif kind == "scores":
             panel = Shard(dataset, kind="scores", **where).panel(compute=False)
             found += [Shard(dataset, kind="scores", part=method, **where) for method in panel.methods]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ..datasets import DataFileError
-from ..experiments.panel import PAPER_METHODS, Panel, one_seed
+from ..experiments.panel import PAPER_METHODS, Panel, one_retraining, one_seed
 from ..storage.folders import is_running
 from ..storage.store import StoreError, asked, read_sidecar
 from ..training.ensembles import OPTIMIZERS
@@ -72,6 +72,8 @@ def lines(work: list[tuple[str, str]], profile: str, results: Path | str) -> Ite
                 pieces = len(panel.settings.seeds)
             elif kind == "scores":
                 pieces = len(panel.methods)
+            elif kind == "retraining":
+                pieces = len(panel.settings.retrain_seeds)
             yield Line(label, pieces, files_of(panel, kind))
         except (DataFileError, StoreError) as problem:
             yield Line(label, pieces, problem=str(problem))
@@ -87,7 +89,7 @@ def files_of(panel: Panel, kind: str) -> list[Path]:
     """The files of all pieces of one kind; none if their names depend on a final model that is not there yet."""
     _ = panel.task  # loaded now: inside `asked` nothing is
     if kind == "retraining":
-        return [asked(lambda: panel.retrained)]
+        return [asked(lambda s=seed: one_retraining(panel, s).retrained) for seed in panel.settings.retrain_seeds]
     final = asked(lambda: panel.params)
     if kind == "final model":
         return [final]
@@ -114,8 +116,8 @@ def table(found: list[Line]) -> str:
     rows = [("", "done", "running", "missing", "each takes", "left")]
     for line in found:
         counts = (len(line.done), line.running, line.missing)
-        left = _duration(line.seconds_left) if line.missing + line.running else "-"
-        rows.append((line.label, *map(str, counts), _duration(line.seconds_each), left))
+        left = duration(line.seconds_left) if line.missing + line.running else "-"
+        rows.append((line.label, *map(str, counts), duration(line.seconds_each), left))
     width = max(len(row[0]) for row in rows)
     text = [f"{row[0]:{width}}" + "".join(f"{cell:>12}" for cell in row[1:]) for row in rows]
     text += [f"{line.label}: {line.problem}" for line in found if line.problem]
@@ -123,7 +125,7 @@ def table(found: list[Line]) -> str:
     unknown = [line.label for line in found if math.isnan(line.seconds_left)]
     if sum(known) or unknown:
         text.append(
-            f"\nLeft: about {_duration(sum(known))}, one piece at a time, as long as the finished ones of its kind took"
+            f"\nLeft: about {duration(sum(known))}, one piece at a time, as long as the finished ones of its kind took"
             + (f"; not counted, because none of their kind is finished: {'; '.join(unknown)}." if unknown else ".")
         )
     else:
@@ -131,7 +133,8 @@ def table(found: list[Line]) -> str:
     return "\n".join(text)
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """As a person would say it."""
     if math.isnan(seconds):
         return "?"
     if seconds < 90:

@@ -264,7 +264,9 @@ def test_a_shard_that_fails_does_not_stop_the_others(here, tmp_path, monkeypatch
     monkeypatch.setattr(Shard, "stored", False)
     with pytest.raises(SpreadError) as caught:
         spread.spread(shards, scheduler=here)
-    assert sentence(caught) == ("1 of 4 shards failed, the first (retraining, wine) with: The data is bad; mend it.")
+    assert sentence(caught) == (
+        "1 of 4 shards failed, the first (retraining, wine, seed 0) with: The data is bad; mend it."
+    )
     assert {p.name[:12] for p in (tmp_path / "smoke").glob("*.nc")} == {"final-wine-3", "further-wine"}
 
 

@@ -1,0 +1,185 @@
+"""What does a profile take on this machine, and is all of it there? `run_all.sh check`, and before every run.
+
+Times are measured, a few steps of each further training, not looked up; sizes are counted. Nothing is stored.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch.utils._pytree import tree_leaves
+
+from ..datasets import DATASETS
+from ..derivatives.curvature import HOLD_BYTES
+from ..devices import choose_device, free_memory, machine
+from ..experiments.panel import HOLD_FLOAT64, Panel, n_parameters
+from ..experiments.paper_settings import Training
+from ..tasks import parameters_of
+from ..training.engines import Engine, faster, measure
+from ..training.ensembles import OPTIMIZERS, Optimizer
+from ..training.minibatches import steps_per_epoch
+from ..training.plans import Plan, evaluation_steps
+from ..training.runs import replica_bytes, replicas_that_fit
+from .spread import gpus, threads_each
+from .status import duration, files_of, optimizer_of
+
+FIGURE_BYTES = 100_000_000  # PDF, PNG, CSV and executed notebooks of all figures, generously
+BASE_BYTES = 600_000_000  # a process with Python, PyTorch and the libraries, before any data
+COMPILERS = ("g++", "clang++", "c++")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """What one kind of work on one data set takes.
+
+    Args:
+        seconds: of one process, measured; scores and studies count 0, because nothing short foretells them.
+        disk: bytes of its results.
+        memory: bytes that it takes at once.
+    """
+
+    label: str
+    seconds: float
+    disk: int
+    memory: int
+
+
+@dataclass(frozen=True)
+class Need:
+    """One line of the table: what is needed, what there is, and in one sentence what is wrong (nothing: "")."""
+
+    what: str
+    needed: str
+    here: str
+    problem: str = ""
+
+
+def needs(work: list[tuple[str, str]], options: argparse.Namespace) -> list[Need]:
+    """Data, time, disk, memory, compiler and GPU for a list of (data set, kind of piece), see `plan.work_of`.
+
+    The data were found and verified when the work was planned.
+    """
+    jobs = options.jobs
+    pieces = [piece(dataset, kind, options) for dataset, kind in work]
+    seconds = sum(p.seconds for p in pieces) / jobs
+    slowest = max(pieces, key=lambda p: p.seconds, default=Piece("nothing", 0, 0, 0))
+    names = list(dict.fromkeys(dataset for dataset, _ in work))
+    here = where_files_go(Path(options.results))
+    disk = sum(p.disk for p in pieces) + FIGURE_BYTES
+    memory = jobs * (BASE_BYTES + max((p.memory for p in pieces), default=0))
+    left, free = shutil.disk_usage(here).free, free_memory(torch.device("cpu"))
+    compiler = next(filter(shutil.which, (os.environ.get("CXX") or COMPILERS[0], *COMPILERS)), None)
+    return [
+        Need("data", f"{len(names)} data sets", ", ".join(DATASETS[name].title for name in names) + ": verified"),
+        Need(
+            "time",
+            f"{duration(seconds)} for training",
+            f"{jobs} x {machine(choose_device(None))}; most of it {slowest.label}, {duration(slowest.seconds / jobs)}; "
+            "scores, studies and figures come on top",
+        ),
+        Need("disk", size(disk), f"{size(left)} free at {here}", short("disk", disk, left, f"at {here}", options)),
+        Need(
+            "memory",
+            size(memory),
+            "unknown" if free is None else f"{size(free)} free",
+            "" if free is None else short("memory", memory, free, f"with {jobs} processes", options),
+        ),
+        Need("compiler", "useful", compiler or "none: training steps are not compiled, and slower"),
+        Need("GPU", "for profile paper", ", ".join(gpus()) or "none"),
+    ]
+
+
+def short(what: str, needed: int, free: int, where: str, options: argparse.Namespace) -> str:
+    """The sentence that says there is too little of something; empty if there is enough."""
+    if needed <= free:
+        return ""
+    remedy = "give another folder to --results" if what == "disk" else "take fewer --jobs"
+    return (
+        f"Profile {options.profile} needs {size(needed)} of {what}, and {size(free)} are free {where}; free some, "
+        f"{remedy} or take a smaller profile."
+    )
+
+
+def problems(found: list[Need]) -> list[str]:
+    return [need.problem for need in found if need.problem]
+
+
+def piece(dataset: str, kind: str, options: argparse.Namespace) -> Piece:
+    """Time, disk and memory of one kind of piece of one data set; what is stored already takes no more."""
+    panel = Panel(dataset, options.profile, optimizer_of(kind), options.results, compute=False)
+    s, label, params = panel.settings, f"{kind}, {dataset}", parameters_of(panel.task.model)
+    numbers, outputs = n_parameters(params), list(params.values())[-1].shape[0]
+    data = 2 * sum(leaf.nbytes for leaf in tree_leaves((panel.task.train, panel.task.test)))  # as loaded, and in use
+    if kind == "scores" or kind.startswith("lft"):
+        rows = len(s.curvature or range(panel.task.n_train)) * max(outputs - (panel.task.kind != "regression"), 1)
+        width = 8 if rows <= HOLD_FLOAT64 else 4
+        return Piece(label, 0.0, 8 * len(s.test) * len(s.left_out), data + min(HOLD_BYTES, rows * numbers * width))
+    training = s.further if kind in OPTIMIZERS else s.final
+    engine = measured(panel, training, threads_each(options.jobs))
+    seeds = len({"retraining": s.retrain_seeds, "final model": (0,)}.get(kind, s.seeds))
+    missing = seeds - sum(path.exists() for path in files_of(panel, kind))
+    plan = plan_of(panel, training)
+    if kind == "final model":
+        return Piece(label, missing * plan.steps[-1] * engine.seconds, missing * 4 * numbers, data)
+    size_each = len(plan.steps) * len(plan.test) * (4 * len(plan.left_out) + 8)
+    replicas = min(replicas_that_fit(panel.task, params, plan, choose_device(None), engine), 1 + len(plan.left_out))
+    return Piece(
+        label,
+        missing * (1 + len(plan.left_out)) * plan.steps[-1] * engine.seconds,
+        missing * size_each,
+        data + replicas * replica_bytes(panel.task, params, plan, engine) + 2 * size_each,
+    )
+
+
+def plan_of(panel: Panel, training: Training) -> Plan:
+    """What `further_train` makes of a panel's settings."""
+    s, per_epoch = panel.settings, steps_per_epoch(panel.task.n_train, training.batch_size)
+    return Plan(
+        optimizer=optimizer_from(training),
+        batch_size=training.batch_size,
+        epochs=training.epochs,
+        removal=s.removal,
+        fraction=1.0,
+        left_out=s.left_out,
+        test=s.test,
+        steps=evaluation_steps(training.evaluate or "epoch", training.epochs, per_epoch),
+    )
+
+
+def optimizer_from(training: Training) -> Optimizer:
+    return Optimizer(training.optimizer, training.learning_rate, training.weight_decay, training.max_grad_norm)
+
+
+def measured(panel: Panel, training: Training, threads: int) -> Engine:
+    """The faster engine and its seconds for a step of one model, by a few steps with so many threads."""
+    task, before = panel.task, torch.get_num_threads()
+    arguments = (optimizer_from(training), training.batch_size, panel.settings.removal, choose_device(None))
+    torch.set_num_threads(threads)
+    try:
+        return faster(measure(task, parameters_of(task.model), *arguments).seconds_per_step)
+    finally:
+        torch.set_num_threads(before)
+
+
+def where_files_go(folder: Path) -> Path:
+    """The folder itself, or the nearest one above it that is there."""
+    folder = folder.resolve()
+    return next(place for place in (folder, *folder.parents) if place.is_dir())
+
+
+def size(number: float) -> str:
+    return f"{number / 1e9:.1f} GB"
+
+
+def table(found: list[Need]) -> str:
+    """The needs as lines of text; what is missing is marked."""
+    rows = [("", "needed", "here")] + [
+        (need.what, need.needed, need.here + (" -- NOT ENOUGH" if need.problem else "")) for need in found
+    ]
+    widths = [max(len(row[k]) for row in rows) for k in range(2)]
+    return "\n".join(f"{row[0]:{widths[0]}}  {row[1]:{widths[1]}}  {row[2]}" for row in rows)

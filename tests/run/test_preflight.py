@@ -1,0 +1,102 @@
+"""What a profile takes on this machine: times by measured steps, sizes by hand, and refusals before any computing."""
+
+import re
+import shutil
+from collections import namedtuple
+
+import pytest
+import xarray as xr
+
+from fimoda_lib.experiments import panel as pieces
+from fimoda_lib.experiments import profiles
+from fimoda_lib.run import command, preflight
+from fimoda_lib.run.command import main, parser
+
+STEP = 1e-3
+Usage = namedtuple("Usage", "total used free")
+
+
+@pytest.fixture(autouse=True)
+def measured(monkeypatch):
+    """A step of one model takes a millisecond one after another, and half of it batched."""
+    seconds = xr.DataArray([STEP / 2, STEP], dims="engine", coords={"engine": ["batched", "sequential"]})
+    monkeypatch.setattr(preflight, "measure", lambda *_: xr.Dataset({"seconds_per_step": seconds}))
+
+
+def options(results):
+    return parser().parse_args(["--profile", "smoke", "--results", str(results), "--jobs", "1"])
+
+
+def test_times_and_sizes_are_those_of_the_settings(tmp_path):
+    """Wine with the smoke profile, by hand: 142 training instances, 2 steps an epoch, 4 left out, 8 test instances."""
+    further = preflight.piece("wine", "sgd", options(tmp_path))
+    s = pieces.Panel("wine", "smoke", results=tmp_path, compute=False).settings
+    epochs = s.further.epochs
+    assert further.seconds == pytest.approx(2 * (1 + 4) * 2 * epochs * STEP / 2)  # seeds, runs, steps
+    assert further.disk == 2 * epochs * 8 * (4 * 4 + 8)  # seeds; float32 for each left out, float64 for the full run
+    final = preflight.piece("wine", "final model", options(tmp_path))
+    assert final.seconds == pytest.approx(2 * s.final.epochs * STEP / 2)
+    again = preflight.piece("wine", "retraining", options(tmp_path))
+    assert again.seconds == pytest.approx((1 + 4) * 2 * s.final.epochs * STEP / 2)
+    assert preflight.piece("wine", "scores", options(tmp_path)).seconds == 0
+
+
+def test_what_is_finished_takes_no_more(tmp_path):
+    panel = pieces.Panel("wine", "smoke", results=tmp_path)
+    before = preflight.piece("wine", "sgd", options(tmp_path))
+    _ = panel.params
+    assert preflight.piece("wine", "final model", options(tmp_path)).seconds == 0
+    pieces.one_seed(panel, 1).gold  # noqa: B018
+    after = preflight.piece("wine", "sgd", options(tmp_path))
+    assert (after.seconds, after.disk) == (before.seconds / 2, before.disk / 2)
+
+
+def test_several_seeds_of_retraining_are_pieces_of_their_own(tmp_path, monkeypatch):
+    from dataclasses import replace
+
+    from fimoda_lib.run.shards import shards_of
+    from fimoda_lib.run.status import lines
+
+    monkeypatch.setitem(profiles.PROFILES, "smoke", replace(profiles.PROFILES["smoke"], retrain_seeds=3))
+    shards = shards_of([("wine", "retraining")], "smoke", tmp_path)
+    assert [s.label for s in shards] == [f"retraining, wine, seed {k}" for k in range(3)]
+    found = shards[1].piece(shards[1].panel(compute=True))()
+    assert found.seed.values.tolist() == [1] and [s.stored for s in shards] == [False, True, False]
+    (line,) = lines([("wine", "retraining")], "smoke", tmp_path)
+    assert (len(line.done), line.missing) == (1, 2)
+    whole = pieces.Panel("wine", "smoke", results=tmp_path).retrained
+    assert whole.seed.values.tolist() == [0, 1, 2]
+    xr.testing.assert_identical(whole.sel(seed=[1]).delta, found.delta)
+
+
+def test_the_check_ends_in_one_table_and_computes_nothing(tmp_path, capsys):
+    results = tmp_path / "results"
+    words = ["--profile", "quick", "--datasets", "wine", "digits", "--results", str(results), "--jobs", "2"]
+    assert main(["check", *words]) == 0
+    rows = [line.split()[0] for line in capsys.readouterr().out.strip().splitlines()[1:]]
+    assert rows == ["data", "time", "disk", "memory", "compiler", "GPU"]
+    assert not results.exists()
+
+
+@pytest.mark.parametrize("asked", [["check"], []])
+@pytest.mark.parametrize("what", ["disk", "memory"])
+def test_too_little_is_said_in_one_sentence_before_anything_is_computed(what, asked, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(command, "run", lambda *_: pytest.fail("it began"))
+    if what == "disk":
+        monkeypatch.setattr(shutil, "disk_usage", lambda place: Usage(1, 1, 10_000_000))
+    else:
+        monkeypatch.setattr(preflight, "free_memory", lambda device: 10_000_000)
+    words = ["--profile", "quick", "--datasets", "wine", "--only", "fig02", "--results", str(tmp_path / "results")]
+    assert main([*asked, *words]) == 2
+    output = capsys.readouterr()
+    (message,) = output.err.strip().splitlines()
+    assert re.match(rf"run_all\.sh: Profile quick needs [\d.]+ GB of {what}, and 0\.0 GB are free", message)
+    assert message.endswith("take a smaller profile.") and "NOT ENOUGH" in output.out
+    assert not (tmp_path / "results").exists()
+
+
+def test_overnight_has_the_seeds_that_were_asked_for():
+    seeds = profiles.PROFILES["overnight"].n_seeds
+    assert [seeds("sgd", d) for d in ("concrete", "energy", "fico", "folktables", "cifar10")] == [100, 100, 20, 20, 5]
+    assert [seeds("adam", d) for d in ("concrete", "energy", "fico", "folktables")] == [20, 20, 5, 5]
+    assert seeds("adamw", "sst2") == 5 and profiles.PROFILES["overnight"].retrain_seeds > 1
