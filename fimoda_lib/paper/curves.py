@@ -21,8 +21,8 @@ from ..plots.panels import Panels, Tables
 from ..plots.published import draw_published, published_points
 
 METRICS = {"cosine": ("cosine similarity", "to"), "spearman": ("Spearman correlation", "with")}
-INTERVALS = "bands are 95 % intervals over seeds, left-out and test instances (bootstrap)"
-STANDARD_ERRORS = "bands are one standard error over test instances alone"
+INTERVALS = "bands: 95 % bootstrap intervals over seeds, left-out and test instances"
+STANDARD_ERRORS = "bands: one standard error over test instances"
 MARKS = {  # what a caption says of an entry of the legend
     "lft": "thick black: linearised further training (ours)",
     "ceiling": "dotted grey: the noise ceiling, an estimate of what a perfect method would reach against so many seeds",

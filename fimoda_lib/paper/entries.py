@@ -58,7 +58,19 @@ SHORT = {  # in the list of contents, where the heading has no number
 UNITS = {"epochs": "epoch", "steps": "step", "seeds_averaged": "seeds averaged:"}  # before a number
 ENDINGS = ("pdf", "png", "csv", "html")
 # Keys of a figure's JSON that have a place of their own on the page; the others are its settings.
-PLACED = {"title", "caption", "notebook", "figure", "profile", "datasets", "versions", "commit", "device", "written"}
+PLACED = {
+    "title",
+    "caption",
+    "notebook",
+    "figure",
+    "profile",
+    "datasets",
+    "versions",
+    "commit",
+    "device",
+    "written",
+    "runs",
+}
 
 
 def figure_notes(folder: Path) -> dict[str, dict[str, Any]]:
@@ -87,6 +99,7 @@ def figure_entry(folder: Path, name: str, note: dict[str, Any], notebooks: list[
         "heading": text,
         "short": SHORT.get(name, text.split(".")[0]),
         "caption": note.get("caption", ""),
+        "runs": note.get("runs", ""),
         "image": f"{name}.png" if (folder / f"{name}.png").exists() else None,
         "size": image_size(folder / f"{name}.png"),
         "alt": f"{text}."

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 
 from ..experiments.panel import PAPER_METHODS
 from ..plots import access, damping, extremes, retraining, sorted_scores, thumbnails
-from ..plots.captions import caption, provenance
+from ..plots.captions import caption, provenance, runs_behind
 from ..plots.damping import table as damping_sweep
 from ..plots.drawing import foot, panel_figure, save, save_numbers, say
 from ..plots.kept import panels_and_tables
@@ -149,6 +149,7 @@ def table2(panels: Panels, folder: Path | str, name: str = "table2") -> pd.DataF
     title = "The most helpful and the most harmful training instances"
     note = provenance({"a": panel}, figure=name, title=title, optimizer="sgd", adjustment="mean")
     note["caption"] = caption({"a": panel}, note, extremes.WHAT, extremes.MARKS)
+    note["runs"] = runs_behind({"a": panel}, note)
     save_numbers(pd.DataFrame(columns=extremes.FIRST) if table is None else table, folder, name, note)
     page = extremes.html(table, note["caption"])
     (Path(folder) / f"{name}.html").write_text(page, encoding="utf-8")
@@ -171,6 +172,7 @@ def figure_images(panels: Panels, folder: Path | str) -> Figure:
         adjustment="mean",
     )
     note["caption"] = caption({"a": panel}, note, thumbnails.WHAT, thumbnails.MARKS)
+    note["runs"] = runs_behind({"a": panel}, note)
     scores = thumbnails.scores(panel)
     with mpl.rc_context({**STYLE, "axes.grid": False}):
         if scores is None:

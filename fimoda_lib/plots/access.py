@@ -23,10 +23,8 @@ LEVELS = (  # name, in words, how many of AT_HAND are missing, question, way to 
 
 CAPTION = (
     "(a) What is at hand with the training algorithm (TAA), with checkpoints (CPA) and with the final model only "
-    "(FiMO), and what can be asked then; dashed and pale: not at hand. (b) The final model is trained further on "
-    "all data D, and again without one instance: the difference of the test losses after an amount T of further "
-    "training is the sensitivity, positive if leaving the instance out raises the loss. This is a drawing; there "
-    "are no data in it."
+    "(FiMO), and what can be asked then. (b) Further training with and without an instance: the difference of test "
+    "losses is the sensitivity. A drawing, without data."
 )
 
 

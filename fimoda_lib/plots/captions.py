@@ -86,24 +86,28 @@ def computed_on(panel: Panel, measured: Callable[[Panel], xr.Dataset], seed: int
 
 
 def caption(panels: Panels, note: dict, what: str, marks: str = "") -> str:
-    """A figure's caption: what is drawn, what the marks mean, the settings of each panel, and what is missing."""
-    settings, missing = [], []
+    """A figure's caption, of at most 60 words: what is drawn, what the marks mean, and what is missing."""
+    missing = [label_of(panels, letter) for letter, panel in panels.items() if panel.dataset not in note["datasets"]]
+    return " ".join(filter(None, [what, marks, f"Not run yet: {', '.join(missing)}." if missing else ""]))
+
+
+def runs_behind(panels: Panels, note: dict) -> str:
+    """The settings of each panel, which pages fold away below the caption."""
     told = {entry for runs in note["datasets"].values() for entry in ("ceiling", "lft") if entry in runs}
+    found = []
     for letter, panel in panels.items():
-        label = f"({letter}) {panel.title}" if len(panels) > 1 else panel.title
-        runs = note["datasets"].get(panel.dataset)
-        if runs is None:
-            missing.append(label)
-        else:
-            said = runs.get("says") or (
-                f"{counted(len(runs['seeds']), 'seed')}, {runs['left_out']} left-out and {runs['test']} test "
-                f"instances, {RULES[runs['optimizer']] + ' with ' if 'optimizer' in runs else ''}learning rate "
-                f"{runs['learning_rate']:g}"
+        if runs := note["datasets"].get(panel.dataset):
+            found.append(
+                f"{label_of(panels, letter)}: {counted(len(runs['seeds']), 'seed')}, {runs['left_out']} left-out and "
+                f"{runs['test']} test instances, {RULES[runs['optimizer']] + ' with ' if 'optimizer' in runs else ''}"
+                f"learning rate {runs['learning_rate']:g}{_aside(runs, told)}"
             )
-            settings.append(f"{label}: {said}{_aside(runs, told)}")
-    sentences = [what, marks, "; ".join(settings) + "." if settings else ""]
-    sentences.append(f"Not run yet: {', '.join(missing)}." if missing else "")
-    return " ".join(filter(None, sentences))
+    return "; ".join(found) + "." if found else ""
+
+
+def label_of(panels: Panels, letter: str) -> str:
+    """A panel's title, with its letter where it is not alone."""
+    return f"({letter}) {panels[letter].title}" if len(panels) > 1 else panels[letter].title
 
 
 def _aside(runs: dict, told: set[str]) -> str:

@@ -14,7 +14,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .captions import caption, line_of
+from .captions import caption, line_of, runs_behind
 from .look import LOOK, PUBLISHED, STYLE
 from .panels import Draw, Panels, Tables
 
@@ -40,7 +40,7 @@ def panel_figure(
     """
 
     def one(name: str, chosen: Panels, note: dict) -> Figure:
-        note = {**note, "caption": caption(chosen, note, what, marks)}
+        note = {**note, "caption": caption(chosen, note, what, marks), "runs": runs_behind(chosen, note)}
         figure = _layout(chosen, tables, draw, ylabel, legend, note)
         save(figure, numbers({k: tables[k] for k in chosen}, chosen), folder, name, note)
         return figure

@@ -14,14 +14,10 @@ MANY = 20  # more features than that are no table (the pixels of an image, say):
 FIRST = ["test", "role", "instance", "score"]  # the columns before the features
 ROLES = ("to explain", "most helpful", "most harmful")
 WHAT = (
-    "For the first test instances, the left-out training instance with the largest score (most helpful) and the "
-    "one with the smallest (most harmful)."
+    "For the first test instances, the left-out training instances with the largest (most helpful) and the "
+    "smallest (most harmful) sensitivity at the end of further training."
 )
-MARKS = (
-    "The score is the sensitivity at the end of further training (mean adjustment, averaged over "
-    "seeds): positive if leaving the instance out raises the loss on the test instance. Bold: where a training "
-    "instance agrees with the test instance."
-)
+MARKS = "Positive: leaving the instance out raises the loss. Bold: where both instances agree."
 
 
 def table(panel: Panel, test: Iterable[int] | None = None) -> pd.DataFrame | None:

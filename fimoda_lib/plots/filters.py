@@ -15,15 +15,10 @@ from .look import LOOK
 
 SHADES = ("#9ecae1", "#4292c6", "#08306b")  # horizons, light to dark
 WHAT = (
-    "What T steps of further training with learning rate η keep of a gradient along an eigenvector of the "
-    "Gauss-Newton matrix G with eigenvalue σ, relative to few steps: (1 - (1 - ησ)^T)/(ησT), after 1 epoch, a "
-    "tenth of the horizon and all of it. Grad-Dot keeps everything. An influence function with damping λ keeps "
-    "λ/(σ + λ)."
+    "What T steps with learning rate η keep of a gradient along an eigenvector of the Gauss-Newton matrix with "
+    "eigenvalue σ: (1 - (1 - ησ)^T)/(ησT). Grad-Dot keeps all, an influence function λ/(σ + λ)."
 )
-MARKS = (
-    "Dotted: influence functions with λ = 1/(ηT), one per horizon; dashed: the paper's largest damping; grey "
-    "bars: how the squared length of the test gradients is spread over the spectrum at the final model."
-)
+MARKS = "Dotted: λ = 1/(ηT); dashed: the paper's largest damping; grey: spread of the test gradients over the spectrum."
 
 
 def table(panel: Panel) -> pd.DataFrame | None:

@@ -28,36 +28,23 @@ from .panels import horizon_axis
 SHADES = {0.1: "#9ecae1", 0.5: "#4292c6", 1.0: "#08306b"}  # fractions of the weight removed, light to dark
 OUTPUT = "#CC79A7"
 LIMIT = (
-    "Cosine similarity (mean adjustment) between the exact derivative of further training with respect to an "
-    "instance's weight and the difference of two runs from which 0.1, 0.5 or all of that weight is removed. One seed, "
-    "float64, the same batches in both runs (mask). For that seed, no method that is linear in the removed weight can "
-    "be expected above the darkest line. Where smaller fractions do not come closer, the difference is no smooth "
-    "function of the weight: rectified units switch, and each switch is a jump of its own. Dashed: the change of the "
-    "model's output in place of that of its squared error, whose derivative changes sign where a residual crosses "
-    "zero. Black: LFT along the same run, whole instances removed; at first it is lower, because in one run an "
-    "instance has its place in one batch, while LFT, made for the mean over seeds, spreads it evenly over the epoch. "
-    "Dotted, where there is a gold standard: the noise ceiling of that mean, as in Figure 2."
+    "Cosine similarity (mean adjustment) between the exact derivative of further training (one seed, float64, "
+    "mask) and the difference of two runs with 0.1, 0.5 or all of an instance's weight removed. Dashed: the "
+    "model's output in place of its loss. Black: LFT along the same run. Dotted: the noise ceiling."
 )
-LIMIT_MARKS = "Bands are one standard error over test instances."
+LIMIT_MARKS = "Bands: one standard error over test instances."
 UNITS_SAY = (
-    "The first-order limit once more, cosine similarity (mean adjustment) between the exact derivative of further "
-    "training and the difference of two runs, float64, one seed: with rectified units, and with smooth ones in the "
-    "same model, trained from the same initial weights. Dotted: LFT along the same run, whole instances removed."
+    "Cosine similarity (mean adjustment) between the exact derivative of further training and the difference of "
+    "two runs, float64, one seed: rectified and smooth units in the same model, from the same initial weights. "
+    "Dotted: LFT along the same run."
 )
-UNITS_MARKS = (
-    "Bands are one standard error over test instances. A rectified unit of another instance of the batch switches when "
-    "the perturbation pushes it over its edge, and weighs 1/batch where the instance that was left out weighs 1/n."
-)
+UNITS_MARKS = "Bands: one standard error over test instances."
 UNIT_COLOURS = {"ReLU": "#D55E00", "SiLU": "#0072B2"}
 PRECISION = (
-    "Median magnitude over left-out and test instances of the sensitivity, as the difference of two float64 runs of "
-    "one seed with the same batches; of what training in float32 instead changes about it (test losses are float64 in "
-    "both); of what rounding the test losses alone to float32 changes; and of the part of it that its exact derivative "
-    "misses. Learning rate and weight of an instance are the paper's, whatever the model."
+    "Median magnitude of the sensitivity (one seed, float64), of what float32 training changes about it, of "
+    "what rounding the test losses changes, and of the part that its exact derivative misses."
 )
-PRECISION_MARKS = (
-    "Where a dotted or a dash-dotted line meets the solid one, a sensitivity measured that way is rounding noise."
-)
+PRECISION_MARKS = "Where a dotted or dash-dotted line meets the solid one, a sensitivity measured that way is noise."
 LOOKS = {  # column -> colour, line, label
     "sensitivity": ("#000000", "-", "sensitivity"),
     "nonlinear": ("#D55E00", "--", "its part beyond first order"),

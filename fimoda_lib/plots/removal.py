@@ -10,10 +10,8 @@ from ..experiments.studies import removal_runs, removal_seeds
 from .panels import horizon_axis
 
 WHAT = (
-    "How many seeds of further training must be averaged for a noise ceiling of 0.95, estimated from the share of "
-    "their variance that seeds have in common. drop: the instance is taken out of the shuffled order, so that every "
-    "later batch shifts by one (the paper's tabular runs); mask: its weight is set to zero where it occurs and all "
-    "else stays."
+    "How many seeds must be averaged for a noise ceiling of 0.95. drop: the instance is taken out of the order, "
+    "so that later batches shift; mask: its weight is zero and all else stays."
 )
 MARKS = "Solid: mean adjustment; dashed: full adjustment."
 COLOURS, LINES = {"drop": "#D55E00", "mask": "#0072B2"}, {"mean": "-", "full": "--"}

@@ -14,14 +14,12 @@ from .similarity import curves, draw_lines
 
 NEAR_ZERO = 0.1  # the bound that the paper's claim goes with: no similarity beyond it
 WHAT = (
-    "Cosine similarity between each method's scores and the change of the test losses when the model is trained "
-    "from scratch without an instance (mean adjustment), averaged over test instances, against the epochs of that "
-    "training."
+    "Cosine similarity between scores and the change of test losses when the model is trained from scratch "
+    "without an instance (mean adjustment, one seed, so that no ceiling can be given)."
 )
 MARKS = (
-    "Bands are one standard error over test instances; the dash-dotted line is further training itself, after its "
-    f"last epoch; the grey stripe reaches to {NEAR_ZERO:g} on either side of zero. There is one seed, the final "
-    "model's own, so that no noise ceiling can be given."
+    "Bands: one standard error over test instances. Dash-dotted: further training itself. Grey: up to 0.1 on "
+    "either side of zero."
 )
 
 

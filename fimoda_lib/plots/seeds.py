@@ -17,9 +17,8 @@ from .similarity import diverged, draw_lines
 
 BLOCKS = (1, 2, 5, 10, 20, 50, 100)  # how many seeds are averaged, as far as there are so many
 WHAT = (
-    "Cosine similarity between each method's scores and the sensitivities measured by further training ({trained}), "
-    "against the number of seeds over which the sensitivities are averaged: the mean over disjoint blocks of seeds and "
-    "over test instances, at the amount of further training where it is largest."
+    "Cosine similarity to further training ({trained}) against the number of seeds averaged, at the horizon "
+    "where it is largest, so that each maximum has picked some noise."
 )
 
 

@@ -16,8 +16,8 @@ from .look import LOOK
 from .panels import horizon_axis
 
 WHAT = (
-    "{Measure} between each method's scores and the sensitivities measured by further training ({trained}), averaged "
-    "over test instances, against the amount of further training."
+    "{Measure} between each method's scores and the sensitivities measured by further training ({trained}), "
+    "averaged over test instances."
 )
 
 

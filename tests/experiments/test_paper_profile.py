@@ -74,9 +74,9 @@ def test_from_the_files_to_the_figures(paper, name, model, optimizer, without, t
     figure = figure2_plus({letter: shown}, tmp_path / "figures")
     assert len(figure.axes[0].get_lines()) > len(shown.methods)
     note = json.loads((tmp_path / "figures" / "fig02plus.json").read_text())
-    assert note["datasets"][name]["remark"] in note["caption"] and note["profile"] == "paper"
+    assert note["datasets"][name]["remark"] in note["runs"] and note["profile"] == "paper"
     figures.figure10({letter: shown}, tmp_path / "figures")
-    assert ("LFT not run, for its cost" in note["caption"]) == (not shown.lft) == (name == "sst2")
+    assert ("LFT not run, for its cost" in note["runs"]) == (not shown.lft) == (name == "sst2")
     assert with_lft([name], "paper") == ([name] if shown.lft else [])
     work = [(name, "final model"), (name, "sgd"), (name, "scores"), *([(name, "lft, sgd")] if shown.lft else [])]
     assert all(line.missing == 0 for line in lines(work, "paper", tmp_path / "results"))

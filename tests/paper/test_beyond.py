@@ -126,7 +126,7 @@ def test_lft_is_drawn_at_every_horizon_and_follows_a_run_of_its_own(panels, tmp_
     assert followed["runs"] == LFT_RUNS and followed["seed"] == LFT_SEED > panels["a"].gold.seed.max()
     note = json.loads((tmp_path / "fig02plus.json").read_text())
     assert note["datasets"]["diabetes"]["lft"] == {"runs": LFT_RUNS, "segments": 1}
-    assert note["datasets"]["diabetes"]["ceiling"] == "interval" and "LFT follows 5 runs)" in note["caption"]
+    assert note["datasets"]["diabetes"]["ceiling"] == "interval" and "LFT follows 5 runs)" in note["runs"]
     ceiling = {x.get_color(): x for x in figure.axes[0].get_lines()}[figures.LOOK["ceiling"].colour]
     np.testing.assert_allclose(ceiling.get_ydata(), ceiling_interval(panels["a"].gold)["mean"], rtol=1e-5)
 
