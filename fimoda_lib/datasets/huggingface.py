@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from .. import checks
 from ..tasks import Task, cross_entropy, squared_error
 from .encoders import additive
+from .text import quietly
 
 Texts = Sequence[str] | Sequence[tuple[str, str]]
 HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w.-]+)?")
@@ -138,8 +139,9 @@ def _loaded(where: str | Path, tokenizer: Any) -> tuple[Any, Any]:
         raise ValueError(f"model: there is no folder {str(where)!r}; expected one that save_pretrained wrote to.")
     options = {"local_files_only": Path(where).is_dir()}
     try:
-        model = AutoModelForSequenceClassification.from_pretrained(str(where), use_safetensors=True, **options)
-        return model, AutoTokenizer.from_pretrained(str(where), **options) if tokenizer is None else tokenizer
+        with quietly():
+            model = AutoModelForSequenceClassification.from_pretrained(str(where), use_safetensors=True, **options)
+            return model, AutoTokenizer.from_pretrained(str(where), **options) if tokenizer is None else tokenizer
     except (OSError, ValueError, ImportError) as error:
         raise ValueError(
             f"model: {str(where)!r} cannot be read as a sequence classifier with its tokenizer "
@@ -241,7 +243,7 @@ def _pieces(part: str, given: Any) -> tuple[list, list]:
         return all(isinstance(piece, str) for piece in (text if pair else [text]))
 
     odd = [text for text in texts if not is_text(text)]
-    if odd or not texts or len({isinstance(text, str) for text in texts}) > 1:
+    if odd or len({isinstance(text, str) for text in texts}) != 1:
         got = checks.shown(odd[0] if odd else texts)
         raise ValueError(f"{part}: got {got} among the texts, expected strings, or pairs of strings.")
     if len(texts) != len(labels):
@@ -290,9 +292,7 @@ def _many(config: Any) -> bool:
 
 
 def _loss(config: Any) -> Callable[[Tensor, Tensor], Tensor]:
-    if _many(config):
-        return multi_label
-    return squared_error if config.num_labels == 1 else cross_entropy
+    return multi_label if _many(config) else squared_error if config.num_labels == 1 else cross_entropy
 
 
 def _table(texts: list, labels: list) -> pd.DataFrame:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -133,12 +134,8 @@ MODELS: dict[str, Callable[[DataDir], tuple[Any, Any]]] = {"minilm": load_minilm
 def _pretrained(where: str, **options: Any) -> tuple[Any, Any]:
     """Encoder and tokenizer as `transformers` reads them; weights as safetensors only, which hold no code."""
     from transformers import AutoTokenizer, BertModel
-    from transformers.utils import logging
 
-    verbosity = logging.get_verbosity()
-    logging.set_verbosity_error()  # it would report, as a table, that the pooling layer is left out
-    logging.disable_progress_bar()
-    try:
+    with quietly():  # it would report, as a table, that the pooling layer is left out
         encoder = BertModel.from_pretrained(
             where,
             attn_implementation="eager",
@@ -148,6 +145,19 @@ def _pretrained(where: str, **options: Any) -> tuple[Any, Any]:
             **options,
         )
         return encoder, AutoTokenizer.from_pretrained(where, **options)
+
+
+@contextlib.contextmanager
+def quietly() -> Iterator[None]:
+    """Inside, `transformers` shows errors only, and no bars."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
     finally:
         logging.set_verbosity(verbosity)
-        logging.enable_progress_bar()
+        if bars:
+            logging.enable_progress_bar()

@@ -67,7 +67,7 @@ def parser() -> argparse.ArgumentParser:
         help="leave the work to the workers of a running dask scheduler, tcp://host:port; --jobs is then the number of "
         "notebooks run at once here",
     )
-    p.add_argument("--skip-tutorial", action="store_true", help="leave out notebooks 00 and 07")
+    p.add_argument("--skip-tutorial", action="store_true", help="leave out notebooks 00, 07 and 08")
     p.add_argument(
         "--fresh", action="store_true", help="compute everything again; earlier results are renamed, not deleted"
     )

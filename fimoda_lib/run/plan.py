@@ -80,6 +80,7 @@ def plan(options: argparse.Namespace) -> list[list[NotebookRun]]:
         store = {"store": str(Path(options.results).resolve() / options.profile / "own")}
         stages.append([NotebookRun("00_tutorial", "tutorial", smoke)])
         stages[-1].append(NotebookRun("07_your_own_model", "your own model", {**own, **store}))
+        stages[-1].append(NotebookRun("08_a_model_from_the_hub", "a model from the hub", handed_over(options)))
     per_dataset = [{**common, "dataset": d} for d in datasets]
     retrained = LETTERS["fig11"].values() if "fig11" in figures else ()
     stages.append([NotebookRun("01_final_model", f"final model, {p['dataset']}", p) for p in per_dataset])
@@ -110,6 +111,14 @@ def plan(options: argparse.Namespace) -> list[list[NotebookRun]]:
         parameters = {**shown, "only": only}
         drawn.append(NotebookRun("09_from_attribution_to_selection", "from attribution to selection", parameters))
     return [stage for stage in [*stages, drawn] if stage]
+
+
+def handed_over(options: argparse.Namespace) -> dict[str, Any]:
+    """Parameters of notebook 08."""
+    folder = {"folder": str(Path(options.results).resolve() / options.profile / "handed_over")}
+    if options.profile == "smoke":
+        return {**folder, "n_by_lot": 3, "n_seeds": 2, "epochs": 1}
+    return folder if options.profile == "quick" else {**folder, "n_by_lot": 20, "n_seeds": 10}
 
 
 def work_of(stages: list[list[NotebookRun]]) -> list[tuple[str, str]]:
