@@ -1,0 +1,63 @@
+"""Figures on mislabelled data and selection by horizon, from tiny stored results."""
+
+import json
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+
+from fimoda_lib.experiments.panel import Panel
+from fimoda_lib.paper import selection
+from fimoda_lib.plots.look import STYLE
+
+
+@pytest.fixture(scope="module")
+def panels(tmp_path_factory):
+    """Two classification panels and what is stored of the first."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Panel, "methods", ("grad_dot", "ekfac"))
+        results = tmp_path_factory.mktemp("results")
+        chosen = {k: Panel(d, "smoke", results=results) for k, d in {"c": "breast_cancer", "d": "digits"}.items()}
+        assert chosen["c"].params
+        for name in ("mislabelled", "selection"):
+            getattr(selection, name).table(chosen["c"])
+        yield {k: panel.other(compute=False) for k, panel in chosen.items()}
+    plt.close("all")
+
+
+@pytest.mark.parametrize(
+    ("name", "alone", "says"),
+    [
+        ("fig_mislabelled", "fig_mislabelleda_breast_cancer", "46 of 455 labels changed, 24 training instances ranked"),
+        ("fig_selection", "fig_selectionc_breast_cancer", "2 of 24 candidates dropped (455 training instances), 57 "),
+    ],
+)
+def test_the_figures_say_what_they_were_made_from(panels, tmp_path, monkeypatch, name, alone, says):
+    monkeypatch.setitem(STYLE, "savefig.dpi", 40)
+    figure = selection.FIGURES[name](panels, tmp_path)
+    note = json.loads((tmp_path / f"{name}.json").read_text())
+    assert says in note["caption"] and note["notebook"] == selection.NOTEBOOK and "left-out" not in note["caption"]
+    assert note["datasets"]["breast_cancer"]["seconds"] > 0 and note["datasets"]["breast_cancer"]["specification"]
+    table = pd.read_csv(tmp_path / f"{name}.csv")
+    assert {"grad_dot", "ekfac", "lft"} < set(table["method"]) and set(table["dataset"]) == {"breast_cancer"}
+    assert {p.suffix for p in tmp_path.glob(f"{alone}.*")} == {".csv", ".json", ".pdf", ".png"}
+    if name == "fig_mislabelled":  # the other panel says what to do
+        words = " ".join(" ".join(t.get_text() for t in figure.axes[1].texts).split())
+        assert words == f"Not run yet: ./run_all.sh --profile smoke --only {name} --datasets digits"
+    kept = {k: panel.other(results=tmp_path / "elsewhere") for k, panel in panels.items()}
+    again = selection.FIGURES[name](kept, tmp_path)  # drawn from the numbers that were saved
+    texts = [[t.get_text() for t in f.axes[0].texts] for f in (figure, again)]
+    assert texts[0] == texts[1]
+
+
+def test_the_heat_map_boxes_the_best_horizon_for_each_amount_of_training(panels, tmp_path):
+    figure = selection.figure_selection(panels, tmp_path)
+    ax = figure.axes[0]
+    table = selection.selection.table(panels["c"])
+    untouched = table[(table["part"] == "untouched") & (table["method"] == "lft")]
+    assert len(ax.patches) == untouched["after_step"].nunique()
+    labels = [t.get_text() for t in ax.get_yticklabels()]
+    assert labels[0] == "Grad-Dot" and labels[-1] == "at random" and labels[1].startswith("LFT, K = ")
+    best = untouched.loc[untouched.groupby("after_step")["gain"].idxmax()]
+    for box, row in zip(ax.patches, best.to_dict("records"), strict=True):
+        assert labels[round(box.get_y() + 0.5)] == f"LFT, K = {row['epoch']:g}"
