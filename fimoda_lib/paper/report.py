@@ -11,14 +11,16 @@ import os
 import re
 import sys
 from collections.abc import Iterator
+from math import isnan
 from pathlib import Path
 from typing import Any
 
 from ..plots.captions import counted
+from .benchmark import standings
 from .claims import NOT_COMPARABLE, NOT_RUN, VERDICTS, check_claims, title
 from .entries import TITLES, figure_entry, figure_notes, heading, in_panel_order, words
 from .notebook_pages import pages, write_page
-from .rules import THRESHOLDS
+from .rules import THRESHOLDS, number
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
@@ -60,6 +62,7 @@ def report(folder: Path | str, results: Path | str | None = None) -> Path:
         "figures": [figure_entry(folder, name, note, notebooks) for name, note in notes.items()],
         "missing": [(name, heading(name, {}), command(name, profile)) for name in TITLES if name not in notes],
         "notebooks": notebooks,
+        "leaderboard": leaderboard(),
     }
     target = folder / "index.html"
     target.write_text(pages().get_template("report.html").render(content), encoding="utf-8")
@@ -72,6 +75,18 @@ def report(folder: Path | str, results: Path | str | None = None) -> Path:
 def command(name: str, profile: str) -> str:
     """What makes a figure."""
     return f"./run_all.sh --profile {profile} --only {name}"
+
+
+def leaderboard() -> dict[str, Any] | None:
+    """The known methods on the stored gold standards of the benchmark, as text; None if none is stored."""
+    table, made = standings()
+    if not made:
+        return None
+    cells = [
+        [row[0], *("–" if isnan(value) else number(value) for value in row[1:])]
+        for row in table.itertuples(index=False)
+    ]
+    return {"columns": ["Method", *map(title, table.columns[1:])], "cells": cells, "made": made}
 
 
 # --- Notebooks and provenance ---------------------------------------------------------------------------------------

@@ -11,7 +11,9 @@ from fimoda_lib import METHODS, benchmark, sensitivity, similarity
 from fimoda_lib.datasets import DATASETS, DataFileError
 from fimoda_lib.experiments import standards
 from fimoda_lib.experiments.panel import Panel
-from fimoda_lib.paper.benchmark import leaderboard, standings
+from fimoda_lib.paper import report
+from fimoda_lib.paper.benchmark import leaderboard, made_by, standings
+from fimoda_lib.paper.notebook_pages import pages
 from fimoda_lib.run.command import main
 from fimoda_lib.storage.folders import StoreError
 
@@ -227,6 +229,21 @@ def test_the_command_makes_gold_standards(made, tmp_path, monkeypatch, capsys):
 
 
 # What is committed
+
+
+def test_the_report_shows_the_standings_and_who_made_them():
+    board = report.leaderboard()
+    assert board["columns"] == ["Method", "Wine"] and {row[0] for row in board["cells"]} == {
+        "Grad-Dot",
+        "Grad-Cos",
+        "LFT (ours)",
+    }
+    rows, note = standards.read_rows("wine")
+    means = rows.groupby("label")["similarity"].mean()
+    assert {row[0]: row[1] for row in board["cells"]} == {k: f"{v:.2f}" for k, v in means.items()}
+    assert board["made"] == [f"wine: {made_by(note)}"] and note["commit"] in board["made"][0]
+    page = pages().get_template("report.html").render(leaderboard=board, outcomes=[], counts={}, figures=[])
+    assert page.count("<td>LFT (ours)</td>") == 1 and f"Made by wine: {made_by(note)}" in page
 
 
 def test_committed_files_are_small_and_say_which_run_made_them():
