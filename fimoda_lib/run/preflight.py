@@ -25,6 +25,7 @@ from ..training.ensembles import OPTIMIZERS, Optimizer
 from ..training.minibatches import steps_per_epoch
 from ..training.plans import Plan, evaluation_steps
 from ..training.runs import replica_bytes, replicas_that_fit
+from .shards import Shard
 from .spread import gpus, threads_each
 from .status import duration, files_of, optimizer_of
 
@@ -65,7 +66,8 @@ def needs(work: list[tuple[str, str]], options: argparse.Namespace) -> list[Need
     The data were found and verified when the work was planned.
     """
     jobs = options.jobs
-    pieces = [piece(dataset, kind, options) for dataset, kind in work]
+    # One data set after the other: its data are loaded once.
+    pieces = [piece(dataset, kind, options) for dataset, kind in sorted(work, key=lambda item: item[0])]
     seconds = sum(p.seconds for p in pieces) / jobs
     slowest = max(pieces, key=lambda p: p.seconds, default=Piece("nothing", 0, 0, 0))
     names = list(dict.fromkeys(dataset for dataset, _ in work))
@@ -111,7 +113,7 @@ def problems(found: list[Need]) -> list[str]:
 
 def piece(dataset: str, kind: str, options: argparse.Namespace) -> Piece:
     """Time, disk and memory of one kind of piece of one data set; what is stored already takes no more."""
-    panel = Panel(dataset, options.profile, optimizer_of(kind), options.results, compute=False)
+    panel = Shard(dataset, options.profile, str(options.results), kind, optimizer_of(kind)).panel(compute=False)
     s, label, params = panel.settings, f"{kind}, {dataset}", parameters_of(panel.task.model)
     numbers, outputs = n_parameters(params), list(params.values())[-1].shape[0]
     data = 2 * sum(leaf.nbytes for leaf in tree_leaves((panel.task.train, panel.task.test)))  # as loaded, and in use
