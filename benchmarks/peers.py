@@ -76,7 +76,7 @@ def kronfluence(task: Task, params: Params) -> np.ndarray:
         batches = {"per_device_query_batch_size": N_TEST, "per_device_train_batch_size": 512}
         how = ScoreArguments(damping_factor=None)
         analyzer.compute_pairwise_scores("scores", "factors", test, train, score_args=how, **batches)
-        return analyzer.load_pairwise_scores("scores")["all_modules"].numpy() / task.n_train
+        return analyzer.load_pairwise_scores("scores")["all_modules"].numpy()
 
 
 def traker(task: Task, params: Params) -> np.ndarray:
