@@ -119,8 +119,8 @@ def piece(dataset: str, kind: str, options: argparse.Namespace) -> Piece:
     data = 2 * sum(leaf.nbytes for leaf in tree_leaves((panel.task.train, panel.task.test)))  # as loaded, and in use
     if kind == "scores" or kind.startswith("lft"):
         rows = len(s.curvature or range(panel.task.n_train)) * max(outputs - (panel.task.kind != "regression"), 1)
-        width = 8 if rows <= HOLD_FLOAT64 else 4
-        return Piece(label, 0.0, 8 * len(s.test) * len(s.left_out), data + min(HOLD_BYTES, rows * numbers * width))
+        held = rows * numbers * (8 if rows <= HOLD_FLOAT64 else 4)
+        return Piece(label, 0.0, 8 * len(s.test) * len(s.left_out), data + (held if held <= HOLD_BYTES else 0))
     training = s.further if kind in OPTIMIZERS else s.final
     engine = measured(panel, training, threads_each(options.jobs))
     seeds = len({"retraining": s.retrain_seeds, "final model": (0,)}.get(kind, s.seeds))
