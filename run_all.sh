@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Sets up what is needed, once; then makes the figures or runs the tests. ./run_all.sh --help explains it.
+# Sets up what is needed, once; then makes the figures, opens the notebooks or runs the tests. ./run_all.sh --help explains it.
 set -euo pipefail
 
 here=$(cd -P -- "$(dirname -- "${BASH_SOURCE[0]}")" && pwd)
@@ -49,10 +49,11 @@ find_active() {
 
 usage() {
     cat <<TEXT
-Sets up what is needed, once, then makes every figure of the paper, or runs the tests.
+Sets up what is needed, once, then makes every figure of the paper, opens the notebooks, or runs the tests.
 
   ./run_all.sh                         every figure, small (quick profile), from data that need no download
   ./run_all.sh [options]               the same with the options below
+  ./run_all.sh lab [notebook]          JupyterLab on the notebooks, or on one: 02, say; then options of jupyter lab
   ./run_all.sh test [pytest options]   the tests; paths such as tests/run/test_packaging.py count from this folder
   ./run_all.sh --help                  this text; needs no set-up
 

@@ -1,6 +1,34 @@
-"""Prints how many faults and bad inputs were tried; a run of all tests fails if the README claims more."""
+"""One computing thread for each process, a process for each core, and counts of faults and bad inputs over all of them.
+
+A run of all tests prints how many faults and bad inputs were tried, and fails if docs/reliability.md claims more.
+"""
+
+import os
+import shutil
 
 import counting
+import pytest
+
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[name] = "1"  # before torch is imported, here and in whatever tests start
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_cmdline_main(config):
+    """Spreads the tests over the cores, file by file; but for a few tests workers would cost more than they save."""
+    option, worker = config.option, hasattr(config, "workerinput")
+    few = option.keyword or any("::" in argument or argument.endswith(".py") for argument in config.args)
+    undecided = getattr(option, "numprocesses", 0) is None and option.dist == "no"  # no -n, and there is xdist
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    if undecided and cores > 1 and not (worker or few or option.usepdb or option.collectonly):
+        option.numprocesses, option.dist, option.loadscopereorder = cores, "loadfile", False
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """Files with slow tests first, so that no worker is left with one at the end."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 def is_whole_run(config, session):
@@ -10,7 +38,16 @@ def is_whole_run(config, session):
     return everything and not chosen and not config.option.collectonly and not session.testsfailed
 
 
+@pytest.hookimpl(optionalhook=True)  # of xdist
+def pytest_testnodedown(node):
+    """A worker is done: what it has tried counts here."""
+    counting.tried.update(getattr(node, "workeroutput", {}).get("tried", {}))
+
+
 def pytest_sessionfinish(session, exitstatus):
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["tried"] = dict(counting.tried)
+        return
     broken = []
     if is_whole_run(session.config, session) and exitstatus == 0:
         broken = counting.broken_promises(counting.tried, counting.promised(counting.README.read_text()))
@@ -23,3 +60,43 @@ def pytest_terminal_summary(terminalreporter, config):
     terminalreporter.write_line(counting.summary(counting.tried))
     for sentence in getattr(config, "broken_promises", []):
         terminalreporter.write_line(f"docs/reliability.md is wrong: {sentence}.", red=True)
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory):
+    """`trained(results, dataset, optimizer="sgd")` puts the final model and the further training of a data set at smoke
+    size into a results folder. Each is trained once in a run: by the worker that needs it first, for the store's locks
+    let the others wait.
+    """
+    from fimoda_lib.experiments.panel import Panel
+
+    base = tmp_path_factory.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "trained"
+
+    def put(results, dataset, optimizer="sgd"):
+        assert Panel(dataset, "smoke", optimizer, results=shared).gold.sizes["seed"] == 2
+        (results / "smoke").mkdir(exist_ok=True)
+        for kind in (f"final-{dataset}-*", f"further-{dataset}-{optimizer}-*"):
+            for file in sorted((shared / "smoke").glob(kind)):
+                if file.suffix in (".nc", ".json"):
+                    shutil.copy2(file, results / "smoke")
+
+    return put
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Headless Chromium of the system; selenium is told both paths, so that it downloads nothing."""
+    from selenium import webdriver
+
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not (chromium and driver):
+        pytest.skip("needs the Debian packages chromium and chromium-driver")
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
+        options.add_argument(argument)
+    window = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    yield window
+    window.quit()

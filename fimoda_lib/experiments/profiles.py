@@ -25,6 +25,7 @@ class Profile:
         ranked: at most so many training instances are ranked in the studies of mislabelled data and selection.
         retrain_seeds: number of seeds of re-training from scratch.
         full_size: whether images and text take the paper's models, or those of `SMALL`.
+        curvature: at most so many training instances define the curvature, where a data set does not take them all.
     """
 
     name: str
@@ -42,6 +43,7 @@ class Profile:
     ranked: int = 1000
     retrain_seeds: int = 1
     full_size: bool = False
+    curvature: int | None = None
 
     def n_seeds(self, optimizer: str, dataset: str) -> int:
         counts = self.seeds.get(optimizer, self.seeds["sgd"])
@@ -68,6 +70,7 @@ PROFILES: dict[str, Profile] = {
             n_test=8,
             cg_tolerance=0.1,
             lissa_h_depth=20,
+            curvature=40,
             ranked=24,
         ),
         Profile(

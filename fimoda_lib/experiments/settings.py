@@ -76,7 +76,7 @@ def settings(task: Task, profile: str, optimizer: str = "sgd") -> Settings:
     found = candidates(experiment, task.n_train)
     spread = max(len(found) // chosen.left_out, 1)
     left_out = tuple(found[::spread][: chosen.left_out])
-    curved = experiment.curvature
+    curved = experiment.curvature and min(experiment.curvature, chosen.curvature or experiment.curvature)
     return Settings(
         dataset=task.name,
         title=panel_title(task.name),

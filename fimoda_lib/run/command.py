@@ -10,7 +10,7 @@ import os
 import sys
 from pathlib import Path
 
-from .notebooks import run
+from .notebooks import ROOT, run
 from .plan import FIGURES, PANELS, STAND_INS, NotebookRun, plan, work_of
 
 PROFILES = {  # what `profiles.PROFILES` holds; a test compares them
@@ -33,6 +33,7 @@ def parser() -> argparse.ArgumentParser:
         + "\n\nWhat a profile takes on this machine, and whether all is there:  ./run_all.sh check [--profile ...]"
         + "\nWhat is done, running and missing:  ./run_all.sh status [--profile ...] [--datasets ...] [--only ...]"
         + "\nA method of yours against a stored gold standard:  ./run_all.sh benchmark mine.py:mine --dataset energy"
+        + "\nJupyterLab on the notebooks:          ./run_all.sh lab [notebook] [options of jupyter lab]"
         + "\nThe tests: ./run_all.sh test [arguments for pytest]",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -81,6 +82,11 @@ def main(arguments: list[str] | None = None) -> int:
         from .benchmark import main as benchmark
 
         return benchmark(arguments[1:])
+    for_notebooks()
+    if arguments[:1] == ["lab"]:
+        from .lab import open_lab
+
+        return open_lab(arguments[1:])
     asked = arguments[0] if arguments[:1] in (["status"], ["check"]) else ""
     options = parser().parse_args(arguments[bool(asked) :])
     if options.data is not None and not Path(options.data).is_dir():
@@ -94,12 +100,6 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     if options.data is not None:
         os.environ["FIMODA_DATA"] = str(Path(options.data).resolve())
-    os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # this environment's kernel, not one of the user's others
-    os.environ.setdefault("TQDM_MININTERVAL", "2")  # every refresh of a progress bar stays in the executed notebook
-    os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")  # bars are plain text here
-    # glibc gives large blocks back to the system at every step otherwise: a fifth of the time of further training.
-    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**31 - 1))
-    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**30))
     from ..datasets import DataFileError
     from ..storage.folders import set_aside
 
@@ -119,6 +119,18 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"run_all.sh: {error}", file=sys.stderr)
         return 2
     return run(stages, options)
+
+
+def for_notebooks() -> None:
+    """What the kernels of notebooks inherit: the way to the library; the rest unless the user has said otherwise."""
+    others = [folder for folder in os.environ.get("PYTHONPATH", "").split(os.pathsep) if folder not in ("", str(ROOT))]
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(ROOT), *others])
+    os.environ.setdefault("JUPYTER_PREFER_ENV_PATH", "1")  # this environment's kernel, not one of the user's others
+    os.environ.setdefault("TQDM_MININTERVAL", "2")  # every refresh of a progress bar stays in the executed notebook
+    os.environ.setdefault("PYTHONWARNINGS", "ignore:IProgress not found")  # bars are plain text here
+    # glibc gives large blocks back to the system at every step otherwise: a fifth of the time of further training.
+    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**31 - 1))
+    os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**30))
 
 
 def choose_jobs(options: argparse.Namespace) -> int:

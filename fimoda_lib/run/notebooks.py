@@ -106,6 +106,8 @@ def execute(item: NotebookRun, folder: Path, *, shown: bool) -> str | None:
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
+    from .tidy import tidy
+
     print(f"... {item.label}", flush=True)
     try:
         papermill.execute_notebook(
@@ -113,13 +115,17 @@ def execute(item: NotebookRun, folder: Path, *, shown: bool) -> str | None:
             _output(item, folder),
             parameters=item.parameters,
             progress_bar=False,
-            cwd=str(ROOT),
+            # The kernel starts where JupyterLab's does; `cwd=` would move this process, and all its threads with it.
+            resources={"metadata": {"path": str(ROOT / "notebooks")}},
             stderr_file=sys.stderr if shown else None,
             kernel_name="python3",
             extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
         )
     except PapermillExecutionError as error:
         return f"{error.ename}: {error.evalue}"
+    finally:
+        if _output(item, folder).exists():
+            tidy(_output(item, folder), item.parameters)
     return None
 
 

@@ -24,8 +24,19 @@ QUIET_SECONDS = 1.0  # waiting is mentioned after this long
 STALE_SECONDS = 24 * 3600  # nobody writes a shard for so long: the process number belongs to another process by now
 
 
+ROOT = Path(__file__).resolve().parents[2]
+
+
 class StoreError(ValueError):
     """A result that cannot be trusted or not be written; the message names it and says what to do."""
+
+
+def in_project(path: Path | str) -> Path:
+    """The full path of what lies in the project, so that a notebook finds it wherever it is started.
+
+    A full path stays as it is; a library that is installed without the project around takes the current folder.
+    """
+    return (ROOT if (ROOT / "notebooks").is_dir() else Path.cwd()) / path
 
 
 @contextlib.contextmanager

@@ -66,7 +66,7 @@ def test_it_is_the_full_run_of_further_training(rule, dropout):
 @pytest.mark.parametrize("rule", RULES)
 def test_it_is_the_run_of_the_usual_loop(rule):
     task, params = tiny(outputs=2)
-    expected = np.stack([np.array(v) for v in plain.train(task, params, **RULES[rule], epochs=3, seed=2)])
+    expected = torch.stack([*plain.train(task, params, **RULES[rule], epochs=3, seed=2)]).numpy()
     run = record(task, params, **RULES[rule], steps=list(range(1, 10)), seed=2)
     np.testing.assert_allclose(test_losses(task, run)[1:], expected, rtol=1e-10)
 

@@ -2,6 +2,7 @@
 instances, for its real size needs a GPU box."""
 
 import json
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -69,7 +70,9 @@ def test_from_the_files_to_the_figures(paper, name, model, optimizer, without, t
     assert float(abs(gold.delta).max()) > 0
     assert {*PAPER_METHODS} - {*shown.methods} == without
     for method in (*shown.methods, *(["lft"] if shown.lft else [])):
-        assert np.isfinite(shown.scores(method)).all()
+        short = name == "cifar10" and method == "lissa"  # 20 steps, and it says so
+        with pytest.warns(UserWarning, match="worse than zero") if short else nullcontext():
+            assert np.isfinite(shown.scores(method)).all()
     letter = experiments.panel_letter(name)
     figure = figure2_plus({letter: shown}, tmp_path / "figures")
     assert len(figure.axes[0].get_lines()) > len(shown.methods)

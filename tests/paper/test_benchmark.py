@@ -22,12 +22,13 @@ COMMITTED = standards.stored_names()
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
+def made(tmp_path_factory, trained):
     """A small gold standard of wine, in a folder of its own, and the panel that it was made from."""
     with pytest.MonkeyPatch.context() as patch:
         folder = tmp_path_factory.mktemp("standards")
         patch.setattr(standards, "STORED", folder)
-        panel = Panel("wine", "smoke", results=tmp_path_factory.mktemp("results"))
+        trained(results := tmp_path_factory.mktemp("results"), "wine")
+        panel = Panel("wine", "smoke", results=results)
         standards.write_standard(panel, methods=KNOWN)
     return panel, folder
 

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from fimoda_lib.comparison import noise_ceiling, seed_agreement, sensitivity, similarity
+from fimoda_lib.datasets import sentences
 from fimoda_lib.experiments import paper_settings
 from fimoda_lib.experiments.panel import LFT_RUNS, LFT_SEED, Panel
 from fimoda_lib.experiments.profiles import get_profile
@@ -33,8 +34,10 @@ from fimoda_lib.plots import filters, first_order, removal
 
 
 @pytest.fixture(scope="module")
-def panels(tmp_path_factory):
+def panels(tmp_path_factory, trained):
     results = tmp_path_factory.mktemp("results")
+    for optimizer in ("sgd", "adam"):
+        trained(results, "diabetes", optimizer)
     shown = {k: Panel(name, "smoke", results=results) for k, name in {"a": "diabetes", "b": "wine"}.items()}
     a = shown["a"]  # nothing of panel b is run
     for name in ("grad_dot", "lft"):
@@ -54,8 +57,10 @@ def close_figures():
     plt.close("all")
 
 
-def test_precision_of_steps_and_weights_of_the_papers_size(tmp_path):
+@pytest.mark.slow
+def test_precision_of_steps_and_weights_of_the_papers_size(tmp_path, monkeypatch):
     """Sentences: left out by `subtract`, counted in steps; once more as if the paper had ten times as many of them."""
+    monkeypatch.setattr(sentences, "N_TRAIN", 320)
     shown = Panel("sentences", "smoke", results=tmp_path)
     whole = first_order_runs(shown, fractions=[1.0])
     assert whole.step.values.tolist() == list(shown.settings.further.evaluate)

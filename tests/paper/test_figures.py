@@ -22,8 +22,10 @@ NOT_RUN = "Not run yet: ./run_all.sh --profile smoke --only {} --datasets wine"
 
 
 @pytest.fixture(scope="module")
-def panels(tmp_path_factory):
+def panels(tmp_path_factory, trained):
     results = tmp_path_factory.mktemp("results")
+    for optimizer in ("sgd", "adam"):
+        trained(results, "diabetes", optimizer)
     letters = {"a": "diabetes", "b": "wine", "d": "digits", "e": "digit_images", "f": "sentences"}
     shown = {k: Panel(name, "smoke", results=results) for k, name in letters.items()}
     for letter in "ad":  # nothing of panel b is run
@@ -86,6 +88,7 @@ def adjusted(delta, adjustment="mean"):
 # Figures 2, 4, 5 and 6
 
 
+@pytest.mark.slow
 def test_lines_are_the_numbers_of_the_csv(panels, drawn):
     figure, folder = drawn("fig02")
     table = pd.read_csv(folder / "fig02.csv").query("panel == 'a'")
@@ -139,6 +142,7 @@ def test_a_panel_without_results_says_what_to_do(drawn, name):
     assert (folder / f"{name}b_wine.png").exists() and pd.read_csv(folder / f"{name}b_wine.csv").empty
 
 
+@pytest.mark.slow
 def test_the_four_figures_differ_in_what_they_should(panels, drawn):
     tables = {}
     for name in ("fig02", "fig04", "fig05", "fig06"):

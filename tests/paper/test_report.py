@@ -287,24 +287,6 @@ def test_a_run_ends_with_its_report_and_survives_a_failing_one(good, made, tmp_p
 # In a browser
 
 
-@pytest.fixture(scope="module")
-def browser():
-    """Headless Chromium of the system; selenium is told both paths, so that it downloads nothing."""
-    from selenium import webdriver
-
-    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (chromium and driver):
-        pytest.skip("needs the Debian packages chromium and chromium-driver")
-    options = webdriver.ChromeOptions()
-    options.binary_location = chromium
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
-    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage"):
-        options.add_argument(argument)
-    window = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
-    yield window
-    window.quit()
-
-
 PAGES = ("index.html", "notebooks/04_figures.html", "notebooks/03_x.html")
 
 

@@ -145,6 +145,7 @@ def test_the_pins_of_the_tests_count_for_the_tests_only(tmp_path):
     assert environment.problems("test", folder / "pyproject.toml") == ["no-such-package 1.0 is missing"]
 
 
+@pytest.mark.slow
 def test_the_encoder_counts_for_the_tests_and_the_large_profiles_only(tmp_path):
     folder = project(tmp_path / "p", run=pinned_as_installed("pytest"), text="no-such-package==1.0")
     assert environment.problems("run", folder / "pyproject.toml") == []
@@ -241,6 +242,7 @@ def test_an_active_environment_that_is_good_is_used_as_it_is(tmp_path):
     assert not (folder / ".venv").exists()
 
 
+@pytest.mark.slow
 def test_a_set_up_that_fails_or_was_interrupted_is_taken_up_again(tmp_path):
     folder = project(tmp_path / "with space", run="no-such-package==1.0")
     rest = folder / ".venv" / "lib" / "rest"

@@ -32,6 +32,7 @@ def test_the_ten_lines_run(capsys):
     assert "<xarray.DataArray 'mean' (step: 5)" in printed and "nan" not in printed
 
 
+@pytest.mark.slow
 def test_the_line_on_linearised_further_training_runs():
     task = fimoda_lib.load_task("diabetes")
     params = fimoda_lib.train_final_model(

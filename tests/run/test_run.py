@@ -2,8 +2,10 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
+from datetime import datetime
 from pathlib import Path
 
 import nbformat
@@ -19,6 +21,7 @@ from fimoda_lib.paper import beyond, selection
 from fimoda_lib.paper.figures import FIGURES, LETTERS, LOOK
 from fimoda_lib.run import command as run
 from fimoda_lib.run import plan
+from fimoda_lib.run.shards import shards_of
 
 ROOT = Path(run.__file__).parents[2]
 
@@ -142,38 +145,45 @@ def test_settings_are_the_papers():
     }
 
 
+ARGUMENTS = ["--profile", "smoke", "--results", "results", "--figures", "figures", "--jobs", "2"]
+
+
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory):
-    """Every notebook at smoke size, from clean kernels, through the command line."""
+    """Every notebook at smoke size, from clean kernels, through the command line, with two processes: (folder, what
+    it wrote to stderr, a function that starts it again with more arguments)."""
     folder = tmp_path_factory.mktemp("smoke")
-    environment = {k: v for k, v in os.environ.items() if k != "FIMODA_DATA"} | {"FIMODA_CACHE": str(folder / "cache")}
-    command = [
-        sys.executable,
-        "-m",
-        "fimoda_lib.run",
-        "--profile",
-        "smoke",
-        "--results",
-        str(folder / "results"),
-        "--figures",
-        str(folder / "figures"),
-        "--jobs",
-        "2",
-    ]
-    finished = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    environment = {k: v for k, v in os.environ.items() if k != "FIMODA_DATA"}
+    environment |= {"FIMODA_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-m", "fimoda_lib.run", *ARGUMENTS]
+
+    def start(*more):
+        return subprocess.run([*command, *more], cwd=folder, env=environment, capture_output=True, text=True)
+
+    finished = start()
     assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-4000:]
-    return folder, command, environment
+    return folder, finished.stderr, start
 
 
+@pytest.mark.slow
 def test_all_notebooks_run(smoke):
     folder, _, _ = smoke
     executed = {
         p.name.split("-")[0].removesuffix(".ipynb") for p in (folder / "results/smoke/notebooks").glob("*.ipynb")
     }
     assert executed == {p.stem for p in (ROOT / "notebooks").glob("*.ipynb")}
-    for path in (folder / "results/smoke/notebooks").glob("*.ipynb"):
-        for cell in nbformat.read(path, 4).cells:
-            assert not [o for o in cell.get("outputs", []) if o.output_type == "error"], path.name
+
+
+def test_executed_notebooks_are_fit_to_be_read(smoke):
+    """No error, one cell of parameters, no bars, no dumps of data sets, no number with more than six decimals."""
+    for path in (smoke[0] / "results/smoke/notebooks").glob("*.ipynb"):
+        cells = nbformat.read(path, 4).cells
+        tags = [tag for cell in cells for tag in cell.metadata.get("tags", []) if "parameters" in tag]
+        assert tags == ["parameters"], path.name
+        for output in (output for cell in cells for output in cell.get("outputs", [])):
+            assert output.output_type != "error", path.name
+            text = output.get("text") or "".join(output.get("data", {}).get("text/plain", ""))
+            assert not re.search(r"\d+%\||<xarray|\d\.\d{7}", text), (path.name, text)
 
 
 PANELS_MADE = {
@@ -225,29 +235,35 @@ def test_the_drawing_the_tables_and_the_images_are_made(smoke):
         assert list(json.loads((folder / f"{name}.json").read_text())["datasets"]) == list(panels_of(name).values())
 
 
+def test_the_shards_come_first_and_the_notebooks_find_them(smoke, monkeypatch):
+    folder, said, _ = smoke
+    monkeypatch.delenv("FIMODA_DATA", raising=False)
+    monkeypatch.setenv("FIMODA_CACHE", str(folder / "cache"))
+    work = plan.work_of(plan.plan(run.parser().parse_args(ARGUMENTS)))
+    shards = shards_of(work, "smoke", folder / "results")
+    assert f"{len(shards)}/{len(shards)}" in said
+    before, found, _ = said.rpartition("shards: 100%")  # after it, notebooks show their own bars
+    assert found and "step/s" not in before  # one bar, not one of each worker as well
+    last = max(shard.path(shard.shown(compute=False)).stat().st_mtime for shard in shards)
+    notebooks = [nbformat.read(path, 4) for path in (folder / "results/smoke/notebooks").glob("*.ipynb")]
+    assert last < min(datetime.fromisoformat(n.metadata.papermill.start_time).timestamp() for n in notebooks)
+
+
 def test_a_second_start_computes_nothing_again(smoke):
-    folder, command, environment = smoke
+    folder, _, start = smoke
     before = {p: p.stat().st_mtime_ns for p in (folder / "results/smoke").glob("*.nc")}
-    again = subprocess.run(
-        [*command, "--only", "fig02", "--datasets", "diabetes"],
-        cwd=ROOT,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
+    again = start("--only", "fig02", "--datasets", "diabetes")
     assert again.returncode == 0, again.stderr[-2000:]
     assert {p: p.stat().st_mtime_ns for p in (folder / "results/smoke").glob("*.nc")} == before
 
 
 def test_a_damaged_result_stops_the_run_with_a_sentence(smoke):
-    folder, command, environment = smoke
+    folder, _, start = smoke
     # Seed 1 with "drop": of the gold standard, for re-training has seed 0 only and the other runs are masked.
     (victim,) = (folder / "results/smoke").glob("further-wine-sgd-drop-seed1-*.nc")
     whole = victim.read_bytes()
     victim.write_bytes(whole[: len(whole) // 2])
-    again = subprocess.run(
-        [*command, "--only", "fig02", "--datasets", "wine"], cwd=ROOT, env=environment, capture_output=True, text=True
-    )
+    again = start("--only", "fig02", "--datasets", "wine")
     victim.write_bytes(whole)
     assert again.returncode == 1
     assert victim.name in again.stderr and "is damaged" in again.stderr

@@ -142,23 +142,6 @@ def test_a_killed_worker_costs_only_the_shard_it_was_at(plain, cluster, tmp_path
     assert not [p.name for p in (tmp_path / "smoke").iterdir() if p.suffix in (".part", ".lock")]
 
 
-@pytest.mark.slow
-def test_the_command_line_spreads_and_the_notebooks_find_it_all(tmp_path):
-    environment = {k: v for k, v in os.environ.items() if k != "FIMODA_DATA"} | {"FIMODA_CACHE": str(tmp_path)}
-    words = "--profile smoke --only fig02 --datasets wine --jobs 2 --results results --figures figures".split()
-    command = [sys.executable, "-m", "fimoda_lib.run", *words]
-    environment["PYTHONPATH"] = str(ROOT)
-    finished = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert finished.returncode == 0, finished.stderr[-4000:]
-    shards = [*(tmp_path / "results/smoke").glob("*.nc")]
-    assert len(shards) == 1 + 2 + len(PAPER_METHODS) and f"{len(shards)}/{len(shards)}" in finished.stderr
-    before, found, _ = finished.stderr.rpartition("shards: 100%")  # after it, notebooks show their own bars
-    assert found and "step/s" not in before  # one bar, not one of each worker as well
-    notebooks = [*(tmp_path / "results/smoke/notebooks").glob("*.ipynb")]
-    assert len(notebooks) == 4 and (tmp_path / "figures/smoke/fig02.pdf").exists()
-    assert max(p.stat().st_mtime_ns for p in shards) < min(p.stat().st_mtime_ns for p in notebooks)
-
-
 # GPUs and cores
 
 

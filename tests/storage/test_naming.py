@@ -153,7 +153,7 @@ for kind in KINDS:
 """
     environment = {
         **os.environ,
-        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
+        "PYTHONPATH": os.pathsep.join(map(str, (ROOT, ROOT / "tests", Path(__file__).parent))),
         "PYTHONHASHSEED": "7",
     }
     command = [sys.executable, "-c", code]
