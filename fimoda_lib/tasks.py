@@ -190,6 +190,9 @@ def resolve_rows(rows: Iterable[int] | None, n: int, what: str) -> Tensor:
 
 def parameters_of(model: nn.Module) -> Params:
     """A detached copy of the model's trainable parameters."""
+    lazy = [name for name, p in model.named_parameters() if nn.parameter.is_lazy(p)]
+    if lazy:
+        raise ValueError(f"Parameter {lazy[0]!r} has no shape yet, expected one; run model(inputs) once before.")
     return {name: p.detach().clone() for name, p in model.named_parameters() if p.requires_grad}
 
 

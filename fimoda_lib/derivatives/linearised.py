@@ -24,8 +24,9 @@ def output_directions(at: Gradients) -> Tensor:
     """An orthonormal basis [r, C] of the output directions in which some loss changes: one for two classes."""
     inputs, targets = at.train(torch.arange(min(at.task.n_train, 4096)))
     outputs = at.outputs(inputs).detach().double()
-    curved = sum(at.loss_hessians(o, targets).sum(0) for o in (outputs, torch.zeros_like(outputs)))
-    values, vectors = torch.linalg.eigh(curved)
+    here, at_zero = (at.loss_hessians(o, targets).sum(0) for o in (outputs, torch.zeros_like(outputs)))
+    slopes = at.loss_slopes(outputs, targets)  # of a loss that is linear in an output, all there is
+    values, vectors = torch.linalg.eigh(here + at_zero.nan_to_num(0, 0, 0) + slopes.T @ slopes)
     return vectors.T[values > 1e-9 * values[-1]]
 
 

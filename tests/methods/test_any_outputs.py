@@ -20,6 +20,7 @@ from fimoda_lib.derivatives.adjoints import adjoint_train
 from fimoda_lib.derivatives.tangents import tangent_train
 from fimoda_lib.derivatives.trajectories import record_full_run
 from fimoda_lib.methods import METHODS
+from fimoda_lib.tasks import parameters_of
 
 ROWS = dict(train=[2, 11, 5], test=[3, 0])
 CURVATURE = [0, 1, 4, 5, 7, 8, 11, 13]
@@ -90,7 +91,7 @@ def all_methods(odd, odd_params, task, params, names=tuple(METHODS)):
         relative(found, expected_scores(name, task, params))
 
 
-def all_functions(odd, odd_params, task, params, final_model=1e-10):
+def all_functions(odd, odd_params, task, params, final_model=1e-10, recorded=None):
     """Further training and its relatives, by the plain loop on the plain task."""
     loop = dict(RULE, epochs=1, seed=1)
 
@@ -111,7 +112,7 @@ def all_functions(odd, odd_params, task, params, final_model=1e-10):
     back = adjoint_train(odd, odd_params, **RULE, horizon=3, test=range(5), seed=1, progress=False)
     relative(back.sel(train=FURTHER["left_out"]).T, found.delta[0, :, 1], 1e-9)
     run = record_full_run(odd, odd_params, **RULE, steps=[1, 3], seed=1, progress=False)
-    relative([task.loss(o, task.test[1]) for o in run.test_outputs[1:]], full, 1e-10)
+    relative([(recorded or task.loss)(o, task.test[1]) for o in run.test_outputs[1:]], full, 1e-10)
     options = dict(**RULE, epochs=2, seed=3, progress=False)
     final = train_final_model(odd, **options), train_final_model(task, **options)
     relative(*(np.concatenate([p.numpy().ravel() for p in params.values()]) for params in final), final_model)
@@ -337,3 +338,37 @@ def test_several_labels_of_an_instance():
     odd, odd_params = dressed(labels, params, lambda o: o, loss, lambda t: t.long())
     all_methods(odd, odd_params, labels, params)
     all_functions(odd, odd_params, labels, params)
+
+
+LOG_LIKELIHOODS = {  # a model that puts out log-probabilities or probabilities, with the loss that goes with them
+    "log-softmax": (3, lambda o: o.log_softmax(1), nn.NLLLoss(reduction="none"), cross_entropy),
+    "sigmoid": (
+        1,
+        lambda o: o.sigmoid(),
+        lambda o, t: F.binary_cross_entropy(o[:, 0], t.to(o.dtype), reduction="none"),
+        lambda o, t: F.binary_cross_entropy_with_logits(o[:, 0], t.to(o.dtype), reduction="none"),
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", LOG_LIKELIHOODS)
+def test_log_likelihoods_of_probabilities(kind):
+    """Gradients, runs and the Hessian are those of logits; the Gauss-Newton matrix is that of these outputs."""
+    columns, form, loss, of_logits = LOG_LIKELIHOODS[kind]
+    task, params = tiny("classification", outputs=max(columns, 2))
+    if columns == 1:
+        task = dataclasses.replace(task, model=nn.Sequential(*task.model[:2], nn.Linear(4, 1).double()))
+        params = parameters_of(task.model)
+    plainly = dataclasses.replace(task, loss=of_logits)
+    odd, odd_params = dressed(task, params, form, loss)
+    all_methods(odd, odd_params, plainly, params, ["grad_dot", "grad_cos", "lissa_h", "datainf"])
+    all_functions(odd, odd_params, plainly, params, recorded=loss)
+    as_it_is = dataclasses.replace(task, model=nn.Sequential(task.model, Dressed(nn.Identity(), form)), loss=loss)
+    expected = oracles.influence(
+        as_it_is, {f"0.{k}": p for k, p in params.items()}, ROWS["train"], ROWS["test"], CURVATURE, 0.02
+    )
+    relative(attribute("cg", odd, odd_params, **ROWS, curvature=CURVATURE, damping=0.02), expected)
+    # After the first step LFT is Grad-Dot, along a run that has hardly moved.
+    run = dict(horizon=[1], further_training=dict(learning_rate=1e-6, batch_size=8), order=1)
+    found = attribute("lft", odd, odd_params, **ROWS, **run)[0]
+    relative(found, oracles.grad_dot(plainly, params, ROWS["train"], ROWS["test"], None) * 1e-6 / 23, 1e-4)

@@ -414,6 +414,13 @@ def test_models_that_cannot_be_copied():
     everywhere(task, params, "cannot be copied", "build it anew")
 
 
+def test_models_whose_parameters_have_no_shape_yet():
+    model = nn.LazyLinear(1)
+    assert "'weight' has no shape yet" in refusal(parameters_of, model, error=ValueError)
+    model(torch.zeros(2, 3))
+    assert parameters_of(model)["weight"].shape == (1, 3)
+
+
 # Names
 
 
