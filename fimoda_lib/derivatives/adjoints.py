@@ -71,7 +71,7 @@ def adjoint_train(
     rule = Optimizer(optimizer, learning_rate, weight_decay, max_grad_norm)
     plan = Plan(rule, batch_size, 1, "mask", 1.0, (), tuple(rows.tolist()), (horizon,))
     where = choose_device(device)
-    check_training(task, params, where)
+    check_training(task, params, where, batched=False)
     exact = DifferentiableRun(task, to(params, dtype=torch.float64), plan, where)
     check_run(exact, partial(pulled, exact))
     task = with_kinks(task, params, kinks, width)

@@ -131,7 +131,7 @@ def check(task: Task, params: Params, plan: Plan, device: torch.device) -> None:
     for name in ("left_out", "test"):
         if not getattr(plan, name):
             raise ValueError(f"{name}: no instances given; expected at least one.")
-    check_training(task, params, device)
+    check_training(task, params, device, batched=False)
     exact = DifferentiableRun(task, to(params, dtype=torch.float64), plan, device)
     check_run(exact, exact.product)
 

@@ -30,8 +30,6 @@ from .lissa import lissa
 from .lissa_h import lissa_h
 from .trak import trak
 
-CURVED = ("exact", "cg", "lissa", "ekfac", "lft")  # differentiate losses twice in the outputs
-
 __all__ = [
     "FAMILIES",
     "METHODS",
@@ -104,15 +102,8 @@ def attribute(
         if len(chosen) == 0:
             raise ValueError(f"{name}: no instances given; expected at least one, or None for all.")
     where = choose_device(device)
-    ours = entry.name in METHODS
-    check_evaluation(
-        task,
-        params,
-        where,
-        dtype=hyper.get("dtype", torch.float64),
-        gradients=ours,
-        curvature=ours and (entry.name in CURVED or hyper.get("weighted") is True),
-    )
+    dtype = hyper.get("dtype", torch.float64)
+    check_evaluation(task, params, where, dtype=dtype, gradients=entry.name in METHODS)
     with strict_arithmetic(where):
         result = entry.function(task, {k: p.to(where) for k, p in params.items()}, **rows, **hyper)
     scores, report = result if isinstance(result, tuple) else (result, {})

@@ -13,7 +13,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor
-from torch.func import grad, hessian, vmap
+from torch.func import grad, vmap
 from torch.utils._pytree import tree_leaves, tree_map
 
 from ..checks import reason
@@ -36,7 +36,6 @@ def check_evaluation(
     *,
     dtype: torch.dtype = torch.float64,
     gradients: bool = False,
-    curvature: bool = False,
     replicas: Replicas = "single",
 ) -> None:
     """Raises ValueError, in one sentence, unless the model can be relied upon, in evaluation mode, for a call.
@@ -44,7 +43,6 @@ def check_evaluation(
     Args:
         device, dtype: where, and in which precision, the call computes.
         gradients: whether it takes gradients of single instances.
-        curvature: whether it takes second derivatives of their losses in the outputs.
         replicas: whether it evaluates several models at once.
     """
 
@@ -52,35 +50,40 @@ def check_evaluation(
         (precision, *_) = precisions(params, dtype)
         trial = Trial(task, params, precision, device)
         for part in ("test", "train"):
-            few, outputs = trial.honest(part)
+            few = trial.honest(part)
         if gradients:
             trial.differentiable(few)
-        if curvature:
-            trial.curved(few, outputs)
         if replicas != "single":
             trial.replicated(few)
 
-    once(task, params, ("evaluation", device, dtype, gradients, curvature, replicas), check)
+    once(task, params, ("evaluation", device, dtype, gradients, replicas), check)
 
 
 def check_training(
-    task: Task, params: Params, device: torch.device, *, removal: str = "drop", replicas: int | None = None
+    task: Task,
+    params: Params,
+    device: torch.device,
+    *,
+    removal: str = "drop",
+    replicas: int | None = None,
+    batched: bool = True,
 ) -> None:
     """Raises ValueError, in one sentence, unless the model can be relied upon for training, and for its evaluation.
 
     Args:
         removal: how instances are left out.
         replicas: how many are trained at once; None for as many as fit.
+        batched: False where a run is trained that is no ensemble.
     """
     if next(iter(params.values())).dtype == torch.bfloat16:  # which NumPy does not have: nothing could be stored
         raise ValueError("params: got parameters in bfloat16, expected float32 or float64; convert them by p.float().")
     kind: Replicas = "shared" if removal == "mask" and replicas != 1 else "own"
-    kind = "single" if replicas == 1 and needs_measuring(task, params) else kind
+    kind = "single" if not batched or (replicas == 1 and needs_measuring(task, params)) else kind
 
     def check() -> None:
         for dtype in precisions(params, torch.float64, own=True):
             trial = Trial(task, params, dtype, device, training=True)
-            trial.trainable(trial.honest("train")[0], kind)
+            trial.trainable(trial.honest("train"), kind)
 
     check_evaluation(task, params, device, replicas=kind)
     once(task, params, ("training", device, kind), check)
@@ -106,8 +109,8 @@ class Trial:
         self.working = Working(task, params, dtype=dtype, device=device, training=training)
         self.rounding = ROUNDING.get(dtype, (0.1, 0.1))
 
-    def honest(self, part: str) -> tuple[Instances, Tensor]:
-        """All that is asked of forward passes; returns a few instances of the part, and their outputs."""
+    def honest(self, part: str) -> Instances:
+        """All that is asked of forward passes; returns the few instances of the part."""
         rows = different(getattr(self.task, part), FEW)
         few = to(take(getattr(self.task, part), rows), self.device, self.working.dtype)
         with torch.no_grad():
@@ -123,7 +126,7 @@ class Trial:
             self.leaves_alone(few, given, kept, outputs, state)
             self.repeats(few, kept, losses, drawn)
             self.each_on_its_own(few, alone, kept, losses, part)
-        return few, kept
+        return few
 
     def forward(self, instances: Instances) -> tuple[Tensor, Tensor]:
         """Outputs and losses, always from the same random state."""
@@ -269,14 +272,6 @@ class Trial:
         two = tree_map(lambda p: torch.stack([p, p]), self.params)
         with torch.no_grad():
             self.attempt(lambda: vmap(lambda p: self.working.losses(p, few))(two), "evaluated for several models")
-
-    def curved(self, few: Instances, outputs: Tensor) -> None:
-        """Second derivatives of losses in the outputs."""
-
-        def loss(output: Tensor, target: Tensor) -> Tensor:
-            return self.working.loss(output[None], target[None])[0]
-
-        self.attempt(lambda: vmap(hessian(loss))(outputs, few[1]), "differentiated twice in its outputs")
 
     def attempt(self, call: Callable[[], Any], how: str = "differentiated") -> Any:
         """The result of a call to `torch.func`; raises ValueError, with its cause, if there is none."""
