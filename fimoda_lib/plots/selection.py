@@ -20,7 +20,8 @@ WHAT = (
 )
 MARKS = (
     "Bold: the 95 % interval (bootstrap over seeds and instances) of the difference to dropping as many at random lies "
-    "above or below zero. Boxes: for each T, the K that gained most."
+    "above or below zero. Boxes: for each T, the K that gained most (the smallest of those "
+    "that chose the same)."
 )
 FIRST = ("grad_dot", "lft")  # from the shortest horizon to the longest; then those with no horizon of their own
 
