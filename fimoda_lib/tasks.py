@@ -42,7 +42,8 @@ class Task:
     Args:
         name: short, used in file names.
         model: any module whose forward pass works under `torch.func`; called as `model(inputs)`.
-        loss: `loss(outputs, targets) -> [B]`, one value per instance, never reduced.
+        loss: `loss(outputs, targets) -> [B]`, one value per instance, never reduced. Takes what the model returns: a
+            tensor [B, ...], a tuple, list or dict of tensors, or an output object of Hugging Face's (or its logits).
         train, test: `(inputs, targets)`; inputs are a tensor or any pytree of tensors with a leading instance
             dimension (a dict of token tensors works).
         title: how figures call the data set.
