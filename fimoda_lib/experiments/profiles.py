@@ -24,6 +24,9 @@ class Profile:
             several times a run.
         ranked: at most so many training instances are ranked in the studies of mislabelled data and selection.
         retrain_seeds: number of seeds of re-training from scratch.
+        subsets: random groups of each size that are left out for the linear datamodeling score.
+        group_seeds: at most so many seeds in the studies of groups.
+        explained, curves: at most so many test instances in them; and whose removal curves are drawn.
         full_size: whether images and text take the paper's models, or those of `SMALL`.
         curvature: at most so many training instances define the curvature, where a data set does not take them all.
     """
@@ -42,6 +45,10 @@ class Profile:
     study_left_out: int = 20
     ranked: int = 1000
     retrain_seeds: int = 1
+    subsets: int = 30
+    group_seeds: int = 2
+    explained: int = 50
+    curves: int = 10
     full_size: bool = False
     curvature: int | None = None
 
@@ -72,6 +79,9 @@ PROFILES: dict[str, Profile] = {
             lissa_h_depth=20,
             curvature=40,
             ranked=24,
+            subsets=4,
+            explained=4,
+            curves=2,
         ),
         Profile(
             "quick",
@@ -88,6 +98,9 @@ PROFILES: dict[str, Profile] = {
             cg_tolerance=1e-3,
             study_left_out=6,
             ranked=160,
+            subsets=10,
+            explained=20,
+            curves=2,
         ),
         Profile(
             "laptop",
@@ -108,6 +121,9 @@ PROFILES: dict[str, Profile] = {
             "everything as in the paper, 100 seeds: for a GPU box",
             {"sgd": {"*": 100}, "adam": {"*": 100}},
             retrain_seeds=10,
+            subsets=100,
+            group_seeds=10,
+            curves=50,
             full_size=True,
         ),
     )

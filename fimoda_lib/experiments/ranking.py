@@ -6,8 +6,9 @@ Scores of many instances are large and their means are not: only the means are k
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -45,6 +46,7 @@ def reduced_scores(
     test: Instances,
     horizons: Sequence[int],
     reduce: Callable[[xr.DataArray], xr.Dataset],
+    about: Mapping[str, Any] | None = None,
 ) -> xr.Dataset:
     """What `reduce` makes of a method's scores, computed once and kept.
 
@@ -54,6 +56,7 @@ def reduced_scores(
         test: the instances that they are scored for, in place of the task's test instances.
         horizons: optimiser steps at which LFT scores; for all other methods there is one ranking, and no horizon.
         reduce: takes scores [test, train], or [horizon, test, train], which are NaN where the method diverged.
+        about: what else determines what `reduce` makes, as JSON values.
     """
     chosen = panel.hyper(method) | ({"horizon": list(horizons)} if method == "lft" else {})
     task = replace(panel.task, test=test)
@@ -67,6 +70,7 @@ def reduced_scores(
         "params": fingerprint(panel.params),
         "data": fingerprint(task.train, test),
         "curvature": panel.settings.curvature,
+        **(about or {}),
     }
 
     def compute() -> xr.Dataset:

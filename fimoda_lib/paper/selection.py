@@ -8,12 +8,34 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from ..experiments.horizons import selection_runs, what_is_dropped
+from ..experiments.lds import CEILING, subset_runs
 from ..experiments.mislabelled import final_run, what_is_flipped
-from ..plots import mislabelled, selection
+from ..experiments.panel import PAPER_METHODS
+from ..experiments.removal_curves import curve_runs
+from ..plots import lds, mislabelled, removal_curves, selection
 from ..plots.panels import Panels
 from .beyond import study_figure
 
 NOTEBOOK = "09_from_attribution_to_selection"
+METHODS = (*PAPER_METHODS, "lft")
+
+
+def figure_lds(panels: Panels, folder: Path | str) -> Figure:
+    """The linear datamodeling score of every method against the amount of further training."""
+    return study_figure(
+        "fig_lds", panels, folder, lds.table, lds.draw, lds.WHAT, lds.MARKS, measured=subset_runs,
+        title="Linear datamodeling score", ylabel="rank correlation over subsets",
+        notebook=NOTEBOOK, legend=(*METHODS, CEILING),
+    )  # fmt: skip
+
+
+def figure_removal_curves(panels: Panels, folder: Path | str) -> Figure:
+    """What leaving out the instances that each method chooses does to the loss of a test instance."""
+    return study_figure(
+        "fig_removal_curves", panels, folder, removal_curves.table, removal_curves.draw, removal_curves.WHAT,
+        removal_curves.MARKS, measured=curve_runs, title="Removal curves", ylabel="change of the test instance's loss",
+        notebook=NOTEBOOK, legend=METHODS,
+    )  # fmt: skip
 
 
 def figure_mislabelled(panels: Panels, folder: Path | str) -> Figure:
@@ -35,6 +57,8 @@ def figure_selection(panels: Panels, folder: Path | str) -> Figure:
 
 
 FIGURES: dict[str, Callable] = {
+    "fig_lds": figure_lds,
+    "fig_removal_curves": figure_removal_curves,
     "fig_mislabelled": figure_mislabelled,
     "fig_selection": figure_selection,
 }

@@ -39,6 +39,8 @@ LETTERS: dict[str, dict[str, str]] = {  # figure -> letter of each of its panels
     "fig_precision": ALL,
     "fig_removal": {"a": "a", "b": "b"},
     "table_horizons": ALL,
+    "fig_lds": {k: k for k in "abcde"},
+    "fig_removal_curves": {k: k for k in "abc"},
     "fig_mislabelled": {"a": "c", "b": "d", "c": "e"},
     "fig_selection": {k: k for k in "abc"},
 }

@@ -23,7 +23,8 @@ BEYOND = (  # what notebook 06 draws; keys of `beyond.FIGURES`
     "fig_removal",
     "table_horizons",
 )
-SELECTION = ("fig_mislabelled", "fig_selection")  # what notebook 09 draws; keys of `selection.FIGURES`
+# what notebook 09 draws; keys of `selection.FIGURES`
+SELECTION = ("fig_lds", "fig_removal_curves", "fig_mislabelled", "fig_selection")
 # ... and those of `figures.FIGURES`
 FIGURES = (
     *(f"fig{number:02d}" for number in range(1, 12)),

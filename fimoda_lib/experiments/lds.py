@@ -1,0 +1,116 @@
+"""The linear datamodeling score: do summed scores rank random subsets by what leaving them out does?
+
+For each test instance, the Spearman correlation over subsets between the predicted change of its loss (the sum of the
+scores of the subset's members) and the change that further training measures (Park et al. 2023, with retraining).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import xarray as xr
+from scipy.stats import rankdata
+
+from ..comparison import sensitivity
+from .panel import Panel
+from .ranking import ranking_methods
+from .subsets import bank, predictions, resampling, studied, subset_bank
+
+DRAWS = 1000
+CEILING = "ceiling"
+
+
+def subset_runs(panel: Panel) -> xr.Dataset:
+    """Further training without each random subset: one bank for all methods."""
+    panel = studied(panel)
+    return bank(panel, subset_bank(panel)[0])
+
+
+def datamodeling_scores(panel: Panel) -> pd.DataFrame:
+    """The linear datamodeling score of every method against the amount of further training.
+
+    Returns:
+        columns method ("ceiling" for what a perfect method could reach against so many seeds), share (of the training
+        instances that a subset holds), step, epoch, lds, low, high (95 % interval by bootstrap over subsets and test
+        instances), undefined (test instances whose scores or changes are all equal: they count as 0). The score of a
+        method that diverged is NaN.
+    """
+    runs, panel = subset_runs(panel), studied(panel)
+    shares = subset_bank(panel)[1]
+    found = {method: predictions(panel, method).predicted for method in ranking_methods(panel)}
+    tables = []
+    for share in np.unique(shares):
+        some = np.flatnonzero(shares == share)
+        gold = runs.isel(left_out=some)
+        measured = sensitivity(gold, "full").transpose("step", "test", "left_out").values
+        scores = {
+            method: lds(p.transpose(..., "test", "train").values[..., some], measured) for method, p in found.items()
+        }
+        scores[CEILING] = seeds_ceiling(gold.delta.transpose("seed", "step", "test", "left_out").values)
+        for method, (draws, undefined) in scores.items():
+            tables.append(_rows(draws, runs).assign(method=method, share=share, undefined=undefined))
+    return pd.concat(tables, ignore_index=True)
+
+
+def lds(predicted: np.ndarray, measured: np.ndarray, draws: int = DRAWS) -> tuple[np.ndarray, np.ndarray]:
+    """The score, and that of bootstrap samples of subsets and test instances.
+
+    Ranks are those of the whole sample, also in resamples.
+
+    Args:
+        predicted: [test, subset], or [step, test, subset]; measured: [step, test, subset].
+
+    Returns:
+        [1 + draws, step], first that of the sample itself; and how many test instances had none, [step].
+    """
+    a, b = _ranks(np.broadcast_to(predicted, measured.shape)), _ranks(measured)
+    weights = resampling(measured.shape[-1], draws, 0)
+
+    def mean(values: np.ndarray) -> np.ndarray:
+        return np.einsum("...s,ds->d...", values, weights, optimize=True)
+
+    with np.errstate(invalid="ignore", divide="ignore"):
+        covariance, spread = mean(a * b) - mean(a) * mean(b), [mean(r * r) - mean(r) ** 2 for r in (a, b)]
+        value = covariance / np.sqrt(np.maximum(spread[0], 0) * np.maximum(spread[1], 0))  # [1 + draws, step, test]
+    undefined = ~np.isfinite(value[0])
+    value[~np.isfinite(value)] = 0.0
+    value[:, np.isnan(a).any(-1).all(-1)] = np.nan  # the method diverged
+    tests = resampling(measured.shape[1], draws, 1)
+    return np.einsum("dkz,dz->dk", value, tests), undefined.sum(-1)
+
+
+def seeds_ceiling(delta: np.ndarray, draws: int = DRAWS) -> tuple[np.ndarray, np.ndarray]:
+    """What a perfect method could reach against the mean of so many seeds, by how far two halves of them agree.
+
+    With r the score of one half against the other, and h seeds in each: a seed alone agrees with another by
+    r/(h - (h-1) r), and so S seeds have the ceiling √(S r₁ / (1 + (S-1) r₁)) (Spearman and Brown).
+
+    Args:
+        delta: [seed, step, test, subset].
+
+    Returns:
+        as `lds`; NaN with a single seed.
+    """
+    S = len(delta)
+    half = S // 2
+    if not half:
+        return np.full((1 + draws, delta.shape[1]), np.nan), np.zeros(delta.shape[1], int)
+    delta = delta.astype("float64")
+    r, undefined = lds(delta[:half].mean(0), delta[half : 2 * half].mean(0), draws)
+    r = r.clip(0, 1)
+    one = r / (half - (half - 1) * r)
+    return np.sqrt(S * one / (1 + (S - 1) * one)), undefined
+
+
+def _ranks(values: np.ndarray) -> np.ndarray:
+    """Ranks along the last axis, centred; NaN where not all values are finite."""
+    ranks = rankdata(values, axis=-1) - (values.shape[-1] + 1) / 2
+    ranks[~np.isfinite(values).all(-1)] = np.nan
+    return ranks
+
+
+def _rows(draws: np.ndarray, runs: xr.Dataset) -> pd.DataFrame:
+    low, high = np.quantile(draws[1:], [0.025, 0.975], axis=0)
+    return pd.DataFrame(
+        {"step": runs.step.values, "epoch": runs.epoch.values, "lds": draws[0], "low": low, "high": high}
+    )

@@ -1,0 +1,62 @@
+"""What leaving out the instances that a method chooses does to a test instance's loss, against how many they are."""
+
+from __future__ import annotations
+
+import pandas as pd
+from matplotlib.axes import Axes
+
+from ..experiments.panel import Panel, finished
+from ..experiments.removal_curves import LOT, NEAR, removal_curves
+from .captions import counted
+from .lds import side_by_side
+from .look import LOOK
+from .panels import horizon_axis
+
+WHAT = (
+    "Change of a test instance's loss where the training instances that a method holds to be most helpful to it are "
+    "left out of further training (upper curves), or most harmful (lower curves), against their share of the training "
+    "instances; mean over test instances. Left after a short, right after all of the further training."
+)
+MARKS = (
+    "Bars are 95 % intervals (bootstrap over test instances). LFT by the horizon that its scores were made for: filled "
+    "if it is the one that is measured, open if it is the other. Grey: as many instances at random; dash-dotted: the "
+    "training instances with the nearest inputs or, of a classification, some of the same class."
+)
+CONTROLS = {LOT: ("#777777", "-", "random"), NEAR: ("#777777", "-.", "alike")}
+
+
+def table(panel: Panel) -> pd.DataFrame | None:
+    """What `removal_curves` finds; None if its results are missing."""
+    return finished(lambda: removal_curves(panel))
+
+
+def draw(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
+    """Side by side for the two amounts of further training, a curve for each method and direction."""
+    x = horizon_axis(dataset)[0]
+    for inset, (after, rows) in side_by_side(ax, table, f"after_{x}"):
+        for (method, step, _), curve in rows.groupby(["method", "step", "direction"], dropna=False, sort=False):
+            colour, line, marker, width = _look(method)
+            other = not pd.isna(step) and step != curve["after_step"].iloc[0]
+            at = 100 * curve["share"]
+            ends = [curve["change"] - curve["low"], curve["high"] - curve["change"]]
+            fill = "white" if other else colour
+            inset.errorbar(at, curve["change"], yerr=ends, color=colour, lw=0, elinewidth=0.6, alpha=0.6)
+            inset.plot(
+                at, curve["change"], color=colour, ls=":" if other else line, lw=width, marker=marker, ms=3, mfc=fill
+            )
+        inset.axhline(0, color="black", lw=0.6)
+        inset.tick_params(labelleft=True, labelsize=6)  # the losses differ by magnitudes
+        inset.margins(x=0.1, y=0.12)
+        inset.text(0.03, 0.94, f"after {counted(round(after), x)}", fontsize=7.5, transform=inset.transAxes)
+    ax.set_yticks([])
+    ax.spines["left"].set_visible(False)
+    ax.set_xlabel("training instances left out (%)")
+
+
+def _look(method: str) -> tuple[str, str | tuple, str, float]:
+    """Colour, line, marker, width."""
+    if method in CONTROLS:
+        colour, line, _ = CONTROLS[method]
+        return colour, line, "", 1.2
+    look = LOOK[method]
+    return look.colour, look.line, look.marker, look.width
