@@ -29,6 +29,11 @@ def is_grouped(left_out: Sequence[Any]) -> bool:
     return len(left_out) > 0 and not np.isscalar(left_out[0])
 
 
+def numbered(groups: Groups) -> dict[str, Any]:
+    """Coordinates of scores of groups: `train` counts them, `group[train]` names them."""
+    return {"train": np.arange(len(groups)), "group": ("train", np.array(group_names(groups), dtype=object))}
+
+
 def resolve_left_out(left_out: Iterable[Any], n: int, what: str = "left_out") -> tuple[int, ...] | Groups:
     """Checks a list of instance numbers, or of groups of them, and returns it as tuples.
 
@@ -73,12 +78,11 @@ def as_matrix(left_out: Sequence[Any]) -> Tensor:
     return found
 
 
-def membership(groups: Groups, n: int) -> Tensor:
-    """Which of the n instances each group holds, [groups, n], True or False."""
-    found = torch.zeros(len(groups), n, dtype=torch.bool)
-    for row, group in zip(found, groups, strict=True):
-        row[list(group)] = True
-    return found
+def membership(matrix: Tensor, n: int) -> Tensor:
+    """Which of n instances each row of `as_matrix` holds, [M, n], True or False."""
+    matrix = matrix.reshape(len(matrix), -1)
+    found = torch.zeros(len(matrix), n + 1, dtype=torch.bool)  # one column more for NOBODY
+    return found.scatter_(1, matrix.where(matrix != NOBODY, n), True)[:, :n]
 
 
 def group_names(groups: Groups) -> list[str]:
@@ -100,7 +104,7 @@ def coordinates(left_out: Sequence[Any], n: int) -> dict[str, Any]:
     """
     if not is_grouped(left_out):
         return {"left_out": np.array(left_out, dtype=int)}
-    member = xr.Variable(("left_out", "train"), membership(left_out, n).numpy(), encoding={"zlib": True})
+    member = xr.Variable(("left_out", "train"), membership(as_matrix(left_out), n).numpy(), encoding={"zlib": True})
     return {
         "left_out": np.arange(len(left_out)),
         "group": ("left_out", np.array(group_names(left_out), dtype=object)),
@@ -141,5 +145,6 @@ def group_scores(scores: xr.DataArray, groups: Iterable[Iterable[int]] | xr.Data
     values = last.values.astype(float)
     summed = np.stack([values[..., place].sum(-1) for place in places.values()], -1)
     kept = {name: c for name, c in last.coords.items() if "train" not in c.dims}
-    named = {"train": np.arange(len(found)), "group": ("train", np.array(group_names(found), dtype=object))}
-    return xr.DataArray(summed, dims=last.dims, coords={**kept, **named}, name=scores.name, attrs=scores.attrs)
+    return xr.DataArray(
+        summed, dims=last.dims, coords={**kept, **numbered(found)}, name=scores.name, attrs=scores.attrs
+    )

@@ -14,10 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..groups import NOBODY, membership
 from ..tasks import count, take, to
 from .gradients import Gradients
 from .spectra import Spectrum
 from .trajectories import Segment, Trajectory
+
+GROUP_BLOCKS = 12  # of the usual size: Jacobians of all members of groups, which are held at once
 
 
 def output_directions(at: Gradients) -> Tensor:
@@ -105,13 +108,96 @@ class Effect:
         return inside + outside if self.start is None else inside + outside + self.start
 
 
+class GroupEffect(Effect):
+    """δ of g groups of instances that are left out together, within one segment.
+
+    Args:
+        J: Jacobians of all their members [b, r, P]; J_test: of the test instances [z, r, P].
+        start: δ of the groups when the segment begins [g, P]; None for zero.
+        member: which instances each group holds, [g, b] bool.
+    """
+
+    def __init__(self, spectrum: Spectrum, J: Tensor, J_test: Tensor, start: Tensor | None, member: Tensor) -> None:
+        super().__init__(spectrum, J, J_test, None)
+        flat, inside = J.flatten(0, 1), self.inside.flatten(0, 1)
+        self.member = member.to(J)[:, :, None]
+        self.kernel = flat @ flat.T - inside @ inside.T  # of every member with every other, [b r, b r]
+        self.coordinates = inside.new_zeros(len(member), inside.shape[1])
+        self.weights = J.new_zeros(len(member), *J.shape[:2])
+        if start is not None:
+            self.coordinates = spectrum.into(start)
+            self.start = start - spectrum.out_of(self.coordinates)
+            self.started = torch.einsum("brp,gp->gbr", J, self.start)
+            self.started_test = torch.einsum("zrp,gp->zgr", J_test, self.start)
+
+    def advance(self, slopes: Tensor, kept: Tensor, gain: Tensor, plain: float) -> None:
+        """Some steps, with the slopes of all members over n: [g, b, r], or [b, r], those of the full run."""
+        slopes = slopes * self.member
+        pushed = slopes.flatten(1) @ self.inside.flatten(0, 1)
+        self.coordinates = kept * self.coordinates + gain * pushed
+        self.weights = self.weights + plain * slopes
+
+    def on_own(self) -> Tensor:
+        """Change of the outputs of all members by each group, [g, b, r]."""
+        change = self.coordinates @ self.inside.flatten(0, 1).T + self.weights.flatten(1) @ self.kernel
+        change = change.view_as(self.weights)
+        return change if self.start is None else change + self.started
+
+    def on_test(self) -> Tensor:
+        """Change of the outputs of every test instance, [z, g, r]."""
+        change = torch.einsum("zrq,gq->zgr", self.inside_test, self.coordinates)
+        change = change + torch.tensordot(self.weights, self.kernel_test, ([1, 2], [2, 3])).permute(1, 0, 2)
+        return change if self.start is None else change + self.started_test
+
+    def total(self) -> Tensor:
+        """δ itself, [g, P]."""
+        beyond = self.weights.flatten(1) @ self.J.flatten(0, 1)
+        found = self.spectrum.out_of(self.coordinates) + beyond - self.spectrum.out_of(self.spectrum.into(beyond))
+        return found if self.start is None else found + self.start
+
+
+def everyone(train: Tensor) -> Tensor:
+    """The instances that are scored, or that groups hold, each once."""
+    return train if train.dim() == 1 else train[train != NOBODY].unique()
+
+
+def effects_of(
+    at: Gradients, spectrum: Spectrum, J_test: Tensor, starts: Tensor | None, train: Tensor, D: Tensor,
+    scale: Tensor | None,
+) -> Iterator[tuple[Tensor, Tensor, Effect]]:  # fmt: skip
+    """Effects of blocks of instances, or of all groups at once: (their places in `train`, all their members, effect).
+
+    Args:
+        starts: δ of everything that is scored when the segment begins [n_train, P]; None for zero.
+
+    Raises:
+        ValueError: groups hold so many instances that their Jacobians do not fit.
+    """
+    members, size, grouped = everyone(train), at.block_size(len(D)), train.dim() == 2
+    if grouped and len(members) > GROUP_BLOCKS * size:
+        raise ValueError(
+            f"train: got groups of {len(members):,} different instances, expected at most {GROUP_BLOCKS * size:,} of "
+            "this model, whose Jacobians are held at once; group_scores sums scores of single instances."
+        )
+    for some in torch.arange(len(members)).split(len(members) if grouped else size):
+        J = torch.cat([jacobians(at, at.train(members[block]), D, scale) for block in some.split(size)])
+        places = torch.arange(len(train)) if grouped else some
+        start = None if starts is None else starts[places] / (1 if scale is None else scale)
+        if grouped:
+            holds = membership(train, at.task.n_train)[:, members]
+            yield places, members, GroupEffect(spectrum, J, J_test, start, holds)
+        else:
+            yield places, members[some], Effect(spectrum, J, J_test, start)
+
+
 def follow(
     at: Gradients, run: Trajectory, segment: Segment, effect: Effect, D: Tensor, train: Tensor, *, whole: bool
 ) -> Iterator[tuple[int, Tensor]]:
-    """Follows the effect of the given training instances through a segment.
+    """Follows the effect of the given training instances, or of groups of them, through a segment.
 
     Args:
         D: the output directions.
+        train: the instances whose Jacobians `effect` holds.
         whole: the instance is gone, so that its residual is the one in the run without it; else that of the full run.
 
     Yields:
@@ -119,13 +205,20 @@ def follow(
     """
     targets = to(take(at.task.train, train), at.device, torch.float64)[1]
     factors: dict[int, tuple[Tensor, Tensor]] = {}
+
+    def slopes(outputs: Tensor) -> Tensor:  # of each instance [b, C], or once for every group [g, b, C]
+        times = outputs.shape[:-2].numel()
+        return at.loss_slopes(outputs.flatten(0, -2), targets.repeat(times, *[1] * (targets.dim() - 1))).view_as(
+            outputs
+        )
+
     for record in range(segment.first, segment.last):
         steps = run.steps[record + 1] - run.steps[record]
         if steps not in factors:
             factors[steps] = decay(effect.spectrum, run, steps)
         change = effect.on_own().double() @ D if whole else 0.0
         first, last = (
-            at.loss_slopes(outputs + change, targets)
+            slopes(outputs + change)
             for outputs in (run.train_outputs[k][train].to(at.device) for k in (record, record + 1))
         )
         # Their mean over the steps if they change evenly: each step uses the slope at its beginning.

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from .. import checks
 from ..devices import choose_device, strict_arithmetic
+from ..groups import as_matrix, group_scores, is_grouped, numbered, resolve_left_out
 from ..tasks import Params, Task, check_params, check_task, resolve_rows
 from ..training.trial import check_evaluation
 from .base import FAMILIES, METHODS, Method, MethodDiverged, method
@@ -57,7 +58,7 @@ def attribute(
     task: Task,
     params: Params,
     *,
-    train: Iterable[int] | None = None,
+    train: Iterable[int] | Iterable[Iterable[int]] | None = None,
     test: Iterable[int] | None = None,
     curvature: Iterable[int] | None = None,
     device: str | torch.device | None = None,
@@ -68,7 +69,8 @@ def attribute(
     Args:
         method: a name in `METHODS`, or a function of your own with the signature of those in this folder; its `params`
             come on the device.
-        train: the training instances that are scored (all by default).
+        train: the training instances that are scored (all by default); or groups of them, such as [[3, 8, 21], [5]]:
+            their scores are the sums over their members, but for "lft", which follows each group as a whole.
         test: the test instances that are explained (all by default).
         curvature: the training instances that define the curvature (all by default, whatever `train` is).
         device: where to compute; a GPU if there is one. Scores come back to the CPU.
@@ -76,8 +78,8 @@ def attribute(
 
     Returns:
         scores[test, train] (for "lft" scores[horizon, test, train]) with the true instance numbers as coordinates;
-        positive = helpful (leaving the instance out raises the test loss). The hyper-parameters and what the method
-        reports are among the attributes.
+        positive = helpful (leaving the instance out raises the test loss); for groups `train` counts them. The
+        hyper-parameters and what the method reports are among the attributes.
 
     Raises:
         ValueError: unknown method or hyper-parameter, or a value that cannot be right.
@@ -93,8 +95,13 @@ def attribute(
         dtype = hyper["dtype"] if isinstance(hyper["dtype"], str) else str(hyper["dtype"]).removeprefix("torch.")
         checks.choice("dtype", dtype, names)
         hyper["dtype"] = names[dtype]
+    scored = range(task.n_train) if train is None else resolve_left_out(train, task.n_train, "train")
+    grouped = is_grouped(scored)
+    if grouped and not entry.groups:
+        chosen = {"train": {i for group in scored for i in group}, "test": test, "curvature": curvature}
+        return group_scores(attribute(method, task, params, **chosen, device=device, **hyper), scored)
     rows = {
-        "train": resolve_rows(train, task.n_train, "train"),
+        "train": as_matrix(scored),
         "test": resolve_rows(test, task.n_test, "test"),
         "curvature": resolve_rows(curvature, task.n_train, "curvature"),
     }
@@ -114,7 +121,7 @@ def attribute(
         scores.detach().cpu().numpy(),
         dims=(*horizons, "test", "train"),
         name=entry.name,
-        coords={**horizons, "test": rows["test"].numpy(), "train": rows["train"].numpy()},
+        coords={**horizons, "test": rows["test"].numpy(), **(numbered(scored) if grouped else {"train": [*scored]})},
         attrs={"method": entry.name, "label": entry.label, **{k: _plain(v) for k, v in settings.items()}},
     )
 

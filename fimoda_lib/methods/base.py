@@ -37,6 +37,7 @@ class Method:
         family: one of `FAMILIES`.
         reference: where the method comes from.
         function: `function(task, params, *, train, test, curvature, **hyper)`.
+        groups: whether it scores groups of instances as a whole; for others they are sums over their members.
     """
 
     name: str
@@ -44,6 +45,7 @@ class Method:
     family: str
     reference: str
     function: Callable[..., Any]
+    groups: bool = False
 
     @property
     def defaults(self) -> dict[str, Any]:
@@ -55,12 +57,12 @@ class Method:
 METHODS: dict[str, Method] = {}
 
 
-def method(*, label: str, family: str, reference: str) -> Callable:
+def method(*, label: str, family: str, reference: str, groups: bool = False) -> Callable:
     """Registers a function of this name as an attribution method."""
 
     def register(function: Callable) -> Callable:
         name = function.__name__
-        METHODS[name] = Method(name, label, family, reference, function)
+        METHODS[name] = Method(name, label, family, reference, function, groups)
         return function
 
     return register

@@ -17,7 +17,7 @@ from torch import Tensor
 from .. import checks
 from ..derivatives.curvature import GaussNewton
 from ..derivatives.gradients import Gradients
-from ..derivatives.linearised import Effect, evolved, follow, jacobians, loss_changes, output_directions
+from ..derivatives.linearised import effects_of, everyone, evolved, follow, jacobians, loss_changes, output_directions
 from ..derivatives.spectra import GRAM_ROWS, Spectrum, choose_backend, spectrum_of
 from ..derivatives.trajectories import Trajectory, check_settings, mean_run, record_full_run, recorded_steps
 from ..tasks import Params, Task
@@ -36,7 +36,12 @@ OF_OPTIMIZER = ("learning_rate", "weight_decay", "max_grad_norm")
 SETTINGS = ("optimizer", "batch_size", "seed", *OF_OPTIMIZER)
 
 
-@method(label="LFT (ours)", family="ours", reference="this project; a relative of Bae et al. 2024 for final models")
+@method(
+    label="LFT (ours)",
+    family="ours",
+    reference="this project; a relative of Bae et al. 2024 for final models",
+    groups=True,
+)
 def lft(
     task: Task,
     params: Params,
@@ -56,6 +61,8 @@ def lft(
     """Linearised further training.
 
     Args:
+        train: instances [n_train]; or groups of them [n_train, size], see `groups.as_matrix`, each followed as a whole:
+            with order 2 its members' residuals are those of the run without all of them.
         horizon: optimiser steps of further training at which scores are wanted, ascending; by default the last step
             of a recorded run.
         further_training: `optimizer`, `learning_rate`, `batch_size`, `seed` (`weight_decay`, `max_grad_norm`, which
@@ -91,7 +98,7 @@ def lft(
         missing = sorted(set(wanted) - set(run.steps))
         if missing:
             raise ValueError(f"horizon: step {missing[0]} was not recorded; the run holds {list(run.steps)[:8]}, ...")
-        for part, rows in (("train", train), ("test", test)):
+        for part, rows in (("train", everyone(train)), ("test", test)):
             unknown = rows[getattr(run, f"{part}_outputs")[0, rows].isnan().any(1)]
             if len(unknown):
                 raise ValueError(f"{part}: the run holds no outputs of instance {int(unknown[0])}; record it anew.")
@@ -112,7 +119,7 @@ def lft(
                 raise ValueError("mode: 'closed_form' follows plain SGD; got weight_decay or max_grad_norm.")
             run = Trajectory(settings["learning_rate"], steps, *[torch.empty(0)] * 2, (), settings)
         else:
-            some = {"train": train, "test": test, "device": at.device, "progress": False}
+            some = {"train": everyone(train), "test": test, "device": at.device, "progress": False}
             first = settings.pop("seed")
             run = mean_run(
                 record_full_run(task, params, steps=steps, segments=segments, seed=first + k, **some, **settings)
@@ -163,11 +170,8 @@ def follow_run(
         ends = []
         for tested in torch.arange(len(test)).split(TEST_BLOCKS * at.block_size(len(D))):
             J_test, first = jacobians(at, at.test(test[tested]), D, scale), tested[0] == 0
-            for piece in torch.arange(len(train)).split(at.block_size(len(D))):
-                J = jacobians(at, at.train(train[piece]), D, scale)
-                start = None if effects is None else effects[piece] / (1 if scale is None else scale)
-                effect = Effect(spectrum, J, J_test, start)
-                for record, change in follow(at, run, segment, effect, D, train[piece], whole=whole):
+            for piece, members, effect in effects_of(at, spectrum, J_test, effects, train, D, scale):
+                for record, change in follow(at, run, segment, effect, D, members, whole=whole):
                     if run.steps[record] in place:
                         found = loss_changes(
                             at, run.test_outputs[record][test[tested]], change, test[tested], whole=whole

@@ -17,7 +17,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ..groups import NOBODY
+from ..groups import NOBODY, membership
 
 REMOVALS = ("drop", "mask", "subtract")
 MOST_SPARE = 0.25  # of the batch size: beyond, instances of weight 0 cost more than batches of one's own
@@ -68,8 +68,7 @@ def epoch_batches(
     """
     n, replicas = len(order), len(removed)
     removed = removed.reshape(replicas, -1)
-    # Who leaves out which instance [M, n]; one column more for FULL_RUN.
-    gone = torch.zeros(replicas, n + 1, dtype=torch.bool).scatter_(1, removed.where(removed != FULL_RUN, n), True)
+    gone = membership(removed, n)
     if removal == "drop":
         yield from shortened_batches(order, batch_size, ~gone[:, order], shared)
         return

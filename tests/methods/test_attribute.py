@@ -242,3 +242,19 @@ def test_lissa_h_diverges_where_the_hessian_is_not_positive():
     assert np.linalg.eigvalsh(oracles.hessian(task, params, range(23)))[0] < -0.5
     with pytest.raises(MethodDiverged):
         attribute("lissa_h", task, params, damping=0.01, scale=[1.9, 2.2], depth=100, batch_size=None, test=[0])
+
+
+def test_scores_of_groups_are_sums_over_their_members():
+    task, params = tiny("classification")
+    groups = [[3, 8, 21], [5], [0, 8]]
+    for method, hyper in (("grad_dot", {}), ("cg", dict(damping=0.5)), (own_method, {})):
+        found = attribute(method, task, params, train=groups, **hyper)
+        single = attribute(method, task, params, **hyper)
+        expected = np.stack([single.sel(train=group).sum("train") for group in groups], 1)
+        np.testing.assert_allclose(found, expected, rtol=1e-9)
+        assert found.group.values.tolist() == ["3 8 21", "5", "0 8"] and found.attrs == single.attrs
+    assert "group 1" in refusal(attribute, "cg", task, params, train=[[3], []], error=ValueError)
+
+
+def own_method(task, params, *, train, test, curvature=None):
+    return (test[:, None] + 1.0) * (train + 2.0) ** 2

@@ -17,9 +17,10 @@ from small_files import refusal
 from torch import nn
 from torch.utils.data import RandomSampler
 
-from fimoda_lib.derivatives import gradients, spectra
+from fimoda_lib.derivatives import gradients, linearised, spectra
 from fimoda_lib.derivatives.linearised import decay
 from fimoda_lib.derivatives.trajectories import mean_run, record_full_run
+from fimoda_lib.groups import group_scores
 from fimoda_lib.methods import attribute
 from fimoda_lib.tasks import Task, parameters_of, squared_error
 from fimoda_lib.training.further_training import further_train
@@ -119,16 +120,25 @@ class Dense:
         self.segments = [segment_at(task, path[self.records[k]], curvature) for k in starts]
 
     def __call__(
-        self, *, eta=RUN["learning_rate"], horizons=HORIZONS, order=1, multipliers=None, G_factor=1.0, frozen=False
+        self,
+        *,
+        eta=RUN["learning_rate"],
+        horizons=HORIZONS,
+        order=1,
+        multipliers=None,
+        G_factor=1.0,
+        frozen=False,
+        groups=[[i] for i in TRAIN],  # noqa: B006
     ):
-        """Scores [horizons, TEST, TRAIN] from δ(t+1) = (I - ηG) δ(t) + (η/n) Jᵢᵀ rᵢ(t), between records with mean r.
+        """Scores [horizons, TEST, groups] from δ(t+1) = (I - ηG) δ(t) + (η/n) Σ Jᵢᵀ rᵢ(t), between records with mean r.
 
+        The sum is over the members of a group, of one instance each by default.
         `frozen`: r stays what it is at the beginning.
         """
-        task, scores = self.task, np.full((len(horizons), len(TEST), len(TRAIN)), np.nan)
+        task, scores = self.task, np.full((len(horizons), len(TEST), len(groups)), np.nan)
         factors = {}
-        for column, i in enumerate(TRAIN):
-            y, delta = oracles.instance(task.train, i)[1], 0.0
+        for column, group in enumerate(groups):
+            delta = 0.0
             for k, (begin, end) in enumerate(zip(self.records[:-1], self.records[1:], strict=True)):
                 number = sum(start <= k for start in self.starts) - 1
                 J, J_test, G = self.segments[number]
@@ -137,12 +147,15 @@ class Dense:
                     ends = self.records[self.starts[number] + 1 : last + 1]
                     multiplier = None if multipliers is None else np.mean([multipliers[t - 1] for t in ends], 0)
                     factors[number, end - begin] = steps_of(G_factor * G, eta, end - begin, multiplier)
-                own = J[i] @ delta if order == 2 and k else 0.0
-                near = (0, 0) if frozen else (k, k + 1)
-                r = [slope(task, self.outputs[record][0][i] + own, y) for record in near]
-                mean = np.mean([r[0] + (r[1] - r[0]) * s / (end - begin) for s in range(end - begin)], 0)
+                pushed = np.zeros(len(G))
+                for i in group:
+                    own = J[i] @ delta if order == 2 and k else 0.0
+                    y, near = oracles.instance(task.train, i)[1], (0, 0) if frozen else (k, k + 1)
+                    r = [slope(task, self.outputs[record][0][i] + own, y) for record in near]
+                    mean = np.mean([r[0] + (r[1] - r[0]) * s / (end - begin) for s in range(end - begin)], 0)
+                    pushed += J[i].T @ mean / task.n_train
                 left, gain = factors[number, end - begin]
-                delta = left @ (delta if k else np.zeros(len(G))) + gain @ J[i].T @ mean / task.n_train
+                delta = left @ (delta if k else np.zeros(len(G))) + gain @ pushed
                 if end in horizons:
                     for row, z in enumerate(TEST):
                         y_z, f, change = oracles.instance(task.test, z)[1], self.outputs[k + 1][1][z], J_test[z] @ delta
@@ -361,7 +374,7 @@ def losses_of_full_batches(task, params, eta, steps, removed=None):
     """Test losses [n_test] after steps of full batches, instance `removed` masked: a linear model by hand."""
     X, Y = (np.c_[part[0], np.ones(len(part[0]))] for part in (task.train, task.test))
     W = np.c_[params["weight"], params["bias"]]
-    kept = np.ones(task.n_train) if removed is None else 1.0 * (np.arange(task.n_train) != removed)
+    kept = 1.0 * ~np.isin(np.arange(task.n_train), [] if removed is None else removed)
     for _ in range(steps):
         W = W - eta / task.n_train * 2 * (kept[:, None] * (X @ W.T - task.train[1].numpy())).T @ X
     return ((Y @ W.T - task.test[1].numpy()) ** 2).sum(1)
@@ -390,6 +403,70 @@ def test_of_a_linear_model_the_second_order_is_leaving_out_itself(outputs):
         check(second, hand)
         check(second, gold, 1e-6)  # stored in float32
         differs(attribute("lft", task, params, order=1, mode=mode, **settings), hand)
+
+
+GROUPS = [[2, 11, 5], [20], [5, 20], TRAIN]  # of the instances above
+
+
+@pytest.mark.parametrize("starts", [(0,), (0, 2, 4)])
+@pytest.mark.parametrize(("kind", "outputs"), PROBLEMS)
+def test_a_group_follows_the_recursion_of_all_its_members(kind, outputs, starts):
+    task, params = tiny(kind, outputs=outputs)
+    dense = Dense(task, params, path_by_hand(task, params, **RUN)[0], starts=starts)
+    settings = dict(test=TEST, horizon=EVERY, further_training=RUN, segments=len(starts))
+    if len(starts) > 1:  # where the library cuts
+        run = record_full_run(task, params, optimizer="sgd", steps=EVERY, segments=len(starts), progress=False, **RUN)
+        dense = Dense(task, params, path_by_hand(task, params, **RUN)[0], starts=[s.first for s in run.segments])
+    whole = attribute("lft", task, params, train=GROUPS, **settings).sel(horizon=HORIZONS)
+    expected = dense(order=2, groups=GROUPS)
+    check(whole, expected)
+    single = attribute("lft", task, params, train=TRAIN, **settings).sel(horizon=HORIZONS)
+    differs(group_scores(single, GROUPS), expected, 1e-4)
+    differs(whole[..., [0, 1, 3, 2]], expected)
+    first = attribute("lft", task, params, train=GROUPS, order=1, **settings).sel(horizon=HORIZONS)
+    check(first, dense(order=1, groups=GROUPS))
+    assert whole.group.values.tolist() == ["2 5 11", "20", "5 20", "2 5 11 20"]
+
+
+@pytest.mark.parametrize(
+    "options", [{}, dict(segments=3, runs=2), dict(mode="closed_form"), dict(optimizer="adam"), dict(backend="krylov")],
+    ids=str,
+)  # fmt: skip
+def test_to_first_order_a_group_is_the_sum_and_a_group_of_one_the_instance(options):
+    task, params = tiny("classification", outputs=3)
+    options = {"further_training": RUN, "horizon": HORIZONS, "test": TEST, **options}
+    if "optimizer" in options:
+        options["further_training"] = {**RUN, "learning_rate": 0.02, "optimizer": options.pop("optimizer")}
+    single = attribute("lft", task, params, train=TRAIN, order=1, **options)
+    check(attribute("lft", task, params, train=GROUPS, order=1, **options), group_scores(single, GROUPS), 1e-9)
+    alone = attribute("lft", task, params, train=[[i] for i in TRAIN], **options)
+    check(alone, attribute("lft", task, params, train=TRAIN, **options), 1e-9)
+
+
+@pytest.mark.parametrize("mode", ["one_run", "closed_form"])
+def test_of_a_linear_model_a_whole_group_is_leaving_it_out(mode):
+    task, params = linear(outputs=2)
+    groups, steps = [[3, 8, 21], [5], [*range(0, 22, 2)]], [1, 5, 30]
+    settings = dict(horizon=steps, further_training=dict(learning_rate=0.05, batch_size=N, seed=0), mode=mode)
+    hand = np.stack(
+        [
+            np.stack([losses_of_full_batches(task, params, 0.05, t, group) for group in groups], 1)
+            - losses_of_full_batches(task, params, 0.05, t)[:, None]
+            for t in steps
+        ]
+    )
+    check(attribute("lft", task, params, train=groups, **settings), hand)
+    differs(attribute("lft", task, params, train=groups, order=1, **settings), hand, 0.1)
+    differs(group_scores(attribute("lft", task, params, **settings), groups), hand, 0.1)
+
+
+def test_groups_whose_jacobians_do_not_fit_are_refused(monkeypatch):
+    task, params = tiny()
+    monkeypatch.setattr(linearised, "GROUP_BLOCKS", 1)
+    monkeypatch.setattr(gradients, "BLOCK_BYTES", 8 * 31 * 2)
+    arguments = dict(train=GROUPS, horizon=[2], further_training=RUN)
+    message = refusal(attribute, "lft", task, params, **arguments, error=ValueError)
+    assert "4 different instances" in message and "at most" in message and "group_scores" in message
 
 
 def test_of_a_linear_model_the_first_order_is_leaving_out_up_to_one_over_n():

@@ -166,7 +166,7 @@ def test_groups_may_be_anything_that_lists_numbers():
         assert sorted(resolve_left_out(groups, 23), key=len)[::-1] == [*expected]
     assert resolve_left_out([4, 2], 23) == (4, 2) and resolve_left_out([], 23) == ()
     assert as_matrix(expected).tolist() == [[3, 8, 21], [0, 5, FULL_RUN]]
-    assert [row.nonzero().flatten().tolist() for row in membership(expected, 23)] == [[3, 8, 21], [0, 5]]
+    assert [row.nonzero().flatten().tolist() for row in membership(as_matrix(expected), 23)] == [[3, 8, 21], [0, 5]]
     long, other = group_names([(*range(9),), (*range(8), 9)])
     assert long != other and group_names([(9, *range(8))]) == [other]
 
