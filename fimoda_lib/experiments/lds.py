@@ -14,10 +14,10 @@ from scipy.stats import rankdata
 from ..comparison import sensitivity
 from .panel import Panel
 from .ranking import ranking_methods
-from .subsets import bank, predictions, resampling, studied, subset_bank
+from .subsets import bank, predictions, resampling, studied, subset_bank, whole_predictions
 
 DRAWS = 1000
-CEILING = "ceiling"
+CEILING, WHOLE = "ceiling", "lft_whole"
 
 
 def subset_runs(panel: Panel) -> xr.Dataset:
@@ -26,18 +26,29 @@ def subset_runs(panel: Panel) -> xr.Dataset:
     return bank(panel, subset_bank(panel)[0])
 
 
+def what_is_left_out(panel: Panel) -> str:
+    """The settings of the study in a clause."""
+    runs, n = subset_runs(panel), panel.task.n_train
+    return (
+        f"{runs.sizes['left_out']} subsets of {n:,} training instances, {runs.sizes['test']} test instances, "
+        f"{runs.sizes['seed']} seeds, learning rate {runs.attrs['learning_rate']:g}"
+    )
+
+
 def datamodeling_scores(panel: Panel) -> pd.DataFrame:
     """The linear datamodeling score of every method against the amount of further training.
 
     Returns:
-        columns method ("ceiling" for what a perfect method could reach against so many seeds), share (of the training
-        instances that a subset holds), step, epoch, lds, low, high (95 % interval by bootstrap over subsets and test
-        instances), undefined (test instances whose scores or changes are all equal: they count as 0). The score of a
-        method that diverged is NaN.
+        columns method ("ceiling" for what a perfect method could reach against so many seeds, "lft_whole" for LFT that
+        follows subsets as a whole and sums nothing), share (of the training instances that a subset holds), step,
+        epoch, lds, low, high (95 % interval by bootstrap over subsets and test instances), undefined (test instances
+        whose scores or changes are all equal: they count as 0). The score of a method that diverged is NaN.
     """
     runs, panel = subset_runs(panel), studied(panel)
     shares = subset_bank(panel)[1]
     found = {method: predictions(panel, method).predicted for method in ranking_methods(panel)}
+    if (whole := whole_predictions(panel)) is not None:
+        found[WHOLE] = whole
     tables = []
     for share in np.unique(shares):
         some = np.flatnonzero(shares == share)

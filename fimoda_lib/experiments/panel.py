@@ -19,6 +19,7 @@ import xarray as xr
 
 from ..datasets import load_task
 from ..datasets.encoders import cached_task
+from ..groups import is_grouped, numbered
 from ..methods import METHODS, MethodDiverged, attribute
 from ..storage.store import Missing, cached, fingerprint
 from ..tasks import Params, Task, parameters_of, take
@@ -268,8 +269,9 @@ def attribute_or_outcome(method: str, task: Task, params: Params, **arguments: A
         return attribute(method, task, params, **arguments).assign_attrs(outcome="finished")
     except MethodDiverged as reason:
         log.warning("%s", reason)
-        rows = {"test": list(arguments["test"]), "train": list(arguments["train"])}
-        values = np.full((len(rows["test"]), len(rows["train"])), np.nan)
+        train = list(arguments["train"])
+        rows = {"test": list(arguments["test"]), **(numbered(train) if is_grouped(train) else {"train": train})}
+        values = np.full((len(rows["test"]), len(train)), np.nan)
         return xr.DataArray(
             values, dims=("test", "train"), coords=rows, attrs={"method": method, "outcome": f"diverged: {reason}"}
         )

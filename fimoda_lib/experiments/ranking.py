@@ -42,7 +42,7 @@ def reduced_scores(
     study: str,
     method: str,
     *,
-    train: Sequence[int],
+    train: Sequence[Any],
     test: Instances,
     horizons: Sequence[int],
     reduce: Callable[[xr.DataArray], xr.Dataset],
@@ -52,11 +52,11 @@ def reduced_scores(
 
     Args:
         study: what `reduce` belongs to, for the name of the stored result.
-        train: the training instances that are scored.
+        train: the training instances, or groups of them, that are scored.
         test: the instances that they are scored for, in place of the task's test instances.
         horizons: optimiser steps at which LFT scores; for all other methods there is one ranking, and no horizon.
         reduce: takes scores [test, train], or [horizon, test, train], which are NaN where the method diverged.
-        about: what else determines what `reduce` makes, as JSON values.
+        about: what else determines what `reduce` makes, as JSON values; or what is to stand for one of the above.
     """
     chosen = panel.hyper(method) | ({"horizon": list(horizons)} if method == "lft" else {})
     task = replace(panel.task, test=test)

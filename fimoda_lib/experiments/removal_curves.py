@@ -99,6 +99,15 @@ def curve_runs(panel: Panel) -> xr.Dataset:
     return bank(curve_panel(panel), removed_groups(panel, rankings(panel))[1])
 
 
+def what_is_removed(panel: Panel) -> str:
+    """The settings of the study in a clause."""
+    runs = curve_runs(panel)
+    return (
+        f"{runs.sizes['left_out']} groups removed, {runs.sizes['test']} test instances, {runs.sizes['seed']} seeds, "
+        f"learning rate {runs.attrs['learning_rate']:g}"
+    )
+
+
 def removal_curves(panel: Panel) -> pd.DataFrame:
     """By how much a test instance's loss is higher where what a method chose for it was left out.
 

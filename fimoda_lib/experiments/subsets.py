@@ -16,6 +16,7 @@ import xarray as xr
 from ..groups import Groups, group_scores
 from ..tasks import take
 from ..training.further_training import further_train
+from ..training.plans import groups_in_short
 from .panel import Panel
 from .profiles import get_profile
 from .ranking import reduced_scores, some_horizons
@@ -24,6 +25,7 @@ LDS_SHARES = (0.01, 0.1, 0.5)  # of the training instances, removed at random
 CURVE_SHARES = (0.01, 0.02, 0.05)  # of the training instances, removed by rank
 HORIZONS = 8
 LONG, SHORT = 2_500, 0.2  # optimiser steps; runs that are longer are studied over so much of their length
+MOST_WHOLE = 2_000  # training instances x outputs, up to which LFT also follows subsets as a whole
 DIRECTIONS = ("helpful", "harmful")
 
 
@@ -100,6 +102,27 @@ def predictions(panel: Panel, method: str) -> xr.Dataset:
         reduce=reduce,
         about={"groups": [list(LDS_SHARES), get_profile(panel.profile).subsets], "kept": ranks_kept(n)},
     )
+
+
+def whole_predictions(panel: Panel) -> xr.DataArray | None:
+    """What LFT says of the subsets followed as a whole, in place of the sum over their members, [horizon, test, train].
+
+    None where data are so many that these do not fit (`MOST_WHOLE`), or LFT is not run.
+    """
+    n_outputs = list(panel.params.values())[-1].shape[0]
+    if not panel.lft or panel.task.n_train * n_outputs > MOST_WHOLE:
+        return None
+    groups = subset_bank(panel)[0]
+    return reduced_scores(
+        panel,
+        "whole-groups",
+        "lft",
+        train=groups,
+        test=take(panel.task.test, torch.tensor(panel.settings.test)),
+        horizons=panel.settings.further.evaluate,
+        reduce=lambda scores: scores.to_dataset(name="predicted"),
+        about={"train": groups_in_short(groups)},
+    ).predicted
 
 
 def bank(panel: Panel, groups: Sequence[tuple[int, ...]]) -> xr.Dataset:

@@ -39,6 +39,8 @@ TITLES = {  # in the order of the page; a figure's own title goes first
     "fig_units": "Rectified and smooth units",
     "fig_precision": "Precision audit",
     "fig_removal": "mask against drop",
+    "fig_lds": "Linear datamodeling score",
+    "fig_removal_curves": "Removal curves",
     "fig_mislabelled": "Mislabelled instances",
     "fig_selection": "Selection by horizon",
 }

@@ -26,7 +26,10 @@ ROOT = Path(__file__).resolve().parents[2]
 OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
 RETRAINED = "fig11"  # its runs start from scratch; all others are further training
 # described in their captions
-STUDIES = ("fig_limit", "fig_units", "fig_precision", "fig_mislabelled", "fig_selection")
+STUDIES = (
+    *("fig_limit", "fig_units", "fig_precision"),
+    *("fig_lds", "fig_removal_curves", "fig_mislabelled", "fig_selection"),
+)
 
 
 def report(folder: Path | str, results: Path | str | None = None) -> Path:

@@ -8,10 +8,10 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from ..experiments.horizons import selection_runs, what_is_dropped
-from ..experiments.lds import CEILING, subset_runs
+from ..experiments.lds import CEILING, WHOLE, subset_runs, what_is_left_out
 from ..experiments.mislabelled import final_run, what_is_flipped
 from ..experiments.panel import PAPER_METHODS
-from ..experiments.removal_curves import curve_runs
+from ..experiments.removal_curves import LOT, NEAR, curve_runs, what_is_removed
 from ..plots import lds, mislabelled, removal_curves, selection
 from ..plots.panels import Panels
 from .beyond import study_figure
@@ -24,8 +24,8 @@ def figure_lds(panels: Panels, folder: Path | str) -> Figure:
     """The linear datamodeling score of every method against the amount of further training."""
     return study_figure(
         "fig_lds", panels, folder, lds.table, lds.draw, lds.WHAT, lds.MARKS, measured=subset_runs,
-        title="Linear datamodeling score", ylabel="rank correlation over subsets",
-        notebook=NOTEBOOK, legend=(*METHODS, CEILING),
+        how=lambda panel: {"says": what_is_left_out(panel)}, title="Linear datamodeling score",
+        ylabel="rank correlation over subsets", notebook=NOTEBOOK, legend=(*METHODS, WHOLE, CEILING),
     )  # fmt: skip
 
 
@@ -33,8 +33,9 @@ def figure_removal_curves(panels: Panels, folder: Path | str) -> Figure:
     """What leaving out the instances that each method chooses does to the loss of a test instance."""
     return study_figure(
         "fig_removal_curves", panels, folder, removal_curves.table, removal_curves.draw, removal_curves.WHAT,
-        removal_curves.MARKS, measured=curve_runs, title="Removal curves", ylabel="change of the test instance's loss",
-        notebook=NOTEBOOK, legend=METHODS,
+        removal_curves.MARKS, measured=curve_runs, how=lambda panel: {"says": what_is_removed(panel)},
+        title="Removal curves", ylabel="change of the test instance's loss", notebook=NOTEBOOK,
+        legend=(*METHODS, LOT, NEAR),
     )  # fmt: skip
 
 

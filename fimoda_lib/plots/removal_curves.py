@@ -6,7 +6,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 
 from ..experiments.panel import Panel, finished
-from ..experiments.removal_curves import LOT, NEAR, removal_curves
+from ..experiments.removal_curves import removal_curves
 from .captions import counted
 from .lds import side_by_side
 from .look import LOOK
@@ -22,7 +22,6 @@ MARKS = (
     "if it is the one that is measured, open if it is the other. Grey: as many instances at random; dash-dotted: the "
     "training instances with the nearest inputs or, of a classification, some of the same class."
 )
-CONTROLS = {LOT: ("#777777", "-", "random"), NEAR: ("#777777", "-.", "alike")}
 
 
 def table(panel: Panel) -> pd.DataFrame | None:
@@ -35,14 +34,21 @@ def draw(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
     x = horizon_axis(dataset)[0]
     for inset, (after, rows) in side_by_side(ax, table, f"after_{x}"):
         for (method, step, _), curve in rows.groupby(["method", "step", "direction"], dropna=False, sort=False):
-            colour, line, marker, width = _look(method)
+            look = LOOK[method]
             other = not pd.isna(step) and step != curve["after_step"].iloc[0]
             at = 100 * curve["share"]
             ends = [curve["change"] - curve["low"], curve["high"] - curve["change"]]
-            fill = "white" if other else colour
-            inset.errorbar(at, curve["change"], yerr=ends, color=colour, lw=0, elinewidth=0.6, alpha=0.6)
+            fill = "white" if other else look.colour
+            inset.errorbar(at, curve["change"], yerr=ends, color=look.colour, lw=0, elinewidth=0.6, alpha=0.6)
             inset.plot(
-                at, curve["change"], color=colour, ls=":" if other else line, lw=width, marker=marker, ms=3, mfc=fill
+                at,
+                curve["change"],
+                color=look.colour,
+                ls=":" if other else look.line,
+                lw=look.width,
+                marker=look.marker,
+                ms=3,
+                mfc=fill,
             )
         inset.axhline(0, color="black", lw=0.6)
         inset.tick_params(labelleft=True, labelsize=6)  # the losses differ by magnitudes
@@ -51,12 +57,3 @@ def draw(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
     ax.set_yticks([])
     ax.spines["left"].set_visible(False)
     ax.set_xlabel("training instances left out (%)")
-
-
-def _look(method: str) -> tuple[str, str | tuple, str, float]:
-    """Colour, line, marker, width."""
-    if method in CONTROLS:
-        colour, line, _ = CONTROLS[method]
-        return colour, line, "", 1.2
-    look = LOOK[method]
-    return look.colour, look.line, look.marker, look.width

@@ -86,13 +86,13 @@ def specification(task: Task, params: Params, plan: Plan) -> dict[str, Any]:
         "data": fingerprint(task.train, take(task.test, torch.tensor(plan.test, dtype=torch.long))),
         "params": fingerprint(params),
         **asdict(plan),
-        **({"left_out": _groups_in_short(plan.left_out)} if is_grouped(plan.left_out) else {}),
+        **({"left_out": groups_in_short(plan.left_out)} if is_grouped(plan.left_out) else {}),
         **({"model_code": code} if (code := model_name(task.model)) else {}),
         **({"frozen": fingerprint(frozen)} if frozen else {}),
         **({"dropout": "active"} if draws_random_numbers(task, params) else {}),
     }
 
 
-def _groups_in_short(groups: Groups) -> dict[str, Any]:
+def groups_in_short(groups: Groups) -> dict[str, Any]:
     """Groups in a specification: they may hold half of the data, a hundred times."""
     return {"groups": len(groups), "largest": max(map(len, groups)), "members": fingerprint(as_matrix(groups))}
