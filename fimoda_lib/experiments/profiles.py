@@ -26,6 +26,7 @@ class Profile:
         retrain_seeds: number of seeds of re-training from scratch.
         subsets: random groups of each size that are left out for the linear datamodeling score.
         group_seeds: at most so many seeds in the studies of groups.
+        group_steps: further training of more optimiser steps is studied there over a fifth of its length.
         explained, curves: at most so many test instances in them; and whose removal curves are drawn.
         full_size: whether images and text take the paper's models, or those of `SMALL`.
         curvature: at most so many training instances define the curvature, where a data set does not take them all.
@@ -47,6 +48,7 @@ class Profile:
     retrain_seeds: int = 1
     subsets: int = 30
     group_seeds: int = 2
+    group_steps: int = 2_500
     explained: int = 50
     curves: int = 10
     full_size: bool = False
@@ -115,6 +117,8 @@ PROFILES: dict[str, Profile] = {
             _OVERNIGHT_SEEDS,
             lissa_h_depth=1000,
             retrain_seeds=5,
+            group_seeds=5,
+            group_steps=5_000,
         ),
         Profile(
             "paper",
@@ -123,6 +127,7 @@ PROFILES: dict[str, Profile] = {
             retrain_seeds=10,
             subsets=100,
             group_seeds=10,
+            group_steps=1_000_000,
             curves=50,
             full_size=True,
         ),

@@ -24,7 +24,7 @@ from .ranking import reduced_scores, some_horizons
 LDS_SHARES = (0.01, 0.1, 0.5)  # of the training instances, removed at random
 CURVE_SHARES = (0.01, 0.02, 0.05)  # of the training instances, removed by rank
 HORIZONS = 8
-LONG, SHORT = 2_500, 0.2  # optimiser steps; runs that are longer are studied over so much of their length
+SHORT = 0.2  # of the length of runs that are too long for a profile
 MOST_WHOLE = 2_000  # training instances x outputs, up to which LFT also follows subsets as a whole
 DIRECTIONS = ("helpful", "harmful")
 
@@ -34,7 +34,7 @@ def studied(panel: Panel) -> Panel:
     s, profile = panel.settings, get_profile(panel.profile)
     steps = panel.hyper("lft")["horizon"][-1]
     further = s.further
-    if steps > LONG and not profile.full_size:
+    if steps > profile.group_steps:
         further = further.scaled(SHORT).within(round(steps * SHORT))
     shorter = replace(
         panel, given_task=panel.task, given_params=panel.params, given_settings=replace(s, further=further)
