@@ -12,13 +12,12 @@ from .look import LOOK
 from .panels import horizon_axis
 
 WHAT = (
-    "Linear datamodeling score: Spearman correlation over random subsets between the predicted change of a test "
-    "instance's loss where a subset is left out (the sum of its members' scores) and the change that further training "
-    "measures; mean over test instances. From left to right, subsets hold more of the training instances."
+    "Linear datamodeling score: rank correlation, over random subsets left out of further training, of the predicted "
+    "change of a test instance's loss (the sum of its members' scores) with the measured one; mean over test instances."
 )
 MARKS = (
-    "Bands are 95 % intervals (bootstrap over subsets and test instances); the dotted grey line is the ceiling, what a "
-    "perfect method could reach, by the agreement of two halves of the seeds."
+    "Bands are 95 % intervals (bootstrap over subsets and test instances); dotted grey is the ceiling by two halves of "
+    "the seeds."
 )
 
 

@@ -13,14 +13,12 @@ from .look import LOOK
 from .panels import horizon_axis
 
 WHAT = (
-    "Change of a test instance's loss where the training instances that a method holds to be most helpful to it are "
-    "left out of further training (upper curves), or most harmful (lower curves), against their share of the training "
-    "instances; mean over test instances. Left after a short, right after all of the further training."
+    "Change of a test instance's loss where what a method holds to be most helpful (above) or most harmful (below) to "
+    "it is left out of further training; mean over test instances."
 )
 MARKS = (
-    "Bars are 95 % intervals (bootstrap over test instances). LFT by the horizon that its scores were made for: filled "
-    "if it is the one that is measured, open if it is the other. Grey: as many instances at random; dash-dotted: the "
-    "training instances with the nearest inputs or, of a classification, some of the same class."
+    "Bars are 95 % intervals (bootstrap over test instances). LFT is filled where its scores are for that horizon. "
+    '"Alike": nearest inputs or, in classification, same class.'
 )
 
 
