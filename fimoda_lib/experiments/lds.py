@@ -14,7 +14,7 @@ from scipy.stats import rankdata
 from ..comparison import sensitivity
 from .panel import Panel
 from .ranking import ranking_methods
-from .subsets import bank, predictions, resampling, studied, subset_bank, whole_predictions
+from .subsets import bank, pool, predictions, resampling, studied, subset_bank, whole_predictions
 
 DRAWS = 1000
 CEILING, WHOLE = "ceiling", "lft_whole"
@@ -28,10 +28,10 @@ def subset_runs(panel: Panel) -> xr.Dataset:
 
 def what_is_left_out(panel: Panel) -> str:
     """The settings of the study in a clause."""
-    runs, n = subset_runs(panel), panel.task.n_train
+    runs, n, drawn = subset_runs(panel), panel.task.n_train, len(pool(panel))
     return (
-        f"{runs.sizes['left_out']} subsets of {n:,} training instances, {runs.sizes['test']} test instances, "
-        f"{runs.sizes['seed']} seeds, learning rate {runs.attrs['learning_rate']:g}"
+        f"{runs.sizes['left_out']} subsets of {drawn:,} of {n:,} training instances, {runs.sizes['test']} test "
+        f"instances, {runs.sizes['seed']} seeds, learning rate {runs.attrs['learning_rate']:g}"
     )
 
 

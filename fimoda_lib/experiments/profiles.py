@@ -27,6 +27,7 @@ class Profile:
         subsets: random groups of each size that are left out for the linear datamodeling score.
         group_seeds: at most so many seeds in the studies of groups.
         group_steps: further training of more optimiser steps is studied there over a fifth of its length.
+        pool: groups are drawn from at most so many training instances, divided by the number of the model's outputs.
         explained, curves: at most so many test instances in them; and whose removal curves are drawn.
         full_size: whether images and text take the paper's models, or those of `SMALL`.
         curvature: at most so many training instances define the curvature, where a data set does not take them all.
@@ -49,6 +50,7 @@ class Profile:
     subsets: int = 30
     group_seeds: int = 2
     group_steps: int = 2_500
+    pool: int = 20_000
     explained: int = 50
     curves: int = 10
     full_size: bool = False
@@ -82,6 +84,7 @@ PROFILES: dict[str, Profile] = {
             curvature=40,
             ranked=24,
             subsets=4,
+            pool=240,
             explained=4,
             curves=2,
         ),
@@ -101,6 +104,7 @@ PROFILES: dict[str, Profile] = {
             study_left_out=6,
             ranked=160,
             subsets=10,
+            pool=1_000,
             explained=20,
             curves=2,
         ),
@@ -128,6 +132,7 @@ PROFILES: dict[str, Profile] = {
             subsets=100,
             group_seeds=10,
             group_steps=1_000_000,
+            pool=1_000_000,
             curves=50,
             full_size=True,
         ),

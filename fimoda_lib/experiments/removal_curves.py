@@ -18,7 +18,7 @@ from ..tasks import Task, take
 from .panel import Panel
 from .profiles import get_profile
 from .ranking import epochs_of, ranking_methods
-from .subsets import CURVE_SHARES, DIRECTIONS, bank, predictions, resampling, studied
+from .subsets import CURVE_SHARES, DIRECTIONS, bank, pool, predictions, resampling, studied
 
 DRAWS = 1000
 LOT, NEAR = "random", "alike"  # the controls
@@ -49,30 +49,30 @@ def rankings(panel: Panel) -> dict[tuple[str, float], Choice]:
                 found[method, step] = {name: one[name].values for name in DIRECTIONS}
     most = next(iter(found.values()))["helpful"].shape[1] if found else 1
     for name, control in ((LOT, by_lot), (NEAR, alike)):
-        found[name, np.nan] = {"helpful": control(panel.task, test, most)}
+        found[name, np.nan] = {"helpful": control(panel.task, test, pool(panel), most)}
     return found
 
 
-def by_lot(task: Task, test: Sequence[int], most: int) -> np.ndarray:
-    """Random training instances for each test instance, [test, most]."""
-    return np.stack([np.random.default_rng([4, z]).permutation(task.n_train)[:most] for z in test])
+def by_lot(task: Task, test: Sequence[int], rows: np.ndarray, most: int) -> np.ndarray:
+    """Some of these training instances in random order for each test instance, [test, most]."""
+    return np.stack([np.random.default_rng([4, z]).permutation(rows)[:most] for z in test])
 
 
-def alike(task: Task, test: Sequence[int], most: int) -> np.ndarray:
+def alike(task: Task, test: Sequence[int], rows: np.ndarray, most: int) -> np.ndarray:
     """Training instances of the same class in random order or, of a regression, with the nearest inputs, [test, most].
 
     Classes may hold fewer: then others follow, in random order.
     """
     if task.kind == "classification":
-        orders = by_lot(task, test, task.n_train)
+        orders = by_lot(task, test, rows, len(rows))
         same = task.train[1].numpy()[orders] == task.test[1].numpy()[list(test)][:, None]
         first = np.argsort(~same, axis=1, kind="stable")
         return np.take_along_axis(orders, first, axis=1)[:, :most]
     train, tested = (
         torch.cat([leaf.flatten(1).double() for leaf in tree_leaves(instances[0])], 1)
-        for instances in (task.train, take(task.test, torch.tensor(test)))
+        for instances in (take(task.train, torch.from_numpy(rows)), take(task.test, torch.tensor(test)))
     )
-    return torch.cdist(tested, train).argsort(dim=1, stable=True)[:, :most].numpy()
+    return rows[torch.cdist(tested, train).argsort(dim=1, stable=True)[:, :most].numpy()]
 
 
 def removed_groups(panel: Panel, found: dict[tuple[str, float], Choice]) -> tuple[pd.DataFrame, list[tuple[int, ...]]]:
@@ -81,7 +81,7 @@ def removed_groups(panel: Panel, found: dict[tuple[str, float], Choice]) -> tupl
     Returns:
         columns method, step (for which scores were made), direction, share, test, group (its number); the groups.
     """
-    n, rows, groups = panel.task.n_train, [], {}
+    n, rows, groups = len(pool(panel)), [], {}
     test = curve_panel(panel).settings.test
     for (method, step), choice in found.items():
         for direction, places in choice.items():

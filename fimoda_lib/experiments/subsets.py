@@ -21,8 +21,8 @@ from .panel import Panel
 from .profiles import get_profile
 from .ranking import reduced_scores, some_horizons
 
-LDS_SHARES = (0.01, 0.1, 0.5)  # of the training instances, removed at random
-CURVE_SHARES = (0.01, 0.02, 0.05)  # of the training instances, removed by rank
+LDS_SHARES = (0.01, 0.1, 0.5)  # of the training instances (see `pool`), removed at random
+CURVE_SHARES = (0.01, 0.02, 0.05)  # likewise, removed by rank
 HORIZONS = 8
 SHORT = 0.2  # of the length of runs that are too long for a profile
 MOST_WHOLE = 2_000  # training instances x outputs, up to which LFT also follows subsets as a whole
@@ -48,6 +48,16 @@ def studied(panel: Panel) -> Panel:
     return replace(shorter, given_settings=changed)
 
 
+def pool(panel: Panel) -> np.ndarray:
+    """The training instances that groups are drawn from, ascending: all, or so many that every method can score them.
+
+    LFT holds the Jacobian of every output of each of them.
+    """
+    n, n_outputs = panel.task.n_train, list(panel.params.values())[-1].shape[0]
+    most = max(get_profile(panel.profile).pool // n_outputs, 2)
+    return np.arange(n) if n <= most else np.sort(np.random.default_rng(5).choice(n, most, replace=False))
+
+
 def random_subsets(n: int, share: float, count: int, seed: int = 0) -> Groups:
     """Different random groups of a share of n training instances, at least one each; fewer if there are not so many."""
     size = min(max(round(share * n), 1), n - 1)
@@ -60,16 +70,17 @@ def random_subsets(n: int, share: float, count: int, seed: int = 0) -> Groups:
 
 
 def subset_bank(panel: Panel) -> tuple[Groups, np.ndarray]:
-    """The random subsets of all `LDS_SHARES`, and the share that each belongs to."""
-    count, n = get_profile(panel.profile).subsets, panel.task.n_train
-    banks = {share: random_subsets(n, share, count) for share in LDS_SHARES}
+    """The random subsets of all `LDS_SHARES` of the pool, and the share that each belongs to."""
+    count, rows = get_profile(panel.profile).subsets, pool(panel)
+    drawn = {share: random_subsets(len(rows), share, count) for share in LDS_SHARES}
+    banks = {share: [tuple(rows[list(group)].tolist()) for group in bank] for share, bank in drawn.items()}
     groups = dict.fromkeys(group for bank in banks.values() for group in bank)  # of few data, shares may coincide
     shares = [next(share for share, bank in banks.items() if group in set(bank)) for group in groups]
     return tuple(groups), np.array(shares)
 
 
 def ranks_kept(n: int) -> int:
-    """How many instances are kept from either end of a ranking."""
+    """How many of n instances are kept from either end of a ranking."""
     return max(round(max(CURVE_SHARES) * n), 1)
 
 
@@ -81,12 +92,11 @@ def predictions(panel: Panel, method: str) -> xr.Dataset:
         `harmful[test, place]`, the instances at either end of the ranking of each test instance, the utmost first.
         Predictions of a method that diverged are NaN.
     """
-    n, groups = panel.task.n_train, subset_bank(panel)[0]
-    rows = list(panel.settings.test)
+    train, groups = pool(panel), subset_bank(panel)[0]
+    rows, most = list(panel.settings.test), ranks_kept(len(train))
 
     def reduce(scores: xr.DataArray) -> xr.Dataset:
-        order = np.argsort(scores.transpose(..., "train").values, axis=-1, kind="stable").astype("int32")
-        most = ranks_kept(n)
+        order = train[np.argsort(scores.transpose(..., "train").values, axis=-1, kind="stable")].astype("int32")
         ends = {"helpful": order[..., ::-1][..., :most], "harmful": order[..., :most]}
         dims = (*(d for d in scores.dims if d != "train"), "place")
         found = {name: (dims, places) for name, places in ends.items()}
@@ -96,11 +106,11 @@ def predictions(panel: Panel, method: str) -> xr.Dataset:
         panel,
         "groups",
         method,
-        train=range(n),
+        train=train.tolist(),
         test=take(panel.task.test, torch.tensor(rows)),
         horizons=panel.settings.further.evaluate,
         reduce=reduce,
-        about={"groups": [list(LDS_SHARES), get_profile(panel.profile).subsets], "kept": ranks_kept(n)},
+        about={"groups": [list(LDS_SHARES), get_profile(panel.profile).subsets], "kept": most},
     )
 
 
@@ -110,7 +120,7 @@ def whole_predictions(panel: Panel) -> xr.DataArray | None:
     None where data are so many that these do not fit (`MOST_WHOLE`), or LFT is not run.
     """
     n_outputs = list(panel.params.values())[-1].shape[0]
-    if not panel.lft or panel.task.n_train * n_outputs > MOST_WHOLE:
+    if not panel.lft or len(pool(panel)) * n_outputs > MOST_WHOLE:
         return None
     groups = subset_bank(panel)[0]
     return reduced_scores(

@@ -12,6 +12,7 @@ from scipy.stats import spearmanr
 from fimoda_lib.experiments import lds, removal_curves, subsets
 from fimoda_lib.experiments.panel import Panel
 from fimoda_lib.experiments.paper_settings import Training
+from fimoda_lib.experiments.profiles import PROFILES
 from fimoda_lib.plots import lds as lds_plot
 from fimoda_lib.plots import removal_curves as curves_plot
 
@@ -111,7 +112,7 @@ def test_removal_curves_are_the_sums_of_the_largest_effects(panel, exact):
                 assert change <= most * 1.001 if direction == "helpful" else change >= most * 1.001
     assert {*table.method} >= {"random", "alike", "ekfac"} and {*table.direction} == {"helpful", "harmful"}
     lot = table[(table.method == "random") & (table.share == 0.05)].change.iloc[0]
-    orders = removal_curves.by_lot(panel.task, tested, 2)
+    orders = removal_curves.by_lot(panel.task, tested, np.arange(N), 2)
     by_hand = np.mean([exact[z, order].sum() for z, order in zip(tested, orders, strict=True)])
     assert lot == pytest.approx(by_hand, rel=1e-3)
     assert curves_plot.table(replace(panel, compute=False)).equals(table)
@@ -120,11 +121,27 @@ def test_removal_curves_are_the_sums_of_the_largest_effects(panel, exact):
 def test_controls_by_hand():
     task, _ = tiny("regression", n=30)
     distance = [[float((a - b).square().sum()) for b in task.train[0]] for a in task.test[0]]
-    assert np.array_equal(removal_curves.alike(task, [3, 1], 4), np.argsort(np.array(distance)[[3, 1]], axis=1)[:, :4])
+    near, everyone = np.argsort(np.array(distance)[[3, 1]], axis=1), np.arange(30)
+    assert np.array_equal(removal_curves.alike(task, [3, 1], everyone, 4), near[:, :4])
+    odd = near[near % 2 == 1].reshape(2, 15)
+    assert np.array_equal(removal_curves.alike(task, [3, 1], everyone[1::2], 4), odd[:, :4])
     task, _ = tiny("classification", n=30)
-    found = removal_curves.alike(task, [4, 0], 30)
+    found = removal_curves.alike(task, [4, 0], everyone, 30)
     for z, order in zip([4, 0], found, strict=True):
         same = task.train[1][torch.from_numpy(order)] == task.test[1][z]
         assert same[: same.sum()].all() and sorted(order) == list(range(30))
-    assert removal_curves.by_lot(task, [4, 0], 5).shape == (2, 5)
-    assert not np.array_equal(*removal_curves.by_lot(task, [4, 0], 5))
+    assert removal_curves.by_lot(task, [4, 0], everyone, 5).shape == (2, 5)
+    assert not np.array_equal(*removal_curves.by_lot(task, [4, 0], everyone, 5))
+
+
+def test_groups_come_from_a_pool_where_data_are_many(panel, monkeypatch):
+    monkeypatch.setitem(PROFILES, "quick", replace(PROFILES["quick"], pool=20))
+    rows = subsets.pool(panel)
+    assert len(set(rows)) == 20 and rows.max() >= 20
+    studied = subsets.studied(panel)
+    groups, shares = subsets.subset_bank(studied)
+    assert {i for group in groups for i in group} == set(rows) and {len(g) for g in groups} == {1, 2, 10}
+    said = subsets.predictions(studied, "grad_dot")
+    assert {*said.helpful.values.ravel(), *said.harmful.values.ravel()} <= set(rows)
+    found = lds.datamodeling_scores(panel)
+    assert (found[found.method == "grad_dot"].lds > 0.999).all()
