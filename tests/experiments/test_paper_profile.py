@@ -10,7 +10,7 @@ import pytest
 import torch
 from small_files import archive, put
 
-from fimoda_lib.datasets import images, models, text
+from fimoda_lib.datasets import cifar10, images, models, text
 from fimoda_lib.datasets.encoders import small_bert
 from fimoda_lib.experiments import paper_settings, profiles
 from fimoda_lib.experiments import settings as experiments
@@ -40,7 +40,8 @@ def paper(tmp_path, monkeypatch):
     small_bert(len(WORDS), 12, width=8).save_pretrained(folder / "bert-base-uncased")
     put(folder / "bert-base-uncased/vocab.txt", "\n".join(WORDS))
     monkeypatch.setenv("FIMODA_DATA", str(folder))
-    for module in (images, text):
+    monkeypatch.setattr(cifar10, "check_published", lambda *_: None)
+    for module in (cifar10, text):
         monkeypatch.setattr(module, "find", lambda file, data_dir: folder / file.path)
     monkeypatch.setitem(images.MODELS, "resnet9", lambda: models.resnet9(width=4))
     monkeypatch.setattr(experiments, "reference_left_out", lambda: {"sst2": list(range(0, 80, 8))})
