@@ -53,11 +53,12 @@ def side_by_side(ax: Axes, table: pd.DataFrame, column: str) -> list[tuple[Axes,
     ax.set_xticks([])
     ax.spines["bottom"].set_visible(False)
     ax.grid(visible=False)
-    ax.xaxis.labelpad = 12
+    ax.xaxis.labelpad = 15
     insets = []
     for k, part in enumerate(parts):
         inset = ax.inset_axes([k * width + 0.01, 0, width - 0.03, 1])
         inset.tick_params(labelleft=False, length=2, labelsize=6.5)
         inset.patch.set_alpha(0)
+        inset.spines["left"].set_visible(k > 0)  # the first has the panel's
         insets.append((inset, part))
     return insets

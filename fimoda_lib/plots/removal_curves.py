@@ -50,6 +50,7 @@ def draw(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
             )
         inset.axhline(0, color="black", lw=0.6)
         inset.tick_params(labelleft=True, labelsize=6)  # the losses differ by magnitudes
+        inset.spines["left"].set_visible(True)
         inset.margins(x=0.1, y=0.12)
         inset.text(0.03, 0.94, f"after {counted(round(after), x)}", fontsize=7.5, transform=inset.transAxes)
     ax.set_yticks([])
