@@ -21,6 +21,7 @@ from ..datasets import load_task
 from ..datasets.encoders import cached_task
 from ..groups import is_grouped, numbered
 from ..methods import METHODS, MethodDiverged, attribute
+from ..methods.timed import timed
 from ..storage.store import Missing, cached, fingerprint
 from ..tasks import Params, Task, parameters_of, take
 from ..training.final_model import train_final_model
@@ -32,7 +33,9 @@ log = logging.getLogger(__name__)
 
 LFT_SEED = 1000  # of its first full run: none of the gold standard's, whose noise it would share
 LFT_RUNS = 5  # averaged
+SPLIT_RUNS = 3  # likewise, where the whole Hessian is followed along each
 # The paper's methods in the paper's order; "exact" is the yardstick of the influence functions and is not drawn there.
+YARDSTICKS = {"timed": timed}  # not registered as methods
 PAPER_METHODS = ("grad_dot", "grad_cos", "datainf", "cg", "lissa", "lissa_h", "ekfac", "trak")
 GIVEN = ("given_task", "given_params", "given_settings")
 HOLD_FLOAT64 = 5_000  # training instances x outputs; beyond, gradients are kept in float32 to fit memory
@@ -126,18 +129,8 @@ class Panel:
     def hyper(self, method: str) -> dict[str, Any]:
         """The hyper-parameters that the paper plots for a method on this data set."""
         s = self.settings
-        if method == "lft":  # what it follows, and when to look
-            training = s.further.arguments()
-            per_epoch = steps_per_epoch(self.task.n_train, training["batch_size"])
-            epochs, steps = training.pop("epochs"), training.pop("evaluate", None)
-            horizon = list(steps or (per_epoch * (e + 1) for e in range(epochs)))
-            return {
-                "horizon": horizon,
-                "further_training": {**training, "seed": LFT_SEED},
-                "runs": LFT_RUNS,
-                "segments": min(s.lft_segments, len(horizon)),
-                **({"dtype": "float32"} if self.large else {}),
-            }
+        if method in ("lft", "timed"):
+            return self.followed(method)
         hyper: dict[str, Any] = {}
         if "multiple" in METHODS[method].defaults and method in ("cg", "lissa", "lissa_h", "exact"):
             hyper |= {"multiple": max(s.damping_multiples)} if s.damping is None else {"damping": s.damping}
@@ -150,6 +143,22 @@ class Panel:
         if method == "lissa_h" or self.large:
             hyper["dtype"] = "float32"
         return hyper
+
+    def followed(self, method: str) -> dict[str, Any]:
+        """The hyper-parameters of "lft" and "timed": which further training they follow, and when to look."""
+        s, training = self.settings, self.settings.further.arguments()
+        per_epoch = steps_per_epoch(self.task.n_train, training["batch_size"])
+        epochs, steps = training.pop("epochs"), training.pop("evaluate", None)
+        horizon = list(steps or (per_epoch * (e + 1) for e in range(epochs)))
+        single = {"dtype": "float32"} if self.large else {}
+        found = {"horizon": horizon, "further_training": {**training, "seed": LFT_SEED}, **single}
+        if method == "timed":
+            return found
+        segments = min(s.lft_segments, len(horizon))
+        if s.lft_products is None:
+            return {**found, "runs": LFT_RUNS, "segments": segments}
+        split = {"mode": "split", "products": s.lft_products, "dtype": "float32"}
+        return {**found, **split, "runs": SPLIT_RUNS, "segments": segments}
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -191,10 +200,10 @@ class Panel:
         }
 
         def compute() -> xr.Dataset:
-            log.info("%s on %s: computing scores %s", METHODS[method].label, self.title, chosen or "")
-            return attribute_or_outcome(
-                method, self.task, self.params, train=s.left_out, test=s.test, curvature=s.curvature, **chosen
-            ).to_dataset(name="scores")
+            log.info("%s on %s: computing scores %s", method, self.title, chosen or "")
+            rows = {"train": s.left_out, "test": s.test, "curvature": s.curvature}
+            found = attribute_or_outcome(YARDSTICKS.get(method, method), self.task, self.params, **rows, **chosen)
+            return found.to_dataset(name="scores")
 
         return cached(self.folder, f"scores-{self.dataset}-{method}", spec, compute, compute_missing=self.compute)[
             "scores"
@@ -263,7 +272,7 @@ def n_parameters(params: Params) -> int:
     return sum(p.numel() for p in params.values())
 
 
-def attribute_or_outcome(method: str, task: Task, params: Params, **arguments: Any) -> xr.DataArray:
+def attribute_or_outcome(method: str | Callable, task: Task, params: Params, **arguments: Any) -> xr.DataArray:
     """`attribute`, with divergence as a result: scores of NaN and the reason in the attribute `outcome`."""
     try:
         return attribute(method, task, params, **arguments).assign_attrs(outcome="finished")

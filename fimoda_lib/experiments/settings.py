@@ -37,6 +37,7 @@ class Settings:
     lissa_h_depth: int
     cg_tolerance: float | None
     lft_segments: int
+    lft_products: int | None
 
 
 def counted_in_steps(dataset: str) -> bool:
@@ -96,6 +97,7 @@ def settings(task: Task, profile: str, optimizer: str = "sgd") -> Settings:
         lissa_h_depth=chosen.lissa_h_depth,
         cg_tolerance=chosen.cg_tolerance,
         lft_segments=experiment.lft_segments,
+        lft_products=experiment.lft_products,
     )
 
 

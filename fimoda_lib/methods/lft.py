@@ -13,27 +13,24 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
-from .. import checks
 from ..derivatives.curvature import GaussNewton
 from ..derivatives.gradients import Gradients
+from ..derivatives.kinks import with_kinks
 from ..derivatives.linearised import effects_of, everyone, evolved, follow, jacobians, loss_changes, output_directions
-from ..derivatives.spectra import GRAM_ROWS, Spectrum, choose_backend, spectrum_of
-from ..derivatives.trajectories import Trajectory, check_settings, mean_run, record_full_run, recorded_steps
+from ..derivatives.spectra import Spectrum, choose_backend, spectrum_of
+from ..derivatives.trajectories import Trajectory, mean_run, record_full_run, recorded_steps
+from ..derivatives.whole_hessian import Following, LiveRun, follow_whole
 from ..tasks import Params, Task
 from ..training.ensembles import Optimizer
 from ..training.minibatches import steps_per_epoch
-from ..training.plans import MOST_STEPS
 from .base import Report, method
 from .ekfac import EkfacFactors
+from .lft_settings import OF_OPTIMIZER, check, check_backend, check_stored, full_settings, horizons
 
 NEGLIGIBLE = 0.01  # an eigenvalue σ counts as zero where σηT is smaller: the filter is then within 1 % of ηT
-MOST_RUNS = 1_000
 TEST_BLOCKS = 4  # of the usual size: Jacobians of test instances that are held at once
-MODES = ("one_run", "closed_form")
-BACKENDS = ("auto", "gram", "krylov", "ekfac")
-OF_OPTIMIZER = ("learning_rate", "weight_decay", "max_grad_norm")
-SETTINGS = ("optimizer", "batch_size", "seed", *OF_OPTIMIZER)
 
 
 @method(
@@ -56,6 +53,9 @@ def lft(
     segments: int = 1,
     backend: str = "auto",
     order: int = 2,
+    products: int = 240,
+    kinks: str = "softened",
+    width: float | None = None,
     dtype: torch.dtype = torch.float64,
 ) -> tuple[Tensor, Report]:
     """Linearised further training.
@@ -68,14 +68,19 @@ def lft(
         further_training: `optimizer`, `learning_rate`, `batch_size`, `seed` (`weight_decay`, `max_grad_norm`, which
             shape the run but not δ) of the full run; or the run itself, recorded by `trajectories.record_full_run`.
         mode: "one_run" takes residuals from that full run; "closed_form" trains nothing and lets them evolve by full
-            batches in the model linearised at the final parameters (SGD only).
-        runs: so many full runs, with seeds from `seed` on, whose outputs are averaged: what the batches of a single run
-            happen to be matters after few steps ("one_run" only).
-        segments: so many times along the run, gradients and curvature are taken anew ("one_run" only).
+            batches in the model linearised at the final parameters (SGD only). "split" has the whole Hessian in place
+            of G, along the run, and Adam's momentum, weight decay and clipping: closest to further training, and the
+            dearest. It suits some instances (`train`), as δ itself is carried for each.
+        runs: so many full runs, with seeds from `seed` on, whose outputs (with "split", scores) are averaged: what the
+            batches of a single run happen to be matters after few steps (not "closed_form").
+        segments: so many times along the run, G (and, but for "split", gradients) are taken anew (not "closed_form").
         backend: eigenbasis of G: "gram" (exact), "krylov" (its upper part), "ekfac", or "auto", by size.
         order: 1 is the derivative with respect to the instance's weight, as in the recursion above; 2 removes all of
             it: the residual of the instance is the one in the run without it, and the score is the difference of the
             losses at the linearised outputs.
+        products: "split" takes about so many Hessian-vector products per instance and run, of all training instances
+            (or of 4,096 others each time).
+        kinks, width: "split" softens rectified units and the like, see `tangents.tangent_train`; "between" does not.
 
     Returns:
         scores [horizons, n_test, n_train], in units of the loss: what `further_train` measures. The report holds the
@@ -85,7 +90,12 @@ def lft(
         ValueError: no horizon or no further training given, or a choice that cannot be combined.
     """
     wanted = None if horizon is None else horizons(horizon)
-    check(wanted, further_training, mode, runs, segments, backend, order)
+    check(wanted, further_training, mode, runs, segments, backend, order, products)
+    if mode == "split":
+        along = full_settings(further_training)
+        soft, how = with_kinks(task, params, kinks, width), (products, segments, backend, order == 2, dtype)
+        scores, found = split_runs(soft, task, params, along, runs, train, test, wanted, curvature, *how)
+        return scores, {"horizon": wanted, "further_training": {**along, "runs": runs}, **found}
     at = Gradients(task, params, dtype=dtype)
     D = output_directions(at)
     if backend == "auto":
@@ -103,11 +113,7 @@ def lft(
             if len(unknown):
                 raise ValueError(f"{part}: the run holds no outputs of instance {int(unknown[0])}; record it anew.")
     else:
-        given = {name: checks.plain(value) for name, value in further_training.items()}
-        settings = {"optimizer": "sgd", "seed": 0, **given}
-        shape = {name: settings[name] for name in OF_OPTIMIZER if name in settings}
-        settings |= {name: getattr(Optimizer(settings["optimizer"], **shape), name) for name in shape}
-        check_settings(settings["batch_size"], settings["seed"])
+        settings = full_settings(further_training)
         per_epoch = steps_per_epoch(task.n_train, settings["batch_size"])
         ends = range(per_epoch, wanted[-1], per_epoch)  # residuals are needed in between, too
         steps = recorded_steps(sorted({*wanted, *ends}), per_epoch)
@@ -183,14 +189,36 @@ def follow_run(
     return scores, {"backend": backend, "eigenvalues": sizes, "segments": len(run.segments)}
 
 
-def check_backend(backend: str, optimizer: str, at: Gradients) -> None:
-    """Raises ValueError, before anything is trained, if the back-end cannot follow the optimiser."""
-    if backend == "ekfac" and optimizer != "sgd":
-        raise ValueError(
-            f"backend: 'ekfac' has no room for the preconditioner of {optimizer!r}; take 'gram' or 'krylov', which for "
-            f"{at.n_params:,} parameters means fewer curvature instances: up to {GRAM_ROWS:,} rows (instances times "
-            "output directions), 'auto' takes 'gram'."
-        )
+def split_runs(
+    soft: Task, task: Task, params: Params, along: dict, runs: int, train: Tensor, test: Tensor, wanted: list[int],
+    curvature: Tensor, products: int, segments: int, backend: str, whole: bool, dtype: torch.dtype,
+) -> tuple[Tensor, Report]:  # fmt: skip
+    """Mean scores [horizons, n_test, n_train] of several runs along which the whole Hessian is followed.
+
+    Args:
+        soft: the task with the model whose Hessian counts; `task` is trained.
+        along: the settings of the full runs.
+    """
+    at = Gradients(soft, params, dtype=dtype)
+    if backend == "auto":
+        backend = choose_backend(len(curvature) * len(output_directions(at)), at.n_params)
+    check_backend(backend, along["optimizer"], at)
+    Gradients(task, params).check_hessian()  # between kinks, where quotients can tell
+    rule = Optimizer(along["optimizer"], **{name: along[name] for name in OF_OPTIMIZER if name in along})
+    floor = NEGLIGIBLE / (rule.learning_rate * wanted[-1])
+
+    def spectrum(at: Gradients, scale: Tensor | None) -> Spectrum:
+        if backend == "ekfac":
+            return EkfacSpectrum(at, curvature)
+        return spectrum_of(GaussNewton(at, curvature, scale=scale), backend, floor)
+
+    how, total = Following(products, segments, spectrum, whole, dtype), 0.0
+    with tqdm(total=runs * wanted[-1], desc="LFT", leave=False, disable=None) as bar:
+        for k in range(runs):
+            run = LiveRun(task, params, rule, along["batch_size"], along["seed"] + k, at.device)
+            scores, sizes = follow_whole(soft, run, train, test, wanted, how, bar)
+            total = total + scores / runs
+    return total, {"backend": backend, "eigenvalues": sizes, "segments": len(sizes)}
 
 
 class EkfacSpectrum:
@@ -205,65 +233,3 @@ class EkfacSpectrum:
 
     def out_of(self, coordinates: Tensor) -> Tensor:
         return self.factors.from_eigenbasis(coordinates)
-
-
-def check_stored(run: Trajectory, task: Task, params: Params, segments: int) -> None:
-    """Raises ValueError unless the recorded run can be one of this task from these parameters."""
-    if segments not in (1, len(run.segments)):
-        raise ValueError(f"segments: got {segments}, and the recorded run has {len(run.segments)}; record it anew.")
-    instances = [run.train_outputs.shape[1], run.test_outputs.shape[1]]
-    if instances != [task.n_train, task.n_test]:
-        raise ValueError(
-            f"further_training: the run was recorded with {instances[0]} training and {instances[1]} test instances; "
-            f"the task has {task.n_train} and {task.n_test}."
-        )
-    start, here = run.segments[0].params, {k: p.cpu().double() for k, p in params.items()}
-    same = all(k in start and start[k].shape == p.shape for k, p in params.items())
-    if not (same and all(torch.allclose(start[k].cpu().double(), p, rtol=1e-5) for k, p in here.items())):
-        raise ValueError("further_training: the run was recorded from other parameters than these; record it anew.")
-
-
-def horizons(horizon: int | Sequence[int]) -> list[int]:
-    """The horizons as a list; raises ValueError unless they are ascending numbers of steps."""
-    expected = f"ascending numbers of optimiser steps from at least 1 to {MOST_STEPS}"
-    one = checks.is_whole(checks.plain(horizon))
-    steps = [checks.plain(horizon)] if one else checks.elements("horizon", horizon, expected)
-    whole = all(isinstance(step, int) and checks.is_whole(step) and 1 <= step <= MOST_STEPS for step in steps)
-    if not steps or not whole or steps != sorted(set(steps)):
-        raise ValueError(f"horizon: got {checks.shown(steps)}, expected {expected}.")
-    return steps
-
-
-def check(
-    horizon: list | None, further_training: Any, mode: str, runs: int, segments: int, backend: str, order: int
-) -> None:
-    """Raises ValueError for settings that cannot be right."""
-    for name, value, choices in (("mode", mode, MODES), ("backend", backend, BACKENDS), ("order", order, (1, 2))):
-        checks.choice(name, value, choices)
-    checks.whole("runs", runs, at_most=MOST_RUNS)
-    if not checks.is_whole(checks.plain(segments)):
-        raise ValueError(f"segments: got {checks.shown(segments)}, expected a whole number of at least 1.")
-    if further_training is None:
-        raise ValueError(
-            "lft needs further_training=dict(learning_rate=..., batch_size=...), the settings of the full run that it "
-            "follows, or a run recorded by record_full_run."
-        )
-    if isinstance(further_training, Trajectory):
-        if mode == "closed_form":
-            raise ValueError("mode: 'closed_form' takes no recorded run; give its settings as a dict.")
-        if runs != 1:
-            raise ValueError(f"runs: got {runs} with a recorded run; average several by trajectories.mean_run.")
-    elif horizon is None:
-        raise ValueError("horizon: got None, expected optimiser steps of further training, such as [100, 1000].")
-    elif not isinstance(further_training, Mapping):
-        raise ValueError(
-            f"further_training: got {checks.shown(further_training)}, expected dict(learning_rate=..., batch_size=...) "
-            "or a recorded run."
-        )
-    elif lacking := {"learning_rate", "batch_size"} - set(further_training):
-        raise ValueError(f"further_training: {sorted(lacking)[0]} is missing; give learning_rate and batch_size.")
-    elif odd := sorted(set(further_training) - set(SETTINGS), key=str):
-        raise ValueError(f"further_training: got {odd[0]!r}, expected some of {', '.join(SETTINGS)}.")
-    for name, value in (("segments", segments), ("runs", runs)):
-        if mode == "closed_form" and value != 1:
-            raise ValueError(f"{name}: got {value} with mode 'closed_form', which has 1.")

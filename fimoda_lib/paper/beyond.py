@@ -13,12 +13,12 @@ from matplotlib.figure import Figure
 
 from ..experiments.panel import PAPER_METHODS, Panel
 from ..experiments.studies import first_order_runs, removal_runs
-from ..methods import METHODS
 from ..plots import filters, first_order, removal
 from ..plots import similarity as curves
 from ..plots.captions import provenance
 from ..plots.drawing import panel_figure, save_numbers
 from ..plots.kept import panels_and_tables
+from ..plots.look import LOOK
 from ..plots.panels import Panels
 from ..storage.store import asked, read_sidecar
 from ..training.minibatches import steps_per_epoch
@@ -26,16 +26,17 @@ from .curves import similarity_figure
 from .figures import shown_in
 
 NOTEBOOK = "06_why_methods_decay"
+COMPARED = (*PAPER_METHODS, "timed", "lft")
 
 
 def figure2_plus(panels: Panels, folder: Path | str) -> Figure:
     """Figure 2 with linearised further training."""
-    return similarity_figure("fig02plus", panels, folder, (*PAPER_METHODS, "lft"), notebook=NOTEBOOK)
+    return similarity_figure("fig02plus", panels, folder, COMPARED, notebook=NOTEBOOK)
 
 
 def figure4_plus(panels: Panels, folder: Path | str) -> Figure:
     """Figure 4, with Adam, with linearised further training."""
-    return similarity_figure("fig04plus", panels, folder, (*PAPER_METHODS, "lft"), optimizer="adam", notebook=NOTEBOOK)
+    return similarity_figure("fig04plus", panels, folder, COMPARED, optimizer="adam", notebook=NOTEBOOK)
 
 
 def figure_filter(panels: Panels, folder: Path | str) -> Figure:
@@ -124,9 +125,7 @@ def study_figure(
     )  # fmt: skip
 
 
-def table_horizons(
-    panels: Panels, folder: Path | str, methods: Sequence[str] = (*PAPER_METHODS, "lft")
-) -> pd.DataFrame:
+def table_horizons(panels: Panels, folder: Path | str, methods: Sequence[str] = COMPARED) -> pd.DataFrame:
     """One row per data set and method: similarity averaged over horizons, and the seconds that the scores took.
 
     Horizons count evenly on a log axis of epochs: the first epochs weigh as much as the last. The curves are those
@@ -147,7 +146,7 @@ def table_horizons(
             mean, weight = curve["mean"].to_numpy(), log_weights(curve["epoch"].to_numpy())
             if np.isnan(mean).all():  # it diverged
                 continue
-            label = METHODS[name].label
+            label = LOOK[name].label
             earlier = before.get((panel.title, label), np.nan)
             rows.append(
                 {

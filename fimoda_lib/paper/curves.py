@@ -25,6 +25,7 @@ INTERVALS = "bands: 95 % bootstrap intervals over seeds, left-out and test insta
 STANDARD_ERRORS = "bands: one standard error over test instances"
 MARKS = {  # what a caption says of an entry of the legend
     "lft": "thick black: linearised further training (ours)",
+    "timed": "λ = 1/(ηT): the damping that belongs to the horizon, nothing tuned",
     "ceiling": "dotted grey: the noise ceiling, an estimate of what a perfect method would reach against so many seeds",
     PUBLISHED: "open markers: published (100 seeds)",
 }
@@ -94,7 +95,8 @@ def _followed(panel: Panel, methods: Sequence[str]) -> dict:
     if "lft" not in methods:
         return {}
     hyper = panel.hyper("lft")
-    return {"lft": {name: hyper[name] for name in ("runs", "segments")} if panel.lft else None}
+    told = {name: hyper[name] for name in ("runs", "segments", "products") if name in hyper}
+    return {"lft": told if panel.lft else None}
 
 
 def seeds_figure(

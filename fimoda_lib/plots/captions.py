@@ -127,6 +127,7 @@ def _aside(runs: dict, told: set[str]) -> str:
         lft = runs["lft"]
         words.append("LFT not run, for its cost" if lft is None else f"LFT follows {counted(lft['runs'], 'run')}")
         words[-1] += f" in {lft['segments']} segments" if lft and lft["segments"] > 1 else ""
+        words[-1] += f" with {lft['products']} products of the whole Hessian" if lft and "products" in lft else ""
     elif "lft" in told:
         words.append("LFT of an earlier version, which followed one run")
     if "ceiling" in told and runs.get("ceiling") != "interval":

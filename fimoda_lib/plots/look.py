@@ -28,6 +28,7 @@ LOOK: dict[str, Look] = {
     "lissa_h": Look("LiSSA-H", "#8C510A", "P", (6, (4, 5))),
     "ekfac": Look("EK-FAC", "#CC79A7", "X", (0, (4, 2))),
     "exact": Look("Exact", "#882255", "*", (0, (4, 2))),
+    "timed": Look("influence, λ = 1/(ηT)", "#AA4499", "p", (0, (2, 1.5))),
     "trak": Look("TRAK", "#009E73", "h", ":"),
     "lft": Look("LFT (ours)", "#111111", "d", "-", 2.2),
     "lft_whole": Look("LFT, groups as a whole", "#111111", "", (0, (2, 2)), 1.6),

@@ -13,7 +13,7 @@ from torch import nn
 from fimoda_lib.comparison import noise_ceiling, seed_agreement, sensitivity, similarity
 from fimoda_lib.datasets import sentences
 from fimoda_lib.experiments import paper_settings
-from fimoda_lib.experiments.panel import LFT_RUNS, LFT_SEED, Panel
+from fimoda_lib.experiments.panel import LFT_RUNS, LFT_SEED, SPLIT_RUNS, Panel
 from fimoda_lib.experiments.profiles import get_profile
 from fimoda_lib.experiments.studies import (
     FRACTIONS,
@@ -40,7 +40,7 @@ def panels(tmp_path_factory, trained):
         trained(results, "diabetes", optimizer)
     shown = {k: Panel(name, "smoke", results=results) for k, name in {"a": "diabetes", "b": "wine"}.items()}
     a = shown["a"]  # nothing of panel b is run
-    for name in ("grad_dot", "lft"):
+    for name in ("grad_dot", "lft", "timed"):
         a.scores(name)
     a.other(optimizer="adam").scores("lft")
     assert a.gold.sizes["seed"] == a.other(optimizer="adam").gold.sizes["seed"] == 2
@@ -121,6 +121,30 @@ def test_every_figure_draws_what_is_there_and_says_what_is_not(panels, tmp_path,
     }
 
 
+def test_the_damping_of_the_horizon_is_a_curve_and_a_row(panels, tmp_path):
+    shown, label = panels["a"], figures.LOOK["timed"].label
+    figure = beyond.figure2_plus({"a": shown}, tmp_path)
+    line = {x.get_color(): x for x in figure.axes[0].get_lines()}[figures.LOOK["timed"].colour]
+    scores = shown.scores("timed")
+    np.testing.assert_allclose(line.get_ydata(), similarity(scores, sensitivity(shown.gold))["mean"], rtol=1e-9)
+    last, damping = scores.isel(horizon=-1), 1 / (shown.settings.further.learning_rate * int(scores.horizon[-1]))
+    chosen = {"train": shown.settings.left_out, "test": shown.settings.test}
+    exact = attribute("exact", shown.task, shown.params, damping=damping, multiple=1.0, **chosen)
+    np.testing.assert_allclose(last, exact / shown.task.n_train, rtol=1e-4, atol=1e-6 * abs(last).max())
+    assert label in set(beyond.table_horizons({"a": shown}, tmp_path)["method"])
+    assert "the damping that belongs to the horizon" in json.loads((tmp_path / "fig02plus.json").read_text())["caption"]
+
+
+def test_where_products_are_given_lft_follows_the_whole_hessian(panels):
+    shown = panels["a"]
+    settings = replace(shown.settings, lft_products=6)
+    split = replace(shown, given_settings=settings, given_task=shown.task, given_params=shown.params, compute=True)
+    scores = split.scores("lft")
+    assert (scores.attrs["mode"], scores.attrs["products"], scores.attrs["runs"]) == ("split", 6, SPLIT_RUNS)
+    usual = shown.scores("lft")
+    assert scores.dims == usual.dims and np.isfinite(scores).all() and not np.array_equal(scores, usual)
+
+
 def test_lft_is_drawn_at_every_horizon_and_follows_a_run_of_its_own(panels, tmp_path):
     figure = beyond.figure2_plus(panels, tmp_path)
     line = {x.get_color(): x for x in figure.axes[0].get_lines()}[figures.LOOK["lft"].colour]
@@ -138,13 +162,13 @@ def test_lft_is_drawn_at_every_horizon_and_follows_a_run_of_its_own(panels, tmp_
 
 def test_the_table_has_similarities_and_seconds(panels, tmp_path):
     table = beyond.table_horizons(panels, tmp_path)
-    assert table["method"].tolist() == ["Grad-Dot", "LFT (ours)"]
+    assert table["method"].tolist() == ["Grad-Dot", figures.LOOK["timed"].label, "LFT (ours)"]
     gold = panels["a"].gold
     mean = similarity(panels["a"].scores("grad_dot"), sensitivity(gold))["mean"].values
     row = table.iloc[0]
     assert row["first"] == mean[0] and row["last"] == mean[-1] and row["lowest"] == mean.min()
     assert mean.min() <= row["mean over horizons"] <= mean.max() and row["seconds"] > 0
-    assert len(pd.read_csv(tmp_path / "table_horizons.csv")) == 2
+    assert len(pd.read_csv(tmp_path / "table_horizons.csv")) == 3
     assert "Grad-Dot" in (tmp_path / "table_horizons.html").read_text()
 
 

@@ -1,0 +1,200 @@
+"""The effect of leaving an instance out, followed along a full run with the whole Hessian.
+
+To first order, by full batches, the difference δ between the run without instance i and the full run obeys
+
+    δ(t+1) = δ(t) + step of the optimiser for the gradient  H(t) δ(t) - (1/n) ∇loss(zᵢ; θ(t)),   δ(0) = 0.
+
+Where units are rectified, H is that of the model with softened kinks (`kinks`). `splitting` takes many steps at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from torch.func import grad, jvp, vmap
+from tqdm import tqdm
+
+from ..devices import random_devices, strict_arithmetic
+from ..tasks import Instances, Params, Task, count, take, to
+from ..training.ensembles import Ensemble, Optimizer, clip_grad_norm
+from ..training.minibatches import FULL_RUN, run_batches
+from ..training.plans import has_dropout
+from .gradients import Gradients
+from .kinks import FLOOR
+from .linearised import loss_changes
+from .spectra import Spectrum
+from .splitting import Drift, Motion, boundaries, interpolated, midpoint
+
+INSTANCES = 1_024  # in one piece of a product
+SAMPLE = 4_096  # more instances are not taken for one product, but others for each
+
+
+class LiveRun:
+    """A full run that is trained on as it is followed: the one of `further_train` with this seed."""
+
+    def __init__(
+        self, task: Task, params: Params, rule: Optimizer, batch_size: int, seed: int, device: torch.device
+    ) -> None:
+        self.ensemble, self.rule = Ensemble(task, params, 1, rule, device=device), rule
+        self.train = to(task.train, device, self.ensemble.dtype)
+        self.batches = run_batches(task.n_train, batch_size, torch.tensor([FULL_RUN]), seed, removal="mask")
+        self.seed, self.noisy, self.device = seed, has_dropout(task.model), device
+        self.step, self.share = 0, 1.0
+
+    def advance(self, step: int) -> Params:
+        """Trains up to this step; the parameters there."""
+        e = self.ensemble
+        with torch.random.fork_rng(devices=random_devices(self.device)), strict_arithmetic(self.device):
+            while self.step < step:
+                self.step += 1
+                if self.noisy:  # the masks of `further_train`
+                    torch.manual_seed(self.seed * 1_000_003 + self.step)
+                rows, weights = next(self.batches)
+                batch, weights = take(self.train, rows.to(self.device)), weights.to(self.device, e.dtype)
+                corrections = [1 - beta**self.step for beta in self.rule.betas]
+                correction = torch.tensor(corrections, dtype=e.dtype, device=self.device)
+                with torch.no_grad():
+                    gradients = e.gradients(e.params, batch, weights, True)
+                    self.rule.update(e.params, gradients, e.state, correction)
+                self.share = what_clipping_leaves(gradients, self.rule.max_grad_norm)
+        return {k: p[0].clone() for k, p in e.params.items()}
+
+    def multiplier(self) -> Params | None:
+        """What Adam multiplies its mean gradient by, besides the learning rate, `kinks.regularised`; None for SGD."""
+        if not self.ensemble.state:
+            return None
+        correction = 1 - self.rule.betas[1] ** self.step
+        squares = {k: s[0] / correction for k, s in self.ensemble.state["square"].items()}
+        floor = FLOOR**2 * sum(s.sum() for s in squares.values()) / sum(s.numel() for s in squares.values())
+        return {k: 1 / ((s + floor).sqrt() + self.rule.epsilon) for k, s in squares.items()}
+
+
+def what_clipping_leaves(gradients: Params, max_norm: float | None) -> float:
+    """The factor by which a gradient is shortened: 1 if it is not."""
+    if max_norm is None:
+        return 1.0
+    name = max(gradients, key=lambda k: gradients[k].abs().max())
+    clipped = clip_grad_norm(gradients, max_norm)[name].norm() / gradients[name].norm().clamp(min=1e-30)
+    return float(clipped) or 1.0
+
+
+class Surroundings:
+    """Gradients and Hessian products at one place of the run, for b instances left out.
+
+    Args:
+        at: the model there, its kinks softened if they are to be.
+        train: the instances left out.
+        whole: an instance is gone, so that its residual is the one in the run without it; else that of the full run.
+    """
+
+    def __init__(self, at: Gradients, train: Tensor, *, whole: bool) -> None:
+        self.at, self.instances, self.whole = at, at.train(train), whole
+
+    def source(self, delta: Tensor) -> Tensor:
+        """Gradient of each instance's loss over n, [b, P]."""
+        at = self.at
+
+        def one(instance: Instances, change: Tensor) -> Tensor:
+            inputs, targets = take(instance, None)
+
+            def outputs(p: Params) -> Tensor:
+                return at.outputs(inputs, p)
+
+            moved = jvp(outputs, (at.params,), (at.unflatten(change),))[1] if self.whole else 0.0
+            return at.flatten(grad(lambda p: at.task.loss(outputs(p) + moved, targets)[0])(at.params))
+
+        pieces = torch.arange(len(delta)).split(at.block_size())
+        return torch.cat([vmap(one)(take(self.instances, rows), delta[rows]) for rows in pieces]) / at.task.n_train
+
+    def hessian(self, delta: Tensor, rows: Tensor) -> Tensor:
+        """The Hessian of the mean loss of training instances times every row of δ, [b, P]."""
+        pieces = [self.at.train(piece) for piece in rows.split(INSTANCES)]
+        return sum(count(piece) / len(rows) * self.at.hessian_products(piece, delta) for piece in pieces)
+
+    def test_changes(self, test: Tensor, delta: Tensor) -> Tensor:
+        """Changes of the losses of test instances, [z, b], float64: to first order unless `whole`."""
+        at, inputs = self.at, self.at.test(test)[0]
+
+        def outputs(p: Params) -> Tensor:
+            return at.outputs(inputs, p).flatten(1)
+
+        def moved(v: Tensor) -> Tensor:
+            return jvp(outputs, (at.params,), (at.unflatten(v),))[1]
+
+        pieces = delta.split(max(at.block_size() // 16, 1))
+        change = torch.cat([vmap(moved, out_dims=1)(piece) for piece in pieces], 1)
+        return loss_changes(at, outputs(at.params).detach().double(), change.double(), test, whole=self.whole)
+
+
+@dataclass(frozen=True)
+class Following:
+    """How a run is followed.
+
+    Args:
+        products: about so many Hessian products for all instances together: two for every interval, one for a single
+            step.
+        segments: so many times G and its eigenbasis are taken anew, evenly over the intervals.
+        spectrum: (model at its parameters, scale of columns) -> the eigenbasis of G.
+        whole: see `Surroundings`.
+        dtype: of gradients and products.
+    """
+
+    products: int
+    segments: int
+    spectrum: Callable[[Gradients, Tensor | None], Spectrum]
+    whole: bool
+    dtype: torch.dtype
+
+
+def follow_whole(
+    task: Task, run: LiveRun, train: Tensor, test: Tensor, horizons: Sequence[int], how: Following, bar: tqdm
+) -> tuple[Tensor, list[int]]:
+    """Scores [horizons, n_test, n_train] along one run, and the numbers of eigenvalues.
+
+    Args:
+        task: with the model whose Hessian counts, its kinks softened or not.
+        bar: counts steps.
+    """
+    ends = boundaries(horizons, how.products // 2)
+    generator = torch.Generator().manual_seed(run.seed)
+    everyone, decay = torch.arange(task.n_train), run.rule.weight_decay if run.rule.name != "adamw" else 0.0
+    motion, drift, sizes, found, first = None, None, [], [], 0
+    for number, end in enumerate(ends):
+        middle = first + (end - first) // 2
+        params = run.advance(middle)
+        run.advance(middle + 1)  # the step from there has its own preconditioner and clipping
+        here = Surroundings(gradients_at(task, params, how.dtype), train, whole=how.whole)
+        if number * how.segments // len(ends) > (number - 1) * how.segments // len(ends):
+            drift = renewed(here.at, run, how)
+            sizes.append(len(drift.spectrum.eigenvalues))
+        if motion is None:
+            motion = Motion(*[torch.zeros(len(train), here.at.n_params, dtype=how.dtype, device=run.device)] * 2)
+        drift = replace(drift, share=run.share)
+
+        def force(delta: Tensor, here: Surroundings = here, drift: Drift = drift) -> Tensor:
+            some = torch.randperm(task.n_train, generator=generator)[:SAMPLE] if task.n_train > SAMPLE else everyone
+            return here.hessian(delta, some) + decay * delta - drift.curvature(delta) - here.source(delta)
+
+        motion = midpoint(drift, motion, force, first, end - first)
+        there = Surroundings(gradients_at(task, run.advance(end), how.dtype), train, whole=how.whole)
+        found.append(there.test_changes(test, motion.delta).cpu())
+        bar.update(end - first)
+        first = end
+    return interpolated(torch.stack(found), ends, horizons), sizes
+
+
+def gradients_at(task: Task, params: Params, dtype: torch.dtype) -> Gradients:
+    """The model at a place of the run."""
+    if not all(p.isfinite().all() for p in params.values()):
+        raise ValueError("The full run diverged: its parameters are not finite; take a smaller learning rate.")
+    return Gradients(task, params, dtype=dtype)
+
+
+def renewed(at: Gradients, run: LiveRun, how: Following) -> Drift:
+    """The eigenbasis of G at this place of the run."""
+    multiplier = run.multiplier()
+    scale = None if multiplier is None else at.flatten(multiplier).to(at.dtype).sqrt()
+    return Drift(how.spectrum(at, scale), run.rule, scale)

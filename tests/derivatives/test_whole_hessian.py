@@ -1,0 +1,288 @@
+"""LFT with the whole Hessian against its recursion, dense and step by step, and against tangents."""
+
+import dataclasses
+
+import numpy as np
+import oracles
+import pytest
+import torch
+from problems import tiny
+from small_files import refusal
+from torch import nn
+
+from fimoda_lib.derivatives.splitting import Drift, Motion, boundaries, interpolated, midpoint, propagator
+from fimoda_lib.derivatives.tangents import tangent_train
+from fimoda_lib.derivatives.trajectories import record_full_run
+from fimoda_lib.methods import attribute
+from fimoda_lib.tasks import parameters_of
+from fimoda_lib.training.ensembles import Optimizer
+
+TRAIN, TEST, N, STEPS = [2, 11, 5], [3, 0, 4], 23, 7
+RULES = {
+    "sgd": dict(optimizer="sgd", learning_rate=0.2, weight_decay=0.05),
+    "adam": dict(optimizer="adam", learning_rate=0.02, weight_decay=0.05),
+    "adamw": dict(optimizer="adamw", learning_rate=0.02, weight_decay=0.5, max_grad_norm=0.3),
+}
+
+
+def check(found, expected, tolerance=1e-9):
+    error = np.linalg.norm(np.asarray(found) - expected) / np.linalg.norm(expected)
+    assert error <= tolerance, f"relative error {error:.1e}"
+
+
+def differs(found, expected, at_least=0.01):
+    with pytest.raises(AssertionError, match="relative error"):
+        check(found, expected, at_least)
+
+
+def split(task, params, run, *, horizon=(1, 3, STEPS), batch_size=8, **options):
+    settings = {
+        "order": 1,
+        "mode": "split",
+        "further_training": {"batch_size": batch_size, "seed": 4, **run},
+        **options,
+    }
+    return attribute("lft", task, params, train=TRAIN, test=TEST, horizon=list(horizon), **settings)
+
+
+def recursion(task, params, run, *, horizons=(1, 3, STEPS), batch_size=8, curvature=oracles.hessian, momentum=True):
+    """δ step by step, with dense Hessians at every place of the usual loop; scores [horizons, TEST, TRAIN]."""
+    rule = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[run["optimizer"]]
+    model = oracles.at(task, params)
+    options = {"lr": run["learning_rate"], "weight_decay": run.get("weight_decay", 0.0)}
+    optimizer, eta, wd = rule(model.parameters(), **options), run["learning_rate"], options["weight_decay"]
+    delta, mean = np.zeros((len(TRAIN), sum(p.numel() for p in params.values()))), 0.0
+    square, scores, sampler = 0.0, [], iter(plain_batches(batch_size))
+    for t in range(1, STEPS + 1):
+        here = {k: v.clone() for k, v in model.state_dict().items()}
+        H = curvature(task, here, range(N))
+        change = delta @ H - oracles.gradients(task, here, task.train, TRAIN) / N
+        rows = next(sampler)
+        optimizer.zero_grad()
+        task.loss(model(task.train[0][rows]), task.train[1][rows]).mean().backward()
+        share = 1.0
+        if "max_grad_norm" in run:
+            norm = nn.utils.clip_grad_norm_(model.parameters(), run["max_grad_norm"])
+            share = min(1.0, run["max_grad_norm"] / (float(norm) + 1e-6))
+        g = torch.cat([p.grad.ravel() for p in model.parameters()]).numpy()
+        if run["optimizer"] != "adamw":
+            change = change + wd * delta
+            g = g + wd * np.concatenate([here[k].numpy().ravel() for k in params])
+        change = share * change
+        optimizer.step()
+        if run["optimizer"] == "sgd":
+            delta = delta - eta * change
+        else:
+            mean = 0.9 * mean + 0.1 * change if momentum else change * (1 - 0.9**t)
+            square = 0.999 * square + 0.001 * g**2
+            v = square / (1 - 0.999**t)
+            kept = 1 - eta * wd if run["optimizer"] == "adamw" else 1.0
+            delta = kept * delta - eta * mean / (1 - 0.9**t) / (np.sqrt(v + 0.03**2 * v.mean()) + 1e-8)
+        if t in horizons:
+            last = {k: v.clone() for k, v in model.state_dict().items()}
+            scores.append(oracles.gradients(task, last, task.test, TEST) @ delta.T)
+    return np.stack(scores)
+
+
+def plain_batches(batch_size):
+    """Of the usual loop over a DataLoader with seed 4, epoch after epoch."""
+    sampler = torch.utils.data.RandomSampler(range(N), generator=torch.Generator().manual_seed(4))
+    while True:
+        yield from torch.tensor(list(sampler)).split(batch_size)
+
+
+@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(("kind", "outputs"), [("regression", 2), ("classification", 3)])
+def test_in_single_steps_it_is_the_recursion_with_the_whole_hessian(rule, kind, outputs):
+    task, params = tiny(kind, outputs=outputs)
+    run = RULES[rule]
+    expected = recursion(task, params, run)
+    found = split(task, params, run, segments=STEPS)
+    check(found, expected)
+    if rule != "sgd" or kind == "regression":
+        return
+    for backend in ("krylov", "ekfac"):  # G cancels, whatever stands for it
+        check(split(task, params, run, backend=backend), expected)
+    differs(found, recursion(task, params, run, curvature=oracles.gauss_newton))
+    differs(found, -expected)
+    differs(split(task, params, {**run, "weight_decay": 0.0}), expected)
+    check(split(task, params, run, dtype="float32"), expected, 1e-4)
+
+
+def test_adams_momentum_has_its_part():
+    task, params = tiny()
+    found = split(task, params, RULES["adam"], segments=STEPS)
+    differs(found, recursion(task, params, RULES["adam"], momentum=False))
+    differs(split(task, params, RULES["adamw"], segments=STEPS), split(
+        task, params, {**RULES["adamw"], "max_grad_norm": 1e6}, segments=STEPS))  # fmt: skip
+
+
+def rectified(dead=False):
+    task, _ = tiny("classification", n=N)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(3, 6), nn.ReLU(), nn.Linear(6, 4), nn.LeakyReLU(0.1), nn.Linear(4, 3)).double()
+    params = parameters_of(model)
+    if dead:
+        params["0.bias"][2] = -50.0
+    return dataclasses.replace(task, model=model), params
+
+
+@pytest.mark.parametrize("problem", ["smooth", "rectified"])
+@pytest.mark.parametrize("width", [0.05, 0.3])
+def test_by_full_batches_it_is_the_tangent(problem, width):
+    task, params = tiny("classification") if problem == "smooth" else rectified(dead=True)
+    run, kinks = dict(optimizer="sgd", learning_rate=0.2), dict(kinks="softened", width=width)
+    found = split(task, params, run, batch_size=N, **kinks)
+    tangents = tangent_train(
+        task, params, batch_size=N, epochs=STEPS, seeds=[4], left_out=TRAIN, test=TEST, progress=False, **run, **kinks
+    )
+    check(found, tangents.delta.isel(seed=0).sel(step=[1, 3, STEPS]).transpose("step", "test", "left_out"))
+    between = split(task, params, run, batch_size=N, kinks="between")
+    (check if problem == "smooth" else differs)(found, between, 1e-12 if problem == "smooth" else 1e-4)
+
+
+def test_with_adam_it_is_close_to_the_mean_tangent():
+    """What v, the mean square, owes to the instance is left out: little where batches are small, so that v is noise."""
+    task, params = rectified()
+    run, steps = dict(optimizer="adam", learning_rate=0.003), [30, 120]
+    kinks = dict(kinks="softened", width=0.1)
+    found = split(task, params, run, horizon=steps, batch_size=2, segments=60, runs=2, **kinks)
+    tangents = tangent_train(
+        task, params, batch_size=2, epochs=10, seeds=range(8), left_out=TRAIN, test=TEST, evaluate=steps,
+        progress=False, **run, **kinks,
+    )  # fmt: skip
+    expected = tangents.delta.mean("seed").transpose("step", "test", "left_out").values
+    for one, other, close in zip(found.values, expected, (0.95, 0.75), strict=True):
+        assert (one * other).sum() > close * np.linalg.norm(one) * np.linalg.norm(other)
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_dead_units_and_zero_gradients_stay_finite(rule):
+    task, params = rectified(dead=True)
+    task.train[0][:, 1] = 0
+    assert np.isfinite(split(task, params, RULES[rule], width=0.01)).all()
+
+
+# Many steps at once
+
+
+class DenseSpectrum:
+    def __init__(self, G):
+        self.eigenvalues, self.vectors = torch.linalg.eigh(G)
+
+    def into(self, v):
+        return v @ self.vectors
+
+    def out_of(self, c):
+        return c @ self.vectors.T
+
+
+def symmetric(seed, size=6):
+    M = torch.randn(size, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    return (M + M.T) / 2
+
+
+@pytest.mark.parametrize(
+    "rule", [Optimizer("sgd", 1e-3), Optimizer("adam", 2e-3), Optimizer("adamw", 1e-3, weight_decay=0.3)]
+)
+def test_the_error_is_of_second_order_in_the_number_of_steps_at_once(rule):
+    steps, G, B, s = 2 * 3**6, symmetric(0), symmetric(1), symmetric(2)[:2]
+    G = G @ G
+    scale = None if rule.name == "sgd" else torch.linspace(0.5, 1.5, 6, dtype=torch.float64)
+    drift = Drift(DenseSpectrum(G if scale is None else scale[:, None] * G * scale), rule, scale, share=0.9)
+
+    def after(m):
+        motion = Motion(torch.zeros_like(s), torch.zeros_like(s))
+        for first in range(0, steps, m):
+            motion = midpoint(drift, motion, lambda delta: delta @ B - s, first, m)
+        return motion.delta
+
+    delta, mean = torch.zeros_like(s), torch.zeros_like(s)
+    for t in range(1, steps + 1):
+        change = 0.9 * (delta @ (G + B) - s)
+        mean = 0.9 * mean + 0.1 * change
+        update = change if scale is None else mean / (1 - 0.9**t) * scale**2
+        delta = (1 - rule.learning_rate * rule.weight_decay) * delta - rule.learning_rate * update
+    torch.testing.assert_close(after(1), delta, rtol=1e-9, atol=1e-12)
+    errors = [float((after(m) - delta).norm() / delta.norm()) for m in (81, 27, 9)]
+    assert errors[-1] < 1e-3
+    for coarse, fine in zip(errors[:-1], errors[1:], strict=True):
+        assert 6 < coarse / fine < 20, errors
+
+
+def test_directions_in_which_steps_would_explode_settle_at_once():
+    found = propagator(torch.tensor([50.0, 15.0, 0.0]), Optimizer("sgd", 0.1), 0, 4)[0]
+    np.testing.assert_allclose(found[:, 0], [0, 0, -1 / 50], atol=1e-7)
+    np.testing.assert_allclose(found[[0, 2], 1], [0.5**4, -(1 - 0.5**4) / 15], rtol=1e-6)
+    np.testing.assert_allclose(found[[0, 2], 2], [1, -0.4])
+
+
+def test_many_steps_at_once_come_close_to_single_ones():
+    task, params = rectified()
+    run, far = dict(optimizer="sgd", learning_rate=0.05), [40, 200]
+    expected = split(task, params, run, horizon=far, products=800, width=0.3, batch_size=N)
+    found = {b: split(task, params, run, horizon=far, products=40, width=0.3, batch_size=N, backend=b)
+             for b in ("gram", "ekfac")}  # fmt: skip
+    for backend, scores in found.items():
+        check(scores, expected, 0.1)
+        alone = split(task, params, run, horizon=far, width=0.3, batch_size=N, backend=backend, mode="one_run")
+        differs(alone, expected, 0.2)  # without true products
+
+
+def test_boundaries_hold_the_horizons_where_they_are_few():
+    assert boundaries([5], 100) == [1, 2, 3, 4, 5]
+    assert set(boundaries([7, 333, 4000], 60)) >= {7, 333, 4000} and len(boundaries([4000], 60)) <= 60
+    many = boundaries(range(1, 4001), 60)
+    assert many[-1] == 4000 and len(many) <= 60 and np.diff(many)[-1] > 5 * np.diff(many)[0]
+
+
+def test_between_boundaries_scores_are_interpolated():
+    values = torch.tensor([[2.0], [4.0], [0.0]])
+    np.testing.assert_allclose(interpolated(values, [2, 3, 7], [1, 2, 3, 5, 7])[:, 0], [1, 2, 4, 2, 0])
+
+
+# What must not matter, and what cannot be
+
+
+def test_runs_are_averaged_and_subsets_do_not_matter():
+    task, params = rectified()
+    run = RULES["adam"]
+    both = split(task, params, run, runs=2)
+    alone = [split(task, params, run, further_training={"batch_size": 8, "seed": s, **run}) for s in (4, 5)]
+    check(both, (alone[0].values + alone[1].values) / 2, 1e-12)
+    settings = dict(mode="split", order=1, horizon=[1, 3, STEPS])
+    every = attribute("lft", task, params, further_training={"batch_size": 8, "seed": 4, **run}, **settings)
+    check(alone[0], every.sel(train=TRAIN, test=TEST), 1e-10)
+
+
+def test_whole_instances_are_removed_by_default():
+    task, params = tiny()
+    first = split(task, params, RULES["sgd"])
+    second = split(task, params, RULES["sgd"], order=2)
+    differs(second, first, 1e-3)
+    check(second, first, 0.3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "fragment"),
+    [
+        (dict(products=1), "products: got 1, expected a whole number of at least 2"),
+        (dict(kinks="hard"), "kinks: got 'hard', expected one of between, softened"),
+        (dict(width=-1), "width: got -1"),
+        (dict(run={**RULES["adam"], "optimizer": "sdg"}), "optimizer: got 'sdg'"),
+        (dict(run=dict(learning_rate=1e60)), "The full run diverged"),
+        (dict(backend="ekfac", run=RULES["adam"]), "backend: 'ekfac' has no room"),
+    ],
+    ids=str,
+)
+def test_what_cannot_be_right_is_refused(changes, fragment):
+    task, params = rectified()
+    assert fragment in refusal(split, task, params, error=ValueError, **{"run": RULES["sgd"], **changes})
+
+
+def test_a_recorded_run_is_refused():
+    task, params = rectified()
+    stored = record_full_run(task, params, steps=3, batch_size=8, progress=False, **RULES["sgd"])
+    message = refusal(split, task, params, {}, further_training=stored, error=ValueError)
+    assert "mode: 'split' takes no recorded run; give its settings as a dict" in message
