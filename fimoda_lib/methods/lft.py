@@ -27,7 +27,7 @@ from ..training.ensembles import Optimizer
 from ..training.minibatches import steps_per_epoch
 from .base import Report, method
 from .ekfac import EkfacFactors
-from .lft_settings import OF_OPTIMIZER, check, check_backend, check_stored, full_settings, horizons
+from .lft_settings import OF_OPTIMIZER, check, check_backend, check_recorded, check_stored, full_settings, horizons
 
 NEGLIGIBLE = 0.01  # an eigenvalue σ counts as zero where σηT is smaller: the filter is then within 1 % of ηT
 TEST_BLOCKS = 4  # of the usual size: Jacobians of test instances that are held at once
@@ -105,13 +105,7 @@ def lft(
         check_stored(run, task, params, segments)
         check_backend(backend, run.settings["optimizer"], at)
         wanted = wanted or [run.steps[-1]]
-        missing = sorted(set(wanted) - set(run.steps))
-        if missing:
-            raise ValueError(f"horizon: step {missing[0]} was not recorded; the run holds {list(run.steps)[:8]}, ...")
-        for part, rows in (("train", everyone(train)), ("test", test)):
-            unknown = rows[getattr(run, f"{part}_outputs")[0, rows].isnan().any(1)]
-            if len(unknown):
-                raise ValueError(f"{part}: the run holds no outputs of instance {int(unknown[0])}; record it anew.")
+        check_recorded(run, wanted, everyone(train), test)
     else:
         settings = full_settings(further_training)
         per_epoch = steps_per_epoch(task.n_train, settings["batch_size"])

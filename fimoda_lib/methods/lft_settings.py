@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .. import checks
 from ..derivatives.gradients import Gradients
@@ -56,6 +57,17 @@ def check_stored(run: Trajectory, task: Task, params: Params, segments: int) -> 
     same = all(k in start and start[k].shape == p.shape for k, p in params.items())
     if not (same and all(torch.allclose(start[k].cpu().double(), p, rtol=1e-5) for k, p in here.items())):
         raise ValueError("further_training: the run was recorded from other parameters than these; record it anew.")
+
+
+def check_recorded(run: Trajectory, horizons: Sequence[int], train: Tensor, test: Tensor) -> None:
+    """Raises ValueError unless the run holds outputs of these instances at these steps."""
+    missing = sorted(set(horizons) - set(run.steps))
+    if missing:
+        raise ValueError(f"horizon: step {missing[0]} was not recorded; the run holds {list(run.steps)[:8]}, ...")
+    for part, rows in (("train", train), ("test", test)):
+        unknown = rows[getattr(run, f"{part}_outputs")[0, rows].isnan().any(1)]
+        if len(unknown):
+            raise ValueError(f"{part}: the run holds no outputs of instance {int(unknown[0])}; record it anew.")
 
 
 def horizons(horizon: int | Sequence[int]) -> list[int]:
