@@ -15,6 +15,7 @@ import xarray as xr
 from torch import nn
 
 from ..comparison import instance_similarity, seed_agreement, seeds_needed, sensitivity
+from ..derivatives.kinks import spreads
 from ..derivatives.tangents import tangent_train
 from ..storage.store import cached
 from ..tasks import Params, take
@@ -50,19 +51,10 @@ def first_order_runs(panel: Panel, fractions: Sequence[float] = FRACTIONS) -> xr
         float64), "0.1", "0.5", "1.0" (differences of float64 runs with that fraction of the weight removed, over the
         fraction) and "float32" (the whole weight, in float32); all else, attributes too, is of the run "1.0".
     """
-    s = panel.settings
     further, whole = paper_sized(panel)
-    some = get_profile(panel.profile).study_left_out
-    left_out = s.left_out[:: max(len(s.left_out) // some, 1)][:some]
+    common = study_arguments(panel, further)
     double = {k: v.double() for k, v in panel.params.items()}
     single = {k: v.float() for k, v in panel.params.items()}
-    common = {
-        **further.arguments(),
-        "seeds": [0],
-        "left_out": left_out,
-        "test": s.test,
-        "removal": "mask" if s.removal == "drop" else s.removal,
-    }
 
     def run(params: Params, fraction: float) -> xr.Dataset:
         gold = further_train(
@@ -84,6 +76,28 @@ def first_order_runs(panel: Panel, fractions: Sequence[float] = FRACTIONS) -> xr
     return found.assign(delta=xr.concat(deltas, dim="run", join="exact").assign_coords(run=[*runs, "tangent"]))
 
 
+def softened_tangents(panel: Panel) -> xr.Dataset | None:
+    """The tangents of `first_order_runs` with softened kinks; None for a smooth model, whose tangents are the same."""
+    if not spreads(panel.task, panel.params):
+        return None
+    further, whole = paper_sized(panel)
+    double = {k: v.double() for k, v in panel.params.items()}
+    found = stored_tangents(panel, double, further, study_arguments(panel, further), kinks="softened")
+    return found.assign(delta=found.delta * whole)
+
+
+def study_arguments(panel: Panel, further: Training) -> dict:
+    """What the runs of a study have in common: one seed, some instances left out."""
+    s, some = panel.settings, get_profile(panel.profile).study_left_out
+    return {
+        **further.arguments(),
+        "seeds": [0],
+        "left_out": s.left_out[:: max(len(s.left_out) // some, 1)][:some],
+        "test": s.test,
+        "removal": "mask" if s.removal == "drop" else s.removal,
+    }
+
+
 def paper_sized(panel: Panel) -> tuple[Training, float]:
     """What the studies run: further training with the paper's learning rate, evaluated at about a dozen steps.
 
@@ -103,7 +117,7 @@ def paper_sized(panel: Panel) -> tuple[Training, float]:
     return chosen, here.n_train / here.n_all if here.n_train else 1.0
 
 
-def stored_tangents(panel: Panel, params: Params, further: Training, arguments: dict) -> xr.Dataset:
+def stored_tangents(panel: Panel, params: Params, further: Training, arguments: dict, **kinks: str) -> xr.Dataset:
     """`tangent_train`, computed once and kept."""
     plan = Plan(
         Optimizer(further.optimizer, further.learning_rate, further.weight_decay, further.max_grad_norm),
@@ -115,12 +129,12 @@ def stored_tangents(panel: Panel, params: Params, further: Training, arguments: 
         tuple(arguments["test"]),
         further.evaluate,
     )
-    spec = {**specification(panel.task, params, plan), "seeds": arguments["seeds"], "kind": "tangent"}
+    spec = {**specification(panel.task, params, plan), "seeds": arguments["seeds"], "kind": "tangent", **kinks}
     return cached(
         panel.folder,
         f"tangent-{panel.dataset}-{further.optimizer}",
         spec,
-        lambda: tangent_train(panel.task, params, **arguments, progress=panel.compute),
+        lambda: tangent_train(panel.task, params, **arguments, **kinks, progress=panel.compute),
         compute_missing=panel.compute,
     )
 

@@ -1,4 +1,4 @@
-"""Where methods that are linear in the removed weight must stop, and where float32 does."""
+"""Where the derivative of a run stops, with kinks and without, and where float32 does."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from ..experiments.studies import (
     linearised_run,
     output_runs,
     rounding,
+    softened_tangents,
     with_units,
 )
 from ..tasks import squared_error
@@ -27,10 +28,11 @@ from .panels import horizon_axis
 
 SHADES = {0.1: "#9ecae1", 0.5: "#4292c6", 1.0: "#08306b"}  # fractions of the weight removed, light to dark
 OUTPUT = "#CC79A7"
+SOFTENED = "#009E73"
 LIMIT = (
     "Cosine similarity (mean adjustment) between the exact derivative of further training (one seed, float64, "
     "mask) and the difference of two runs with 0.1, 0.5 or all of an instance's weight removed. Dashed: the "
-    "model's output in place of its loss. Black: LFT along the same run. Dotted: the noise ceiling."
+    "model's output in place of its loss. Green: the derivative with softened kinks. Black: LFT along the same run. Dotted: the noise ceiling."
 )
 LIMIT_MARKS = "Bands: one standard error over test instances."
 UNITS_SAY = (
@@ -57,8 +59,8 @@ def limit_table(panel: Panel, fractions: Sequence[float] = FRACTIONS, *, beside:
     """Columns fraction, step, epoch, mean, sem, median (over test instances), quantity; None if the runs are missing.
 
     The quantity is the test "loss"; "lft" has LFT's scores in place of the derivative. With `beside`, there are also
-    the model's "output" for squared error, all of the weight removed, and "ceiling", the noise ceiling of the gold
-    standard, as far as that has been computed.
+    the derivative with kinks "softened" where the model has kinks, the model's "output" for squared error, all of the
+    weight removed, and "ceiling", the noise ceiling of the gold standard, as far as that has been computed.
     """
     runs = finished(lambda: first_order_runs(panel, fractions))
     if runs is None:
@@ -69,6 +71,11 @@ def limit_table(panel: Panel, fractions: Sequence[float] = FRACTIONS, *, beside:
         outputs = finished(lambda: output_runs(panel))
         if outputs is not None:
             tables.append(_summary(first_order_limit(outputs).similarity, outputs).assign(quantity="output"))
+    softened = finished(lambda: softened_tangents(panel)) if beside else None
+    if softened is not None:
+        derivative = sensitivity(softened).rename(left_out="train", step="horizon")
+        close = instance_similarity(derivative, sensitivity(whole)).expand_dims(fraction=[1.0])
+        tables.append(_summary(close, runs).assign(quantity="softened"))
     scores = finished(lambda: linearised_run(panel))
     if scores is not None:
         close = instance_similarity(scores, sensitivity(whole)).expand_dims(fraction=[1.0])
@@ -99,6 +106,8 @@ def draw_limit(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
             _line(ax, rows, dataset, SHADES[fraction], "-", label)
         elif quantity == "output":
             _line(ax, rows, dataset, OUTPUT, "--", "the same, output instead of loss")
+        elif quantity == "softened":
+            _line(ax, rows, dataset, SOFTENED, "-.", "the whole instance removed, kinks softened")
         else:
             look = LOOK[quantity]
             label = "LFT, the whole instance removed" if quantity == "lft" else "noise ceiling in Figure 2"

@@ -220,14 +220,14 @@ def test_directions_in_which_steps_would_explode_settle_at_once():
 
 def test_many_steps_at_once_come_close_to_single_ones():
     task, params = rectified()
-    run, far = dict(optimizer="sgd", learning_rate=0.05), [40, 200]
-    expected = split(task, params, run, horizon=far, products=800, width=0.3, batch_size=N)
-    found = {b: split(task, params, run, horizon=far, products=40, width=0.3, batch_size=N, backend=b)
+    run, far = dict(optimizer="sgd", learning_rate=0.1), [20, 60]
+    expected = split(task, params, run, horizon=far, products=240, width=0.3, batch_size=N)
+    found = {b: split(task, params, run, horizon=far, products=16, width=0.3, batch_size=N, backend=b)
              for b in ("gram", "ekfac")}  # fmt: skip
     for backend, scores in found.items():
-        check(scores, expected, 0.1)
         alone = split(task, params, run, horizon=far, width=0.3, batch_size=N, backend=backend, mode="one_run")
-        differs(alone, expected, 0.2)  # without true products
+        errors = [np.linalg.norm(x.values - expected.values) / np.linalg.norm(expected) for x in (scores, alone)]
+        assert errors[0] < 0.1 and errors[0] < errors[1] / 2, errors  # true products correct the filter
 
 
 def test_boundaries_hold_the_horizons_where_they_are_few():

@@ -25,6 +25,8 @@ from fimoda_lib.experiments.studies import (
     output_runs,
     removal_runs,
     removal_seeds,
+    softened_tangents,
+    swap_units,
     with_units,
 )
 from fimoda_lib.intervals import ceiling_interval
@@ -46,6 +48,7 @@ def panels(tmp_path_factory, trained):
     assert a.gold.sizes["seed"] == a.other(optimizer="adam").gold.sizes["seed"] == 2
     first_order_runs(a)
     output_runs(a)
+    softened_tangents(a)
     linearised_run(a)
     removal_runs(a)
     return {k: s.other(compute=False) for k, s in shown.items()}
@@ -160,6 +163,17 @@ def test_lft_is_drawn_at_every_horizon_and_follows_a_run_of_its_own(panels, tmp_
     np.testing.assert_allclose(ceiling.get_ydata(), ceiling_interval(panels["a"].gold)["mean"], rtol=1e-5)
 
 
+def test_softened_tangents_are_those_of_the_same_runs_and_smooth_models_need_none(panels):
+    shown, runs = panels["a"], first_order_runs(panels["a"])
+    found = softened_tangents(shown)
+    assert found.delta.dims == runs.delta.dims[1:] and found.step.equals(runs.step)
+    np.testing.assert_allclose(found.full_loss, runs.full_loss, rtol=1e-9)
+    between = runs.delta.sel(run="tangent").values
+    assert 0 < abs(found.delta.values - between).max() < abs(between).max()
+    smooth = replace(shown.task, model=swap_units(shown.task.model, nn.SiLU))
+    assert softened_tangents(replace(shown, given_task=smooth, given_params=shown.params)) is None
+
+
 def test_the_table_has_similarities_and_seconds(panels, tmp_path):
     table = beyond.table_horizons(panels, tmp_path)
     assert table["method"].tolist() == ["Grad-Dot", figures.LOOK["timed"].label, "LFT (ours)"]
@@ -225,7 +239,13 @@ def test_output_runs_are_the_outputs_behind_the_losses(panels):
 def test_beside_the_limit_stand_lft_along_the_same_run_and_the_noise_ceiling(panels):
     shown, runs = panels["a"], first_order_runs(panels["a"])
     rows = first_order.limit_table(shown).set_index(["quantity", "fraction"]).sort_index()
-    assert set(rows.index) == {*(("loss", f) for f in FRACTIONS), ("output", 1.0), ("lft", 1.0), ("ceiling", 1.0)}
+    assert set(rows.index) == {
+        *(("loss", f) for f in FRACTIONS),
+        ("output", 1.0),
+        ("softened", 1.0),
+        ("lft", 1.0),
+        ("ceiling", 1.0),
+    }
     scores = linearised_run(shown).sel(train=runs.left_out.values, horizon=runs.step.values)
     followed = json.loads(scores.attrs["further_training"])
     assert followed["seed"] == runs.seed.item() == 0 and "runs" not in followed
