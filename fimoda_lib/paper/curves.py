@@ -25,7 +25,7 @@ INTERVALS = "bands: 95 % bootstrap intervals over seeds, left-out and test insta
 STANDARD_ERRORS = "bands: one standard error over test instances"
 MARKS = {  # what a caption says of an entry of the legend
     "lft": "thick black: linearised further training (ours)",
-    "timed": "λ = 1/(ηT): the damping that belongs to the horizon, nothing tuned",
+    "timed": "λ = 1/(ηT): the horizon's own damping",
     "ceiling": "dotted grey: the noise ceiling, an estimate of what a perfect method would reach against so many seeds",
     PUBLISHED: "open markers: published (100 seeds)",
 }

@@ -135,7 +135,7 @@ def test_the_damping_of_the_horizon_is_a_curve_and_a_row(panels, tmp_path):
     exact = attribute("exact", shown.task, shown.params, damping=damping, multiple=1.0, **chosen)
     np.testing.assert_allclose(last, exact / shown.task.n_train, rtol=1e-4, atol=1e-6 * abs(last).max())
     assert label in set(beyond.table_horizons({"a": shown}, tmp_path)["method"])
-    assert "the damping that belongs to the horizon" in json.loads((tmp_path / "fig02plus.json").read_text())["caption"]
+    assert "the horizon's own damping" in json.loads((tmp_path / "fig02plus.json").read_text())["caption"]
 
 
 def test_where_products_are_given_lft_follows_the_whole_hessian(panels):
