@@ -17,11 +17,10 @@ from torch import Tensor
 from torch.func import grad, jvp, vmap
 from tqdm import tqdm
 
-from ..devices import random_devices, strict_arithmetic
+from ..devices import strict_arithmetic
 from ..tasks import Instances, Params, Task, count, take, to
 from ..training.ensembles import Ensemble, Optimizer, clip_grad_norm
 from ..training.minibatches import FULL_RUN, run_batches
-from ..training.plans import has_dropout
 from .gradients import Gradients
 from .kinks import FLOOR
 from .linearised import loss_changes
@@ -41,22 +40,19 @@ class LiveRun:
         self.ensemble, self.rule = Ensemble(task, params, 1, rule, device=device), rule
         self.train = to(task.train, device, self.ensemble.dtype)
         self.batches = run_batches(task.n_train, batch_size, torch.tensor([FULL_RUN]), seed, removal="mask")
-        self.seed, self.noisy, self.device = seed, has_dropout(task.model), device
-        self.step, self.share = 0, 1.0
+        self.seed, self.device, self.step, self.share = seed, device, 0, 1.0
 
     def advance(self, step: int) -> Params:
         """Trains up to this step; the parameters there."""
         e = self.ensemble
-        with torch.random.fork_rng(devices=random_devices(self.device)), strict_arithmetic(self.device):
+        with strict_arithmetic(self.device):
             while self.step < step:
                 self.step += 1
-                if self.noisy:  # the masks of `further_train`
-                    torch.manual_seed(self.seed * 1_000_003 + self.step)
                 rows, weights = next(self.batches)
                 batch, weights = take(self.train, rows.to(self.device)), weights.to(self.device, e.dtype)
                 corrections = [1 - beta**self.step for beta in self.rule.betas]
                 correction = torch.tensor(corrections, dtype=e.dtype, device=self.device)
-                with torch.no_grad():
+                with torch.no_grad(), e.masks(self.seed, self.step):  # the masks of `further_train`
                     gradients = e.gradients(e.params, batch, weights, True)
                     self.rule.update(e.params, gradients, e.state, correction)
                 self.share = what_clipping_leaves(gradients, self.rule.max_grad_norm)
@@ -104,7 +100,7 @@ class Surroundings:
                 return at.outputs(inputs, p)
 
             moved = jvp(outputs, (at.params,), (at.unflatten(change),))[1] if self.whole else 0.0
-            return at.flatten(grad(lambda p: at.task.loss(outputs(p) + moved, targets)[0])(at.params))
+            return at.flatten(grad(lambda p: at.losses(outputs(p) + moved, targets)[0])(at.params))
 
         pieces = torch.arange(len(delta)).split(at.block_size())
         return torch.cat([vmap(one)(take(self.instances, rows), delta[rows]) for rows in pieces]) / at.task.n_train
@@ -119,7 +115,7 @@ class Surroundings:
         at, inputs = self.at, self.at.test(test)[0]
 
         def outputs(p: Params) -> Tensor:
-            return at.outputs(inputs, p).flatten(1)
+            return at.outputs(inputs, p)
 
         def moved(v: Tensor) -> Tensor:
             return jvp(outputs, (at.params,), (at.unflatten(v),))[1]
