@@ -65,7 +65,7 @@ def tangent_train(
 
     Args:
         kinks: "between" is the derivative where it exists; "softened" counts the switches of units, too: with Gaussians
-            of this `width`, in units of the spread of pre-activations (`kinks.usual_width` by default). With Adam, the
+            of this `width`, in units of the spread of pre-activations (`kinks.USUAL_WIDTH` by default). With Adam, the
             derivative's denominator is then `kinks.regularised`.
 
     Returns:

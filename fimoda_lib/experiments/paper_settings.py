@@ -58,8 +58,8 @@ class Experiment:
         left_out: data set whose published left-out instances are used; None spreads `n_left_out` evenly.
         lft_segments: how many times LFT takes gradients and curvature anew along its run: where further training moves
             the model far.
-        lft_products: so many Hessian products per run take the whole Hessian in place of G (`lft`, mode "split");
-            None where G serves, or where they would cost too much.
+        lft_products: so many Hessian products per run take the whole Hessian in place of G (`lft`, mode "split"); None
+            for G alone.
         removal: what leaving an instance out means, see `minibatches`.
         curvature: so many training instances, the left-out ones among them, define the curvature; None for all.
         without: methods that are not run, because a product with their curvature costs too much.
@@ -129,12 +129,7 @@ EXPERIMENTS: dict[str, Experiment] = {
     e.dataset: e
     for e in (
         Experiment(
-            "concrete",
-            Training("sgd", 0.3, 1000),
-            _further(500, 3e-2, 1e-4),
-            left_out="concrete",
-            lft_segments=10,
-            lft_products=80,
+            "concrete", Training("sgd", 0.3, 1000), _further(500, 3e-2, 1e-4), left_out="concrete", lft_segments=10
         ),
         Experiment(
             "energy",
@@ -142,7 +137,6 @@ EXPERIMENTS: dict[str, Experiment] = {
             _further(500, 3e-2, 1e-4),
             left_out="energy",
             lft_segments=10,
-            lft_products=80,
             damping_multiples=(1, 10, 100, 1000),
         ),
         Experiment("fico", Training("sgd", 1e-3, 1000), _further(200, 1e-4, 1e-6), n_test=100, left_out="fico"),
