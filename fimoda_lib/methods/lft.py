@@ -92,6 +92,8 @@ def lft(
     wanted = None if horizon is None else horizons(horizon)
     check(wanted, further_training, mode, runs, segments, backend, order, products)
     if mode == "split":
+        if train.dim() > 1:
+            raise ValueError("mode: 'split' follows single instances; got groups, for which take 'one_run'.")
         along = full_settings(further_training)
         soft, how = with_kinks(task, params, kinks, width), (products, segments, backend, order == 2, dtype)
         scores, found = split_runs(soft, task, params, along, runs, train, test, wanted, curvature, *how)
