@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.ticker import NullFormatter
 
 from ..experiments.lds import datamodeling_scores
 from ..experiments.panel import Panel, finished
@@ -38,15 +39,16 @@ def draw(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
             )
             inset.fill_between(curve[x], curve["low"], curve["high"], color=look.colour, alpha=0.08, lw=0)
         inset.set(xscale="log", ylim=(lowest, 1.02))
+        inset.xaxis.set_minor_formatter(NullFormatter())  # within a decade there is no room for it
         inset.text(0.5, 0.02, f"{share:.0%} left out", fontsize=7.5, ha="center", transform=inset.transAxes)
     ax.set_xlabel(label)
     ax.set_ylim(lowest, 1.02)
 
 
-def side_by_side(ax: Axes, table: pd.DataFrame, column: str) -> list[tuple[Axes, tuple]]:
+def side_by_side(ax: Axes, table: pd.DataFrame, column: str, gap: float = 0.03) -> list[tuple[Axes, tuple]]:
     """Axes within one panel for every value of a column, each with (value, its rows); the panel keeps the labels.
 
-    They share the panel's y axis, whose limits are to be set for all.
+    They share the panel's y axis, whose limits are to be set for all, unless the `gap` leaves room for labels.
     """
     parts = list(table.groupby(column))
     width = 1 / len(parts)
@@ -56,7 +58,7 @@ def side_by_side(ax: Axes, table: pd.DataFrame, column: str) -> list[tuple[Axes,
     ax.xaxis.labelpad = 15
     insets = []
     for k, part in enumerate(parts):
-        inset = ax.inset_axes([k * width + 0.01, 0, width - 0.03, 1])
+        inset = ax.inset_axes([k * width + 0.01, 0, width - gap, 1])
         inset.tick_params(labelleft=False, length=2, labelsize=6.5)
         inset.patch.set_alpha(0)
         inset.spines["left"].set_visible(k > 0)  # the first has the panel's

@@ -30,7 +30,7 @@ def table(panel: Panel) -> pd.DataFrame | None:
 def draw(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
     """Side by side for the two amounts of further training, a curve for each method and direction."""
     x = horizon_axis(dataset)[0]
-    for inset, (after, rows) in side_by_side(ax, table, f"after_{x}"):
+    for inset, (after, rows) in side_by_side(ax, table, f"after_{x}", gap=0.12):
         for (method, step, _), curve in rows.groupby(["method", "step", "direction"], dropna=False, sort=False):
             look = LOOK[method]
             other = not pd.isna(step) and step != curve["after_step"].iloc[0]
@@ -50,9 +50,12 @@ def draw(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
             )
         inset.axhline(0, color="black", lw=0.6)
         inset.tick_params(labelleft=True, labelsize=6)  # the losses differ by magnitudes
+        inset.ticklabel_format(axis="y", scilimits=(-2, 3), useMathText=True)
+        inset.yaxis.offsetText.set_fontsize(6)
         inset.spines["left"].set_visible(True)
         inset.margins(x=0.1, y=0.12)
         inset.text(0.03, 0.94, f"after {counted(round(after), x)}", fontsize=7.5, transform=inset.transAxes)
+    ax.yaxis.labelpad = 20
     ax.set_yticks([])
     ax.spines["left"].set_visible(False)
     ax.set_xlabel("training instances left out (%)")
