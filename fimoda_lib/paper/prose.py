@@ -77,12 +77,10 @@ def verdicts(folder: Path | str) -> str:
         shown = next((r for r in outcome.results if r.published), next(iter(outcome.results), None))
         ours = f"{shown.title}: {shown.ours.numbers}" if shown else ""
         published = f"{shown.published_title}: {shown.published.numbers}" if shown and shown.published else "–"
-        where = (
-            outcome.summary if outcome.summary.startswith(outcome.verdict) else f"{outcome.verdict}: {outcome.summary}"
-        )
-        lines.append(
-            f"| {outcome.claim.number}. {outcome.claim.statement} | {where}{outcome.summary} | {ours} | {published} |"
-        )
+        where = outcome.summary
+        if not where.startswith(outcome.verdict):
+            where = f"**{outcome.verdict}**: {where}" if where else f"**{outcome.verdict}**"
+        lines.append(f"| {outcome.claim.number}. {outcome.claim.statement} | {where} | {ours} | {published} |")
     return "\n".join(lines) + "\n"
 
 

@@ -43,6 +43,17 @@ def test_a_number_is_the_one_its_source_names(source, expected, tmp_path):
     assert prose.written(prose.value_of("published:2b:grad_dot:first", tmp_path)) == ".70"
 
 
+def test_the_table_of_verdicts_says_each_thing_once(tmp_path):
+    lines = [f"{x},{y},{m},b,energy" for m in ("grad_dot", "datainf") for x, y in ((1, 0.7), (2, 0.2))]
+    (tmp_path / "fig02.csv").write_text("epoch,mean,method,panel,dataset\n" + "\n".join(lines) + "\n")
+    filled = prose.fill("before <!--verdicts-->\nSTALE\n<!--end--> after", tmp_path)
+    assert filled.startswith("before <!--verdicts-->\n| claim") and filled.endswith("<!--end--> after")
+    rows = [line for line in filled.splitlines() if line[2:3].isdigit()]
+    numbers = "Energy: Grad-Dot 0.70\u00a0→\u00a00.20, DataInf 0.70\u00a0→\u00a00.20"
+    assert rows[0].split(" | ")[1:3] == ["**reproduced**: holds on Energy", numbers]
+    assert "not run" in rows[2] and len(rows) == 5 and "STALE" not in filled
+
+
 @pytest.mark.parametrize(
     "source", ["fig02:energy:grad_dot:third", "fig02:energy:nothing:first", "fig99:energy:cg:first", "energy:cg"]
 )
