@@ -195,7 +195,7 @@ def test_the_table_keeps_panels_drawn_earlier(panels, tmp_path):
     assert note["datasets"]["diabetes"]["drawn"] == note["commit"] and note["profile"] == "smoke"
     (tmp_path / "table_horizons.csv").unlink()
     without = beyond.table_horizons({"b": panels["b"]}, tmp_path)
-    assert without["seconds"].isna().all() and len(without) == 2
+    assert without["seconds"].isna().all() and len(without) == 3
     assert beyond.table_horizons({"b": panels["b"]}, tmp_path / "elsewhere").empty
 
 
