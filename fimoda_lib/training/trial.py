@@ -122,7 +122,7 @@ class Trial:
                 self.working.loss(outputs, given[1])
             except Exception as error:  # whatever the caller's model and loss may raise
                 raise failure(self.task.name, part, error, self.working.model) from error
-            drawn = elsewhere() != others
+            drawn = elsewhere() != others and all(self.draws(few) for _ in range(4))
             self.leaves_alone(few, given, kept, outputs, state)
             self.repeats(few, kept, losses, drawn)
             self.each_on_its_own(few, alone, kept, losses, part)
@@ -133,6 +133,10 @@ class Trial:
         with own_randomness(self.device, 0):
             outputs = self.working.outputs(self.params, instances[0])
             return outputs, self.working.loss(outputs, instances[1])
+
+    def draws(self, few: Instances) -> bool:
+        """Whether generators of Python or NumPy move in a pass; a worker's other threads move them now and then."""
+        return elsewhere() != (self.forward(few) and elsewhere())
 
     def alone(self, few: Instances) -> list[Instances]:
         """Each of the instances as a batch of one."""

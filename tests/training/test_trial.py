@@ -16,7 +16,7 @@ from fimoda_lib.derivatives.adjoints import adjoint_train
 from fimoda_lib.derivatives.tangents import tangent_train
 from fimoda_lib.derivatives.trajectories import record_full_run
 from fimoda_lib.tasks import parameters_of
-from fimoda_lib.training import runs
+from fimoda_lib.training import runs, trial
 
 N, Z = 9, 4
 RULE = dict(optimizer="sgd", learning_rate=0.05, batch_size=4, progress=False)
@@ -452,3 +452,11 @@ def test_the_trial_leaves_no_trace(no_training):
         further_train(task, params, **FURTHER)
     assert repr(task.model.state_dict()) == model and task.model.training
     assert torch.equal(torch.get_rng_state(), torch_state) and (np.random.get_state()[1] == numpy_state).all()
+
+
+def test_another_thread_that_draws_is_not_the_model(monkeypatch):
+    """A worker of dask draws from Python's generator whenever it likes."""
+    states = iter([0, 1])  # it moves during the first pass, and then stays
+    monkeypatch.setattr(trial, "elsewhere", lambda: next(states, 1))
+    task, params = problem(nn.Linear(3, 1))
+    assert not further_train(task, params, **FURTHER).diverged.any()
