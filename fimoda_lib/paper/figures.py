@@ -151,7 +151,7 @@ def table2(panels: Panels, folder: Path | str, name: str = "table2") -> pd.DataF
     note["caption"] = caption({"a": panel}, note, extremes.WHAT, extremes.MARKS)
     note["runs"] = runs_behind({"a": panel}, note)
     save_numbers(pd.DataFrame(columns=extremes.FIRST) if table is None else table, folder, name, note)
-    page = extremes.html(table, note["caption"])
+    page = extremes.html(table, f"{note['caption']} {note['runs']}".strip())
     (Path(folder) / f"{name}.html").write_text(page, encoding="utf-8")
     return table
 

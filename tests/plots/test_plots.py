@@ -6,6 +6,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 
+from fimoda_lib.intervals import block_ceiling
 from fimoda_lib.plots import extremes, seeds, similarity, sorted_scores
 from fimoda_lib.plots.look import LOOK
 from fimoda_lib.plots.published import draw_published, published_points
@@ -46,11 +47,20 @@ def test_scores_are_sorted_per_test_instance_before_averaging():
     assert sorted_scores.sorted_curve(scores * 0).tolist() == [0, 0, 0]
 
 
-def test_the_ceiling_for_some_of_the_seeds():
-    agreement = xr.DataArray([0.1, 0.25, np.nan], dims="step", coords={"step": [3, 6, 9]})
-    table = seeds.ceiling(agreement, [1, 4])
-    np.testing.assert_allclose(table["mean"], [0.5, np.sqrt(4 * 0.25 / 1.75)])
-    assert table["step"].tolist() == [6, 6]
+def test_the_ceiling_is_at_the_horizons_that_are_drawn():
+    g = np.random.default_rng(0)
+    coords = {"seed": range(4), "left_out": range(9), "step": [3, 6], "test": range(2)}
+    values = g.normal(size=(1, 9, 2, 2)) + g.normal(size=(4, 9, 2, 2))
+    gold = xr.Dataset({"delta": (tuple(coords), values)}, coords)
+    drawn = pd.DataFrame({"method": ["cg", "trak"] * 2, "seeds_averaged": [1, 1, 4, 4], "step": [3, 6, 6, 6]})
+    table = seeds.ceiling(gold, drawn, "mean")
+    at = block_ceiling(gold, [1, 4], [3, 6])
+    np.testing.assert_allclose(table["mean"], [at[:, 0].mean(), at[1, 1]])
+    np.testing.assert_allclose(table["low"], [at[:, 0].min(), at[1, 1]])
+    np.testing.assert_allclose(table["high"], [at[:, 0].max(), at[1, 1]])
+    assert table["seeds_averaged"].tolist() == [1, 4]
+    diverged = pd.DataFrame({"method": ["cg"]})  # no method has a horizon
+    assert seeds.ceiling(gold, diverged, "mean").empty
 
 
 def test_a_band_is_one_standard_error(ax):
