@@ -187,6 +187,7 @@ def test_the_command_line_plans_or_says_what_is_wrong(arguments):
         stack.enter_context(contextlib.chdir(folder))
         stack.enter_context(unittest.mock.patch.dict(os.environ, FIMODA_CACHE=folder, clear=False))
         stack.enter_context(unittest.mock.patch.object(run, "run", return_value=0))
+        stack.enter_context(unittest.mock.patch.object(run, "preflight", return_value=False))  # it has its own tests
         stack.enter_context(unittest.mock.patch.object(pooch, "retrieve", side_effect=OSError("no network")))
         stack.enter_context(contextlib.redirect_stdout(output))
         stack.enter_context(contextlib.redirect_stderr(errors))

@@ -168,6 +168,12 @@ def spreads(task: Task, params: Params) -> list[float]:
     return found
 
 
+def check_kinks(kinks: str, width: float | None) -> float | None:
+    """The width; raises ValueError for another word than "between" or "softened", or a width that cannot be."""
+    checks.choice("kinks", kinks, KINKS)
+    return None if width is None else checks.number("width", width, "a positive number, or None for the usual one")
+
+
 def with_kinks(task: Task, params: Params, kinks: str, width: float | None = None) -> Task:
     """The task, its model's kinks softened if that is what `kinks` says.
 
@@ -177,9 +183,7 @@ def with_kinks(task: Task, params: Params, kinks: str, width: float | None = Non
     Raises:
         ValueError: another word than "between" or "softened", or a width that cannot be.
     """
-    checks.choice("kinks", kinks, KINKS)
-    if width is not None:
-        width = checks.number("width", width, "a positive number, or None for the usual one")
+    width = check_kinks(kinks, width)
     if kinks == "between":
         return task
     relative = USUAL_WIDTH if width is None else width

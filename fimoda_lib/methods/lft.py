@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from ..derivatives.curvature import GaussNewton
 from ..derivatives.gradients import Gradients
-from ..derivatives.kinks import with_kinks
+from ..derivatives.kinks import check_kinks, with_kinks
 from ..derivatives.linearised import effects_of, everyone, evolved, follow, jacobians, loss_changes, output_directions
 from ..derivatives.spectra import Spectrum, choose_backend, spectrum_of
 from ..derivatives.trajectories import Trajectory, mean_run, record_full_run, recorded_steps
@@ -91,6 +91,7 @@ def lft(
     """
     wanted = None if horizon is None else horizons(horizon)
     check(wanted, further_training, mode, runs, segments, backend, order, products)
+    check_kinks(kinks, width)
     if mode == "split":
         if train.dim() > 1:
             raise ValueError("mode: 'split' follows single instances; got groups, for which take 'one_run'.")

@@ -97,11 +97,12 @@ def runs_behind(panels: Panels, note: dict) -> str:
     found = []
     for letter, panel in panels.items():
         if runs := note["datasets"].get(panel.dataset):
-            found.append(
-                f"{label_of(panels, letter)}: {counted(len(runs['seeds']), 'seed')}, {runs['left_out']} left-out and "
-                f"{runs['test']} test instances, {RULES[runs['optimizer']] + ' with ' if 'optimizer' in runs else ''}"
+            said = (
+                f"{runs['left_out']} left-out and {runs['test']} test instances, "
+                f"{RULES[runs['optimizer']] + ' with ' if 'optimizer' in runs else ''}"
                 f"learning rate {runs['learning_rate']:g}{_aside(runs, told)}"
             )
+            found.append(f"{label_of(panels, letter)}: {counted(len(runs['seeds']), 'seed')}, {runs.get('says', said)}")
     return "; ".join(found) + "." if found else ""
 
 

@@ -36,7 +36,7 @@ def test_the_figures_say_what_they_were_made_from(panels, tmp_path, monkeypatch,
     monkeypatch.setitem(STYLE, "savefig.dpi", 40)
     figure = selection.FIGURES[name](panels, tmp_path)
     note = json.loads((tmp_path / f"{name}.json").read_text())
-    assert says in note["caption"] and note["notebook"] == selection.NOTEBOOK and "left-out" not in note["caption"]
+    assert says in note["runs"] and note["notebook"] == selection.NOTEBOOK and "left-out" not in note["runs"]
     assert note["datasets"]["breast_cancer"]["seconds"] > 0 and note["datasets"]["breast_cancer"]["specification"]
     table = pd.read_csv(tmp_path / f"{name}.csv")
     assert {"grad_dot", "ekfac", "lft"} < set(table["method"]) and set(table["dataset"]) == {"breast_cancer"}
