@@ -244,7 +244,7 @@ def test_the_shards_come_first_and_the_notebooks_find_them(smoke, monkeypatch):
     assert f"{len(shards)}/{len(shards)}" in said
     before, found, _ = said.rpartition("shards: 100%")  # after it, notebooks show their own bars
     assert found and "step/s" not in before  # one bar, not one of each worker as well
-    last = max(shard.path(shard.shown(compute=False)).stat().st_mtime for shard in shards)
+    last = max(shard.path(shard.panel(compute=False)).stat().st_mtime for shard in shards)
     notebooks = [nbformat.read(path, 4) for path in (folder / "results/smoke/notebooks").glob("*.ipynb")]
     assert last < min(datetime.fromisoformat(n.metadata.papermill.start_time).timestamp() for n in notebooks)
 
