@@ -81,7 +81,7 @@ def as_matrix(left_out: Sequence[Any]) -> Tensor:
 def membership(matrix: Tensor, n: int) -> Tensor:
     """Which of n instances each row of `as_matrix` holds, [M, n], True or False."""
     matrix = matrix.reshape(len(matrix), -1)
-    found = torch.zeros(len(matrix), n + 1, dtype=torch.bool)  # one column more for NOBODY
+    found = torch.zeros(len(matrix), n + 1, dtype=torch.bool, device=matrix.device)  # one column more for NOBODY
     return found.scatter_(1, matrix.where(matrix != NOBODY, n), True)[:, :n]
 
 

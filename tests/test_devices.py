@@ -198,7 +198,7 @@ def test_float32_on_a_gpu_is_float32(compile, device):
     task = load_task("wine")
     training = dict(optimizer="sgd", batch_size=32)
     params = train_final_model(task, learning_rate=0.1, epochs=20, seed=0, device="cpu", **training)
-    settings = dict(learning_rate=0.01, epochs=5, seeds=[0], left_out=range(20), **training)
+    settings = dict(learning_rate=0.01, epochs=5, seeds=[0, 1], left_out=range(20), **training)
     runs = [further_train(task, params, device=d, compile=compile, **settings) for d in (device, device, "cpu")]
     np.testing.assert_array_equal(runs[0].delta, runs[1].delta)
     np.testing.assert_allclose(runs[0].full_loss, runs[2].full_loss, rtol=1e-4, atol=1e-6)

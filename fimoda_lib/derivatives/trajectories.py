@@ -113,12 +113,12 @@ def record_full_run(
 
     with strict_arithmetic(ensemble.device):
         record()
-    batches = run_batches(task.n_train, batch_size, torch.tensor([FULL_RUN]), seed)
+    batches = run_batches(task.n_train, batch_size, torch.tensor([FULL_RUN]), seed, device=ensemble.device)
     bar = tqdm(zip(range(1, due[-1] + 1), batches, strict=False), total=due[-1], desc="full run", disable=not progress)
     with strict_arithmetic(ensemble.device):
         for step, (rows, weights) in bar:
             with ensemble.masks(seed, step):
-                ensemble.step(take(train_set, rows.to(ensemble.device)), weights.to(ensemble.device, ensemble.dtype))
+                ensemble.step(take(train_set, rows), weights.to(ensemble.device, ensemble.dtype))
             if step == due[len(outputs)]:
                 record()
     found = [torch.stack(piece) for piece in zip(*outputs, strict=True)]

@@ -39,23 +39,24 @@ class LiveRun:
     ) -> None:
         self.ensemble, self.rule = Ensemble(task, params, 1, rule, device=device), rule
         self.train = to(task.train, device, self.ensemble.dtype)
-        self.batches = run_batches(task.n_train, batch_size, torch.tensor([FULL_RUN]), seed, removal="mask")
+        nobody = torch.tensor([FULL_RUN])
+        self.batches = run_batches(task.n_train, batch_size, nobody, seed, removal="mask", device=device)
         self.seed, self.device, self.step, self.share = seed, device, 0, 1.0
 
     def advance(self, step: int) -> Params:
         """Trains up to this step; the parameters there."""
-        e = self.ensemble
+        e, clipped = self.ensemble, self.rule.max_grad_norm
         with strict_arithmetic(self.device):
             while self.step < step:
                 self.step += 1
                 rows, weights = next(self.batches)
-                batch, weights = take(self.train, rows.to(self.device)), weights.to(self.device, e.dtype)
-                corrections = [1 - beta**self.step for beta in self.rule.betas]
-                correction = torch.tensor(corrections, dtype=e.dtype, device=self.device)
-                with torch.no_grad(), e.masks(self.seed, self.step):  # the masks of `further_train`
-                    gradients = e.gradients(e.params, batch, weights, True)
-                    self.rule.update(e.params, gradients, e.state, correction)
-                self.share = what_clipping_leaves(gradients, self.rule.max_grad_norm)
+                batch, weights = take(self.train, rows[None]), weights.to(self.device, e.dtype)
+                if clipped is not None:
+                    with torch.no_grad(), e.masks(self.seed, self.step):
+                        gradients = e.gradients(e.params, batch, weights, 1)
+                    self.share = what_clipping_leaves(gradients, clipped)
+                with e.masks(self.seed, self.step):  # those of `further_train`
+                    e.step(batch, weights)
         return {k: p[0].clone() for k, p in e.params.items()}
 
     def multiplier(self) -> Params | None:
@@ -68,10 +69,8 @@ class LiveRun:
         return {k: 1 / ((s + floor).sqrt() + self.rule.epsilon) for k, s in squares.items()}
 
 
-def what_clipping_leaves(gradients: Params, max_norm: float | None) -> float:
+def what_clipping_leaves(gradients: Params, max_norm: float) -> float:
     """The factor by which a gradient is shortened: 1 if it is not."""
-    if max_norm is None:
-        return 1.0
     name = max(gradients, key=lambda k: gradients[k].abs().max())
     clipped = clip_grad_norm(gradients, max_norm)[name].norm() / gradients[name].norm().clamp(min=1e-30)
     return float(clipped) or 1.0

@@ -20,11 +20,11 @@ from ..devices import choose_device, free_memory, machine
 from ..experiments.panel import HOLD_FLOAT64, Panel, n_parameters
 from ..experiments.paper_settings import Training
 from ..tasks import parameters_of
+from ..training.chunks import replica_bytes, replicas_that_fit
 from ..training.engines import Engine, faster, measure
 from ..training.ensembles import OPTIMIZERS, Optimizer
 from ..training.minibatches import steps_per_epoch
 from ..training.plans import Plan, evaluation_steps
-from ..training.runs import replica_bytes, replicas_that_fit
 from .shards import Shard
 from .spread import gpus, threads_each
 from .status import duration, files_of, optimizer_of

@@ -101,7 +101,7 @@ def cached(
         return compute()
     if not isinstance(folder, str | Path) or "\0" in str(folder):
         raise ValueError(f"store: got {shown(folder)}, expected the path of a folder, or None.")
-    path = Path(folder) / f"{name}-{specification_hash(spec)}.nc"
+    path = shard_path(folder, name, spec)
     if _asked.get() is not None:
         _asked.get().append(path)
         raise Missing(f"Result {path} was asked for by name only.")
@@ -116,6 +116,16 @@ def cached(
         dataset = compute()
         save(path, spec, dataset, seconds=time.perf_counter() - started)
     return dataset
+
+
+def shard_path(folder: Path | str, name: str, spec: Mapping[str, Any]) -> Path:
+    """Where `cached` keeps the result of a specification."""
+    return Path(folder) / f"{name}-{specification_hash(spec)}.nc"
+
+
+def is_stored(folder: Path | str | None, name: str, spec: Mapping[str, Any]) -> bool:
+    """Whether `cached` would find the result of a specification."""
+    return folder is not None and os.path.exists(shard_path(folder, name, spec))
 
 
 def save(path: Path, spec: Mapping[str, Any], dataset: xr.Dataset, *, seconds: float = float("nan")) -> None:

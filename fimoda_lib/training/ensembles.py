@@ -8,10 +8,9 @@ costs more than it saves: then gradients are taken one replica after another (`b
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,9 +21,9 @@ from torch.utils._pytree import tree_leaves, tree_map
 from .. import checks
 from ..devices import own_randomness, random_state, set_random_state
 from ..tasks import Instances, Params, Task, take, to
+from .fused import Fused, Replayed
 from .working import Working
 
-log = logging.getLogger(__name__)
 OPTIMIZERS = ("sgd", "adam", "adamw")
 
 
@@ -125,21 +124,33 @@ class Ensemble:
         self.trained = Working(task, params, dtype=self.dtype, device=self.device, training=True)
         self.evaluated = Working(task, params, dtype=torch.float64, device=self.device)
         self.optimizer, self.size, self.batched = optimizer, size, batched
-        self.update = Fused(self.training_step) if compile and not self.trained.converts else self.training_step
         self.start = {k: p.detach().to(device) for k, p in params.items()}
+        self.params = {k: p.expand(size, *p.shape).clone() for k, p in self.start.items()}
+        self.state = optimizer.initial_state(self.params)
         self.reset()
+        self.update = partial(self.training_step, self.params, self.state)
+        self.evaluate = partial(self.float64_losses, self.params)
+        if self.device.type == "cuda" and batched and not self.trained.noisy:
+            self.update = Replayed(self.training_step, self.params, self.state)
+            self.evaluate = Replayed(self.float64_losses, self.params)
+        elif compile and not self.trained.converts:
+            self.update = partial(Fused(self.training_step), self.params, self.state)
 
     def reset(self) -> None:
-        """Back to the start: a further run can reuse what was compiled for this one."""
-        self.params = {k: p.expand(self.size, *p.shape).clone() for k, p in self.start.items()}
-        self.state = self.optimizer.initial_state(self.params)
+        """Back to the start, in place: a further run can reuse what was compiled or recorded for this one."""
+        for name, p in self.params.items():
+            p.copy_(self.start[name])
+        for moment in self.state.values():
+            for m in moment.values():
+                m.zero_()
         self.steps = 0
+        self.powers = torch.ones(2, dtype=torch.float64, device=self.device)
 
     def training_step(
-        self, params: Params, state: dict, batch: Instances, weights: Tensor, shared: bool, correction: Tensor
+        self, params: Params, state: dict, batch: Instances, weights: Tensor, batches: int, correction: Tensor
     ) -> None:
         """Updates stacked parameters and optimiser state in place; see `step`."""
-        self.optimizer.update(params, self.gradients(params, batch, weights, shared), state, correction)
+        self.optimizer.update(params, self.gradients(params, batch, weights, batches), state, correction)
 
     def gradient(self, params: Params, batch: Instances, weights: Tensor) -> Params:
         """Of the weighted loss of one replica, whose parameters are not stacked."""
@@ -149,17 +160,27 @@ class Ensemble:
 
         return grad(objective)(params)
 
-    def gradients(self, params: Params, batch: Instances, weights: Tensor, shared: bool) -> Params:
-        """Of every replica's weighted loss in its parameters; not to be differentiated again (see `tangents`)."""
+    def gradients(self, params: Params, batch: Instances, weights: Tensor, batches: int) -> Params:
+        """Of every replica's weighted loss in its parameters; not to be differentiated again (see `tangents`).
+
+        Args:
+            batch: one for each replica [M, B, ...]; or, for `batches` of them, one for each M/batches replicas in turn
+                [batches, B, ...]; a single one without its leading 1.
+        """
+        shared = batches < self.size
         if self.batched:
             # randomness="same": every replica draws the same dropout mask, as paired runs must.
-            over = {"in_dims": (0, None if shared else 0, 0), "randomness": "same"}
-            return vmap(self.gradient, **over)(params, batch, weights)
+            each = vmap(self.gradient, in_dims=(0, None if shared else 0, 0), randomness="same")
+            if not 1 < batches < self.size:
+                return each(params, batch, weights)
+            apart = tree_map(lambda t: t.unflatten(0, (batches, -1)), (params, weights))
+            found = vmap(each, randomness="same")(apart[0], batch, apart[1])
+            return {k: g.flatten(0, 1) for k, g in found.items()}
         found: Params = {k: torch.empty_like(p) for k, p in params.items()}
         state = random_state(weights.device)
         for m in range(self.size):
             set_random_state(state, weights.device)  # for the same reason
-            own = batch if shared else take(batch, m)
+            own = batch if batches == 1 < self.size else take(batch, m * batches // self.size)
             for name, g in self.gradient({k: p[m] for k, p in params.items()}, own, weights[m]).items():
                 found[name][m] = g
         return found
@@ -172,32 +193,36 @@ class Ensemble:
         """One optimiser step of every replica on its own weighted batch.
 
         Args:
-            batch: inputs and targets, [M, B, ...]; or [1, B, ...] for a batch that all replicas share.
+            batch: inputs and targets, [M, B, ...]; or [S, B, ...] for S batches, each shared by M/S replicas in turn.
             weights: [M, B]; the loss of replica m is the sum over b of weights[m, b] x the loss of instance b.
         """
         self.steps += 1
-        shared = len(batch[1]) == 1 < self.size
-        if shared:
+        batches = len(batch[1])
+        if batches == 1 < self.size:
             batch = take(batch, 0)
-        corrections = [1 - beta**self.steps for beta in self.optimizer.betas]
-        correction = torch.tensor(corrections, dtype=self.dtype, device=weights.device)
+        if self.state:  # Adam's; by a product, on the device: nothing waits for a copy
+            self.powers[0] *= self.optimizer.betas[0]
+            self.powers[1] *= self.optimizer.betas[1]
         with torch.no_grad():
-            self.update(self.params, self.state, batch, weights, shared, correction)
+            self.update(batch, weights, batches, (1 - self.powers).to(self.dtype))
 
     def losses(self, instances: Instances) -> Tensor:
         """Loss of every replica on every given instance, [M, n], computed in float64 with dropout off.
 
         Differences between runs reach 1e-9: in float32 they would drown in rounding.
         """
-        instances = to(instances, dtype=torch.float64)
+        with torch.no_grad():
+            return self.evaluate(to(instances, dtype=torch.float64)).clone()
+
+    def float64_losses(self, params: Params, instances: Instances) -> Tensor:
+        """`losses` of stacked parameters."""
 
         def one(p: Params) -> Tensor:
             return self.evaluated.losses(p, instances)
 
-        with torch.no_grad():
-            if self.batched:
-                return vmap(one)({k: p.double() for k, p in self.params.items()})
-            return torch.stack([one({k: p[m].double() for k, p in self.params.items()}) for m in range(self.size)])
+        if self.batched:
+            return vmap(one)({k: p.double() for k, p in params.items()})
+        return torch.stack([one({k: p[m].double() for k, p in params.items()}) for m in range(self.size)])
 
     def outputs(self, inputs: Any) -> Tensor:
         """Outputs of every replica on every given input, [M, n, C], computed as `losses` are."""
@@ -211,23 +236,3 @@ class Ensemble:
                 for k in range(0, n, 4096)
             ]
         return torch.cat(pieces, 1)
-
-
-class Fused:
-    """A training step run through `torch.compile`, or as it is where the machine cannot compile (no C++ compiler)."""
-
-    def __init__(self, step: Callable) -> None:
-        torch._dynamo.config.recompile_limit = 64  # one entry per ensemble and batch shape; the default is 8
-        self.step, self.compiled, self.proven = step, torch.compile(step, dynamic=False), False
-
-    def __call__(self, params: Params, state: dict, *rest: Any) -> None:
-        if self.proven or self.compiled is self.step:
-            return self.compiled(params, state, *rest)
-        trial = tree_map(torch.clone, (params, state))  # a step that fails half-way must not leave its marks
-        try:
-            self.compiled(*trial, *rest)
-        except Exception as error:  # the compiler's failures have no common type
-            log.warning("torch.compile does not work here (%s); training goes on without it.", type(error).__name__)
-            self.compiled = self.step
-        self.proven = True
-        self.compiled(params, state, *rest)

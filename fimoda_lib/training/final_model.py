@@ -89,7 +89,7 @@ def train_final_model(
             disable=not progress,
             desc=f"final model, {task.title or task.name}",
         ) as bar:
-            final: Ensemble = runner.train(torch.tensor([FULL_RUN]), seed, bar, look)
+            final: Ensemble = runner.train(torch.tensor([FULL_RUN]), [seed], bar, look)
         return _to_dataset({name: p[0].cpu() for name, p in (best[0][1] if best else final.params).items()})
 
     spec = {**specification(task, initial, plan), "seed": seed, **({"keep_best": True} if keep_best else {})}

@@ -7,7 +7,7 @@ with the same seed in both runs (paper, section 4). Positive: leaving i out rais
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from .. import checks
 from ..groups import resolve_left_out
-from ..storage.store import cached, specification_hash
+from ..storage.store import cached, is_stored, specification_hash
 from ..tasks import Params, Task, check_params, check_task, resolve_rows
 from .ensembles import Optimizer, check_trainable
 from .minibatches import steps_per_epoch
@@ -98,7 +98,8 @@ def further_train(
     runner = Runner(task, params, plan, device=device, replicas=replicas, compile=compile, store=store)
     check_training(task, params, runner.device, removal=removal, replicas=replicas if plan.left_out else 1)
     spec = specification(task, params, plan)
-    shards = []
+    name = f"further-{task.name}-{optimizer}-{removal}-seed"
+    pieces = {seed: (f"{name}{seed}", {**spec, "seed": seed}) for seed in seeds}
     with tqdm(
         total=len(seeds) * runner.model_steps,
         unit="step",
@@ -107,13 +108,31 @@ def further_train(
         desc=f"further training, {task.title or task.name}",
         smoothing=0.05,
     ) as bar:
-        for seed in seeds:
-            before, name = bar.n, f"further-{task.name}-{optimizer}-{removal}-seed{seed}"
-            compute = partial(runner.run, seed, bar)
-            shards.append(cached(store, name, {**spec, "seed": seed}, compute, compute_missing=compute_missing))
-            bar.update(before + runner.model_steps - bar.n)  # a seed found in the store counts as done
+        shards = list(_each_seed(runner, pieces, bar, store, compute_missing))
     result = xr.concat(shards, dim="seed", combine_attrs="override", join="exact")
     return result.assign_attrs(_attributes(task, plan, per_epoch), specification=specification_hash(spec))
+
+
+def _each_seed(
+    runner: Runner, pieces: dict[int, tuple[str, dict]], bar: tqdm, store: Path | str | None, compute_missing: bool
+) -> Iterator[xr.Dataset]:
+    """What the store holds for each seed, or else is computed: together for seeds that are trained together.
+
+    Args:
+        pieces: seed -> name and specification of its shard.
+    """
+    computed: dict[int, xr.Dataset] = {}
+
+    def compute(seed: int) -> xr.Dataset:
+        if seed not in computed:
+            seeds = list(pieces)[list(pieces).index(seed) :]
+            together = [s for s in seeds if not is_stored(store, *pieces[s])][: runner.seeds_at_once()]
+            computed.update(zip(together, runner.run(together, bar), strict=True))
+        return computed.pop(seed)
+
+    for number, (seed, piece) in enumerate(pieces.items(), start=1):
+        yield cached(store, *piece, partial(compute, seed), compute_missing=compute_missing)
+        bar.update((number + len(computed)) * runner.model_steps - bar.n)  # what was found in the store counts as done
 
 
 def _check_enough(task: Task, plan: Plan) -> None:

@@ -12,7 +12,7 @@ A group of instances is left out in the same way: the order without all of them,
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ REMOVALS = ("drop", "mask", "subtract")
 MOST_SPARE = 0.25  # of the batch size: beyond, instances of weight 0 cost more than batches of one's own
 FULL_RUN = NOBODY  # stands for "nothing" among the removed instances
 
-Batch = tuple[Tensor, Tensor]  # rows [R] shared by all replicas or [M, R]; weights [M, R] (float64)
+Batch = tuple[Tensor, Tensor]  # rows [B] shared by all replicas or [M, B]; weights [M, B] (float64)
 
 
 def epoch_orders(n: int, seed: int) -> Iterator[Tensor]:
@@ -43,11 +43,18 @@ def steps_per_epoch(n: int, batch_size: int) -> int:
 
 
 def run_batches(
-    n: int, batch_size: int, removed: Tensor, seed: int, *, removal: str = "drop", fraction: float = 1.0,
-    shared: bool = True,
+    n: int, batch_size: int, removed: Tensor, seed: int | Sequence[int], *, removal: str = "drop",
+    fraction: float = 1.0, shared: bool = True, device: torch.device | str = "cpu",
 ) -> Iterator[Batch | None]:  # fmt: skip
-    """The batches of a whole run, epoch after epoch, without end; see `epoch_batches`."""
-    for order in epoch_orders(n, seed):
+    """The batches of a whole run, epoch after epoch, without end; see `epoch_batches`.
+
+    Args:
+        seed: or several, for runs that are trained together.
+        device: where the batches are put together: that of the data, so that nothing waits for copies.
+    """
+    seeds = [seed] if isinstance(seed, int) else seed
+    for orders in zip(*(epoch_orders(n, s) for s in seeds), strict=True):
+        order = (orders[0] if isinstance(seed, int) else torch.stack(orders)).to(device)
         yield from epoch_batches(order, batch_size, removed, removal=removal, fraction=fraction, shared=shared)
 
 
@@ -57,56 +64,69 @@ def epoch_batches(
     """The batches of one epoch for M replicas that are trained together.
 
     Args:
-        order: permutation of the n training instances [n].
-        removed: the instances that each replica leaves out [M] or [M, g], FULL_RUN for none. With `removal="drop"`
-            all replicas of an ensemble leave out as many, for their last batches differ otherwise.
+        order: permutation of the n training instances [n]; or S of them [S, n], one for each of S seeds. Then there are
+            S x M replicas, those of the first seed first, and rows that replicas share are [S, B].
+        removed: the instances that each replica of a seed leaves out [M] or [M, g], FULL_RUN for none. With
+            `removal="drop"` all replicas of an ensemble leave out as many, for their last batches differ otherwise.
         fraction: how much of an instance's weight is removed, from 0 to 1 (`drop` removes all of it).
         shared: whether `drop` may take one batch for all replicas; not with dropout, whose masks go by place.
 
     Yields:
         `steps_per_epoch(n, batch_size)` times (rows, weights), or None for the last steps if they have become empty.
     """
-    n, replicas = len(order), len(removed)
-    removed = removed.reshape(replicas, -1)
-    gone = membership(removed, n)
+    one, order = order.dim() == 1, order.reshape(-1, order.shape[-1])
+    seeds, n = order.shape
+    removed = removed.reshape(len(removed), -1)
+    left = n - int((removed[0] != FULL_RUN).sum())
+    removed = removed.to(order.device)
+    gone = membership(removed, n)[:, order].transpose(0, 1)  # [S, M, n], by place
     if removal == "drop":
-        yield from shortened_batches(order, batch_size, ~gone[:, order], shared)
+        shared = 0 < n - left <= batch_size * MOST_SPARE and shared
+        found = (together if shared else each_its_own)(order, batch_size, ~gone, left)
+        yield from (b if b is None or not (one and shared) else (b[0][0], b[1]) for b in found)
         return
-    for batch in order.split(batch_size):
-        weights = torch.full((replicas, len(batch)), 1 / len(batch), dtype=torch.float64)
+    for batch, out in zip(order.split(batch_size, 1), gone.split(batch_size, 2), strict=True):
+        weights = torch.full_like(out, 1 / batch.shape[1], dtype=torch.float64).flatten(0, 1)
         if removal == "mask":
-            yield batch, torch.where(gone[:, batch], weights * (1 - fraction), weights)
+            weights = torch.where(out.flatten(0, 1), weights * (1 - fraction), weights)
+            yield batch[0] if one else batch, weights
         else:
-            own = removed.clamp(min=0)  # the full run takes instance 0 along with weight 0: same shapes
-            share = -fraction / n * (removed != FULL_RUN).double()
-            yield torch.cat([batch.expand(replicas, -1), own], 1), torch.cat([weights, share], 1)
+            own = removed.clamp(min=0).repeat(seeds, 1)  # the full run takes instance 0 along with weight 0
+            share = (-fraction / n * (removed != FULL_RUN).double()).repeat(seeds, 1)
+            rows = batch.repeat_interleave(len(removed), 0)
+            yield torch.cat([rows, own], 1), torch.cat([weights, share], 1)
 
 
-def shortened_batches(order: Tensor, batch_size: int, kept: Tensor, shared: bool) -> Iterator[Batch | None]:
+def together(order: Tensor, batch_size: int, kept: Tensor, left: int) -> Iterator[Batch | None]:
     """Batches of what each replica keeps of an order, where every replica leaves out as many, g: `removal="drop"`.
 
     A replica's batch begins at most g places after that of the full run, so that all of them lie within B + g places
-    of the order. Where g is small against B, one batch of these serves all replicas (if it may be `shared`), in which
-    each gives weight 1/B to its own instances and 0 to the others: it is gathered once, and multiplied as one matrix.
+    of the order. Where g is small against B, one batch of these serves all replicas of a seed, in which each gives
+    weight 1/B to its own instances and 0 to the others: it is gathered once, and multiplied as one matrix.
 
     Args:
-        kept: which places of the order [n] each replica keeps, [M, n].
+        order: one for each seed [S, n].
+        kept: which places of it each replica keeps, [S, M, n].
+        left: how many these are.
     """
-    replicas, n = kept.shape
-    n_kept = int(kept[0].sum())
-    shared = 0 < n - n_kept <= batch_size * MOST_SPARE and shared
-    if shared:
-        turn = torch.where(kept, kept.cumsum(1) - 1, -1) // batch_size  # number of the batch; -1 is in none
-    else:
-        rows = order.expand(replicas, n)[kept].view(replicas, n_kept)
+    turn = torch.where(kept, kept.cumsum(2) - 1, -1).div(batch_size, rounding_mode="floor").flatten(0, 1)
+    n = order.shape[1]
+    for number, (first, size) in enumerate(sizes(n, left, batch_size)):
+        places = slice(first, first + size + n - left)
+        weights = (turn[:, places] == number) / torch.tensor(size, dtype=torch.float64)
+        yield (order[:, places], weights) if size > 0 else None
+
+
+def each_its_own(order: Tensor, batch_size: int, kept: Tensor, left: int) -> Iterator[Batch | None]:
+    """The same batches, gathered for each replica [S x M, B]."""
+    rows = order.unsqueeze(1).expand_as(kept)[kept].view(-1, left)
+    for first, size in sizes(order.shape[1], left, batch_size):
+        batch = rows[:, first : first + size]
+        weights = torch.full(batch.shape, 1 / max(size, 1), dtype=torch.float64, device=order.device)
+        yield (batch, weights) if size > 0 else None
+
+
+def sizes(n: int, left: int, batch_size: int) -> Iterator[tuple[int, int]]:
+    """Where each of the full run's batches begins when only `left` instances are there, and how many it then holds."""
     for number in range(steps_per_epoch(n, batch_size)):
-        first = number * batch_size
-        size = min(batch_size, n_kept - first)
-        if size <= 0:
-            yield None
-        elif shared:
-            places = slice(first, first + size + n - n_kept)
-            yield order[places], (turn[:, places] == number) / torch.tensor(size, dtype=torch.float64)
-        else:
-            batch = rows[:, first : first + size]
-            yield batch, torch.full(batch.shape, 1 / size, dtype=torch.float64)
+        yield number * batch_size, min(batch_size, left - number * batch_size)

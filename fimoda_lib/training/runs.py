@@ -1,4 +1,7 @@
-"""The runs of one seed: the full one and one without each left-out instance or group, trained together in chunks."""
+"""The runs of a seed: the full one and one without each left-out instance or group, trained together in chunks.
+
+On a GPU those of several seeds are trained together.
+"""
 
 from __future__ import annotations
 
@@ -13,28 +16,27 @@ from typing import Any
 import numpy as np
 import torch
 import xarray as xr
-from torch import Tensor, nn
+from torch import Tensor
 from tqdm import tqdm
 
 from .. import checks
-from ..devices import choose_device, free_memory, strict_arithmetic
-from ..groups import as_matrix, coordinates, is_grouped
+from ..devices import choose_device, strict_arithmetic
+from ..groups import coordinates, is_grouped
 from ..tasks import Params, Task, take, to
+from .chunks import GPU_REPLICAS, carries_full, chunks, replica_bytes, replicas_that_fit
 from .engines import Engine, choose_engine
 from .ensembles import Ensemble
-from .minibatches import FULL_RUN, run_batches, steps_per_epoch
+from .minibatches import run_batches, steps_per_epoch
 from .plans import Plan
-from .working import Working, draws_random_numbers
+from .working import draws_random_numbers
 
 log = logging.getLogger(__name__)
-CPU_REPLICAS = 34  # per chunk: the measured optimum on CPU, where a chunk's activations stay in cache (benchmarks/)
-MEMORY_BYTES = 2**30  # what the replicas of a chunk may take, by default
 WORTH_COMPILING = 50_000  # model-steps of one size; below that, compiling takes longer than it saves
 WORTH_SAYING = 60  # seconds: a seed that takes longer announces it
 
 
 class Runner:
-    """Trains the runs of one seed, in chunks of replicas that fit memory and cache."""
+    """Trains the runs of one seed or several, in chunks of replicas that fit memory and cache."""
 
     def __init__(
         self,
@@ -111,84 +113,102 @@ class Runner:
     def train(
         self,
         removed: Tensor,
-        seed: int,
+        seeds: Sequence[int],
         bar: tqdm,
         look: Callable[[int, Ensemble], None] = lambda k, ensemble: None,
         again: bool = False,
     ) -> Ensemble:
-        """Trains one chunk of replicas; at the planned steps calls `look(number of the step, ensemble)`.
+        """Trains one chunk of replicas for each seed; at the planned steps calls `look(number of the step, ensemble)`.
 
         Args:
-            removed: what each replica leaves out, see `minibatches.epoch_batches`.
+            removed: what each replica of a seed leaves out, see `minibatches.epoch_batches`.
             again: the chunk carries a full run that another one carries, too; the bar counts it once.
         """
-        plan, ensemble = self.plan, self.ensemble(len(removed))
+        plan, ensemble = self.plan, self.ensemble(len(seeds) * len(removed))
         due = {step: k for k, step in enumerate(plan.steps)}
-        counted = len(removed) - (1 if again else 0)
+        counted = len(seeds) * (len(removed) - (1 if again else 0))
         if 0 in due:
             look(due[0], ensemble)
-        how = {"removal": plan.removal, "fraction": plan.fraction, "shared": not self.noisy}
-        batches = run_batches(self.task.n_train, plan.batch_size, removed, seed, **how)
+        how = {"removal": plan.removal, "fraction": plan.fraction, "shared": not self.noisy, "device": self.device}
+        order = seeds[0] if len(seeds) == 1 else seeds
+        batches = run_batches(self.task.n_train, plan.batch_size, removed, order, **how)
         with strict_arithmetic(self.device):
             for step, batch in zip(range(1, plan.steps[-1] + 1), batches, strict=False):
                 if batch is not None:
                     rows, weights = batch
-                    rows = rows.to(self.device).reshape(-1, rows.shape[-1])
-                    with ensemble.masks(seed, step):
-                        ensemble.step(take(self.train_set, rows), weights.to(self.device, ensemble.dtype))
+                    rows = rows.reshape(-1, rows.shape[-1])
+                    with ensemble.masks(seeds[0], step):
+                        ensemble.step(take(self.train_set, rows), weights.to(ensemble.dtype))
                 if step in due:
                     look(due[step], ensemble)
                 bar.update(counted)
         return ensemble
 
-    def run(self, seed: int, bar: tqdm) -> xr.Dataset:
-        """All runs of one seed: the full one and one without each left-out instance or group.
+    def seeds_at_once(self) -> int:
+        """How many seeds to train together: where a GPU has room for more than the runs of one. Not with dropout, whose
+        masks are a seed's own."""
+        if self.device.type != "cuda" or not self.engine.batched or self.noisy:
+            return 1
+        self.replicas = self.replicas or replicas_that_fit(self.task, self.params, self.plan, self.device, self.engine)
+        return max(min(self.replicas, GPU_REPLICAS) // (1 + len(self.plan.left_out)), 1)
 
-        Where the device runs out of memory, the chunk is halved and the run goes on.
+    def run(self, seeds: Sequence[int], bar: tqdm) -> list[xr.Dataset]:
+        """All runs of each seed: the full one and one without each left-out instance or group.
+
+        Where the device runs out of memory, fewer seeds are trained together, or the chunk is halved.
         """
         plan, started = self.plan, time.perf_counter()
         self.replicas = self.replicas or replicas_that_fit(self.task, self.params, plan, self.device, self.engine)
         shape = (len(plan.steps), len(plan.test))
         full = None
-        delta = np.empty((len(plan.left_out), *shape), dtype=np.float32)
+        delta = np.empty((len(seeds), len(plan.left_out), *shape), dtype=np.float32)
         position = 0
         left_out, places = list(plan.left_out), range(len(plan.left_out))
         if is_grouped(left_out):  # those of a size together: where they are dropped, only these have equal batches
             places = sorted(places, key=lambda k: len(left_out[k]))
             left_out = [left_out[k] for k in places]
-        waiting = deque(chunks(left_out, plan.removal, self.replicas))
+        waiting = deque(chunks(left_out, plan.removal, max(self.replicas // len(seeds), 1)))
         self.announce(max(map(len, waiting)), bar)
         while waiting:
             chunk, before = waiting[0], bar.n
-            losses = torch.empty(len(chunk), *shape, dtype=torch.float64, device=self.device)
+            losses = torch.empty(len(seeds) * len(chunk), *shape, dtype=torch.float64, device=self.device)
 
             def look(k: int, ensemble: Ensemble, losses: Tensor = losses) -> None:
                 losses[:, k] = ensemble.losses(self.test_set)
 
             try:
-                self.train(chunk, seed, bar, look, len(chunk) > 1 and len(waiting) > 1 and carries_full(chunk))
+                self.train(chunk, seeds, bar, look, len(chunk) > 1 and len(waiting) > 1 and carries_full(chunk))
             except torch.OutOfMemoryError:
                 fewest = 1 if plan.removal == "drop" else 2
-                if len(chunk) == fewest:
+                if len(chunk) == fewest and len(seeds) == 1:
                     raise
+                self.forget(bar, before)
+                if len(seeds) > 1:
+                    log.warning("Out of memory with %d seeds at once; going on one by one.", len(seeds))
+                    return [found for seed in seeds for found in self.run([seed], bar)]
                 self.replicas = max(len(chunk) // 2, fewest)
                 log.warning("Out of memory with %d replicas at once; going on with %d.", len(chunk), self.replicas)
-                self.ensembles.clear()
-                if self.device.type == "cuda":
-                    torch.cuda.empty_cache()
                 waiting = deque(chunks(left_out[position:], plan.removal, self.replicas, first=full is None))
-                bar.update(before - bar.n)
                 continue
             waiting.popleft()
-            losses = losses.cpu()
+            losses = losses.cpu().unflatten(0, (len(seeds), -1))
             # The full run that shared the chunk's kernels, where there is one, is the tightest partner.
             if carries_full(chunk):
-                partner, losses = losses[0], losses[1:]
+                partner, losses = losses[:, :1], losses[:, 1:]
                 full = partner if full is None else full
             with np.errstate(over="ignore"):  # a loss on its way to infinity
-                delta[[*places[position : position + len(losses)]]] = (losses - partner).numpy()
-            position += len(losses)
-        return self.result(seed, full, delta, time.perf_counter() - started)
+                here = places[position : position + losses.shape[1]]
+                delta[:, [*here]] = (losses - partner).numpy()
+            position += losses.shape[1]
+        seconds = (time.perf_counter() - started) / len(seeds)
+        return [self.result(seed, full[k, 0], delta[k], seconds) for k, seed in enumerate(seeds)]
+
+    def forget(self, bar: tqdm, before: int) -> None:
+        """Gives back what a chunk has taken that did not fit, and counts its steps as not done."""
+        self.ensembles.clear()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+        bar.update(before - bar.n)
 
     def result(self, seed: int, full: Tensor, delta: np.ndarray, seconds: float) -> xr.Dataset:
         """What the runs of a seed have given, with its coordinates; what is not finite has diverged."""
@@ -210,72 +230,3 @@ class Runner:
                 "epoch": ("step", np.array(plan.steps) / self.per_epoch),
             },
         )
-
-
-def carries_full(chunk: Tensor) -> bool:
-    """Whether the first replica of a chunk is a full run."""
-    return bool((chunk[0] == FULL_RUN).all())
-
-
-def chunks(left_out: Sequence[Any], removal: str, replicas: int, *, first: bool = True) -> list[Tensor]:
-    """Which instances the replicas of each chunk leave out [M], or which groups [M, g]: chunks of nearly equal size.
-
-    With "drop" the full run comes first and alone, because its batches are longer; not again if it is no longer the
-    `first`. Otherwise each chunk carries a full run of its own, so that the difference is taken between runs of the
-    same kernels and is exactly zero when nothing is removed.
-
-    Args:
-        left_out: instances, or groups by ascending size.
-    """
-    rows = as_matrix(left_out)
-    full = torch.full((1, *rows.shape[1:]), FULL_RUN)
-    if len(rows) == 0:
-        return [full]
-    if removal == "drop":
-        sizes = (rows.reshape(len(rows), -1) != FULL_RUN).sum(1)
-        alike = rows.split(sizes.unique_consecutive(return_counts=True)[1].tolist())
-        return [full] * first + [piece for same in alike for piece in same.tensor_split(-(-len(same) // replicas))]
-    pieces = rows.tensor_split(-(-len(rows) // max(replicas - 1, 1)))
-    return [torch.cat([full, piece]) for piece in pieces]
-
-
-def replicas_that_fit(task: Task, params: Params, plan: Plan, device: torch.device, engine: Engine) -> int:
-    """How many replicas to train at once: within half the free memory of a GPU; on a CPU, as many as stay in cache
-    (batched) or fit a quarter of the free memory (one after another)."""
-    free = free_memory(device)
-    if device.type == "cuda":
-        budget = free // 2
-    else:
-        budget = MEMORY_BYTES if engine.batched or free is None else free // 4
-    fit = max(int(budget // replica_bytes(task, params, plan, engine)), 2)
-    return min(fit, CPU_REPLICAS) if engine.batched and device.type == "cpu" else fit
-
-
-def replica_bytes(task: Task, params: Params, plan: Plan, engine: Engine) -> int:
-    """What one replica takes: parameters, gradients, two moments and the float64 copy for evaluation; with the
-    batched engine also its activations, which are measured on one instance: every module's output, kept for the
-    backward pass and differentiated."""
-    size = sum(p.numel() for p in params.values())
-    if not engine.batched:
-        return 4 * 5 * size
-    activations = activation_numbers(task, params) * 3
-    rows = plan.batch_size + (as_matrix(plan.left_out)[:1].numel() if plan.removal == "subtract" else 0)
-    return 4 * (7 * size + activations * rows) + 8 * activations * len(plan.test)
-
-
-def activation_numbers(task: Task, params: Params) -> int:
-    """Numbers that the model's modules put out for one training instance."""
-    total = 0
-
-    def add(module: nn.Module, inputs: Any, output: Any) -> None:
-        nonlocal total
-        total += output.numel() if isinstance(output, Tensor) else 0
-
-    like = next(iter(params.values()))
-    working = Working(task, params, dtype=like.dtype, device=like.device)
-    for module in working.model.modules():
-        if not list(module.children()):
-            module.register_forward_hook(add)
-    with torch.no_grad():
-        working.outputs(params, to(take(task.train, slice(0, 1)), like.device, like.dtype)[0])
-    return max(total, 1)

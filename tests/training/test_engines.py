@@ -127,6 +127,45 @@ def test_out_of_memory_halves_the_chunk_and_goes_on(monkeypatch, caplog, removal
     assert max(asked) > 2 and asked[-1] <= 2 and "Out of memory with" in caplog.text
 
 
+@pytest.mark.parametrize("groups", [False, True])
+@pytest.mark.parametrize("removal", ["drop", "mask", "subtract"])
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_seeds_that_are_trained_together_give_what_each_gives_alone(monkeypatch, tmp_path, optimizer, removal, groups):
+    """As on a GPU with room for two seeds; the second of four is in the store already."""
+    task = problem()
+    arguments = {**SETTINGS, "optimizer": optimizer, "removal": removal, "seeds": [3, 0, 5, 1], "store": tmp_path}
+    if groups:
+        arguments["left_out"] = [[4], [0, 7], [1, 2, 3]]
+    alone = further_train(task, parameters_of(task.model), **{**arguments, "store": None})
+    further_train(task, parameters_of(task.model), **{**arguments, "seeds": [0]})
+    monkeypatch.setattr(runs.Runner, "seeds_at_once", lambda self: 2)
+    run, asked = runs.Runner.run, []
+    monkeypatch.setattr(runs.Runner, "run", lambda self, seeds, bar: asked.append(seeds) or run(self, seeds, bar))
+    found = further_train(task, parameters_of(task.model), **arguments)
+    assert asked == [[3, 5], [1]] and len(list(tmp_path.glob("further*.nc"))) == 4
+    xr.testing.assert_allclose(found.drop_vars("seconds"), alone.drop_vars("seconds"), rtol=1e-5, atol=1e-7)
+    assert float(abs(alone.delta.diff("seed")).min()) > 0 or removal != "mask"  # seeds differ
+
+
+def test_seeds_that_do_not_fit_together_are_trained_one_by_one(monkeypatch, caplog):
+    engine(monkeypatch, batched=True)
+    task = problem()
+    arguments = {**SETTINGS, "optimizer": "sgd", "removal": "drop", "seeds": [3, 0]}
+    expected = further_train(task, parameters_of(task.model), **arguments)
+    monkeypatch.setattr(runs.Runner, "seeds_at_once", lambda self: 2)
+    step, alone = Ensemble.step, len(arguments["left_out"])
+
+    def cramped(self, batch, weights):
+        if self.size > alone:
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        step(self, batch, weights)
+
+    monkeypatch.setattr(Ensemble, "step", cramped)
+    found = further_train(task, parameters_of(task.model), **arguments)
+    xr.testing.assert_identical(found.drop_vars("seconds"), expected.drop_vars("seconds"))
+    assert "2 seeds at once" in caplog.text
+
+
 def test_out_of_memory_with_the_fewest_replicas_is_an_error(monkeypatch):
     def full(self, batch, weights):
         raise torch.OutOfMemoryError("CUDA out of memory.")
