@@ -28,14 +28,17 @@ def spread_out(stages: list[list[NotebookRun]], options: argparse.Namespace) -> 
 
 def run(stages: list[list[NotebookRun]], options: argparse.Namespace) -> int:
     """Runs the stages one after another; within a stage, `--jobs` notebooks at once. With several processes or a
-    scheduler, the shards come first, so that the notebooks find them."""
+    scheduler, the shards come first, so that the notebooks find them; not on a single GPU, where a notebook trains many
+    seeds together, which is faster than a process for each.
+    """
     from concurrent.futures import ThreadPoolExecutor, as_completed
 
     from ..datasets import DataFileError
     from ..storage.folders import StoreError
+    from .spread import gpus
     from .workers import SpreadError
 
-    if options.jobs > 1 or options.scheduler:
+    if options.scheduler or (options.jobs > 1 and len(gpus()) != 1):
         try:
             spread_out(stages, options)
         except (SpreadError, StoreError, DataFileError) as error:

@@ -204,6 +204,17 @@ def test_a_notebook_that_runs_alone_has_all_cores_and_shows_its_progress(monkeyp
     ]  # fmt: skip
 
 
+@pytest.mark.parametrize(("gpus", "spreads"), [([], True), (["0"], False), (["0", "1"], True)])
+def test_notebooks_on_a_single_gpu_train_for_themselves(monkeypatch, tmp_path, gpus, spreads):
+    """... many seeds at once; processes with a seed each would be slower there."""
+    seen = []
+    monkeypatch.setattr(spread, "gpus", lambda: gpus)
+    monkeypatch.setattr(notebooks, "spread_out", lambda stages, options: seen.append(options.jobs))
+    monkeypatch.setattr(notebooks, "write_report", lambda options: None)
+    assert run.run([], run.parser().parse_args(["--jobs", "3", "--results", str(tmp_path)])) == 0
+    assert seen == [3] * spreads
+
+
 def test_each_worker_of_a_machine_gets_its_gpu_and_its_cores(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
