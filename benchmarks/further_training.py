@@ -6,6 +6,7 @@ On the Energy data (a random stand-in of the same shape if the file is not here)
   * milliseconds per model-step of the plain loop (one model, DataLoader, optimiser object) and of `further_train`,
     evaluation included in both, and their ratio;
   * the cost against the number of replicas trained together;
+  * `drop` against `mask` on inputs as wide as those of Folktables, and against the products alone;
   * the share of the machine's measured matrix-product throughput that is reached, and where the rest goes;
   * with --memory, the peak memory of 101 replicas x 500 epochs x 77 test instances (a minute or two more).
 """
@@ -17,6 +18,7 @@ import os
 import resource
 import statistics
 import time
+from collections.abc import Iterator
 
 os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**31 - 1))  # as run_all.sh does; read when the process starts
 os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**30))
@@ -28,8 +30,9 @@ from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 from fimoda_lib import Task, further_train, load_task
 from fimoda_lib.datasets import available
 from fimoda_lib.datasets.models import mlp
-from fimoda_lib.tasks import parameters_of, squared_error, take
+from fimoda_lib.tasks import cross_entropy, parameters_of, squared_error, take
 from fimoda_lib.training.ensembles import Ensemble, Optimizer
+from fimoda_lib.training.minibatches import run_batches
 
 BATCH, RATE, WIDTH = 128, 3e-2, 128
 
@@ -92,13 +95,39 @@ def cost_against_replicas(task: Task, sizes: list[int]) -> dict[int, float]:
     return result
 
 
-def gemm_limit(replicas: int) -> float:
+def gemm_limit(replicas: int, inputs: int = 8, outputs: int = 1) -> float:
     """Milliseconds per model-step if only the matrix products were done, at the throughput of batched products."""
     a, b = torch.randn(replicas, BATCH, WIDTH), torch.randn(replicas, WIDTH, WIDTH)
     per_product = repeat(lambda: torch.bmm(a, b)) / replicas
-    inner = 8 + WIDTH + 1  # inputs, hidden units, outputs that meet the hidden layers
-    forward_and_backward = 3 * WIDTH + 2 * (inner - WIDTH) + 1
+    forward_and_backward = 3 * WIDTH + 2 * inputs + 3 * outputs  # no gradient in the data
     return per_product * forward_and_backward / WIDTH
+
+
+def removals_on_wide_inputs(replicas: int = 34) -> None:
+    """Milliseconds per model-step of `mask` and `drop` on data of Folktables' shape, in turns, and the products alone."""
+    g = torch.Generator().manual_seed(0)
+    x, y = torch.randn(36_102, 791, generator=g), torch.randint(2, (36_102,), generator=g)
+    params = parameters_of(mlp(791, 2))
+    task = Task("wide", mlp(791, 2), cross_entropy, train=(x, y), test=(x[:1], y[:1]))
+    taken: dict[str, list[float]] = {"mask": [], "drop": []}
+    steps = {}
+    for removal in taken:
+        ensemble = Ensemble(task, params, replicas, Optimizer("sgd", RATE / 100), compile=True)
+        batches = run_batches(task.n_train, BATCH, torch.arange(replicas), 0, removal=removal)
+
+        def step(ensemble: Ensemble = ensemble, batches: Iterator = batches) -> None:
+            rows, weights = next(batches)
+            ensemble.step(take(task.train, rows.reshape(-1, rows.shape[-1])), weights.to(ensemble.dtype))
+
+        steps[removal] = step
+    for _ in range(3):
+        for removal, step in steps.items():
+            taken[removal].append(repeat(step) / replicas)
+    mask, drop = (min(times) for times in taken.values())
+    print(
+        f"Folktables' shape, {replicas} replicas: mask {mask:.3f} ms per model-step, drop {drop:.3f} ({drop / mask:.2f} x), "
+        f"batched products alone {gemm_limit(replicas, 791, 2):.3f}"
+    )
 
 
 def where_time_goes(task: Task, replicas: int) -> None:
@@ -148,6 +177,7 @@ def main() -> None:
     print("replicas trained together -> ms per model-step (SGD, no evaluation):")
     for size, cost in cost_against_replicas(task, [1, 5, 10, 20, 34, 50, 101, 200, 400]).items():
         print(f"    {size:4} {cost:8.4f}   {limit / cost:5.0%} of the throughput of batched matrix products")
+    removals_on_wide_inputs()
     print("operators of an uncompiled step:")
     where_time_goes(task, 34)
     if chosen.memory:

@@ -16,7 +16,7 @@ from .minibatches import FULL_RUN
 from .plans import Plan
 from .working import Working
 
-GPU_REPLICAS = 1_024  # in all seeds that are trained together: more take memory and gain nothing (benchmarks/)
+GPU_REPLICAS = 2_048  # in all seeds that are trained together: more take memory and gain little (benchmarks/gpu.py)
 CPU_REPLICAS = 34  # per chunk: the measured optimum on CPU, where a chunk's activations stay in cache (benchmarks/)
 MEMORY_BYTES = 2**30  # what the replicas of a chunk may take, by default
 
