@@ -104,7 +104,7 @@ def gemm_limit(replicas: int, inputs: int = 8, outputs: int = 1) -> float:
 
 
 def removals_on_wide_inputs(replicas: int = 34) -> None:
-    """Milliseconds per model-step of `mask` and `drop` on data of Folktables' shape, in turns, and the products alone."""
+    """Milliseconds per model-step of `mask` and `drop`, in turns, on data of Folktables' shape; and of products."""
     g = torch.Generator().manual_seed(0)
     x, y = torch.randn(36_102, 791, generator=g), torch.randint(2, (36_102,), generator=g)
     params = parameters_of(mlp(791, 2))
@@ -125,8 +125,8 @@ def removals_on_wide_inputs(replicas: int = 34) -> None:
             taken[removal].append(repeat(step) / replicas)
     mask, drop = (min(times) for times in taken.values())
     print(
-        f"Folktables' shape, {replicas} replicas: mask {mask:.3f} ms per model-step, drop {drop:.3f} ({drop / mask:.2f} x), "
-        f"batched products alone {gemm_limit(replicas, 791, 2):.3f}"
+        f"Folktables' shape, {replicas} replicas: mask {mask:.3f} ms per model-step, drop {drop:.3f}, "
+        f"{drop / mask:.2f} x; batched products alone {gemm_limit(replicas, 791, 2):.3f}"
     )
 
 
