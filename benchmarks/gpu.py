@@ -82,15 +82,17 @@ def limits(task: Task, size: int) -> tuple[float, float]:
     total = 0.0
     with strict_arithmetic(GPU):
         for outputs, inputs in sizes:
-            w, x, g = (
-                torch.randn(size, *s, device=GPU) for s in ((outputs, inputs), (BATCH, inputs), (BATCH, outputs))
+            w, g = (
+                torch.randn(size, rows, columns, device=GPU) for rows, columns in ((outputs, inputs), (BATCH, outputs))
             )
-            products = [lambda w=w, x=x: x @ w.mT, lambda g=g, x=x: g.mT @ x, lambda g=g, w=w: g @ w]
-            if inputs == task.train[0].shape[1]:
-                products.pop()  # no gradient in the data
+            x = torch.randn(size, BATCH, inputs, device=GPU)
+            products = [partial(torch.bmm, x, w.mT), partial(torch.bmm, g.mT, x), partial(torch.bmm, g, w)]
+            if inputs == task.train[0].shape[1]:  # one batch for all replicas, and no gradient in the data
+                wide, slopes = w.flatten(0, 1), g.mT.flatten(0, 1)
+                products = [partial(torch.mm, x[0], wide.T), partial(torch.mm, slopes, x[0])]
             for product in products:
-                product()
-                total += clock(lambda p=product: [p() for _ in range(10)]) / 10
+                product(), product()
+                total += clock(lambda p=product: [p() for _ in range(20)]) / 20
     numbers = sum(p.numel() for p in parameters_of(task.model).values())
     a, b = torch.empty(2**28, device=GPU), torch.empty(2**28, device=GPU)
     b.copy_(a)
