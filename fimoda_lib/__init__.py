@@ -21,7 +21,7 @@ _HOME = {
     "sensitivity": "comparison",
     "similarity": "comparison",
     "noise_ceiling": "comparison",
-    "seed_averaging": "comparison",
+    "seed_averaging": "averaging",
     "benchmark": "paper.benchmark",
     "group_scores": "groups",
 }

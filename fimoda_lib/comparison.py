@@ -6,7 +6,6 @@ gold has `delta[seed, left_out, step, test]`, scores are `[test, train]`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from functools import reduce
 from typing import Any, Literal
 
@@ -33,9 +32,10 @@ def sensitivity(gold: xr.Dataset | xr.DataArray, adjustment: Adjustment = "mean"
     Returns:
         [left_out, step, test], float64, positive = helpful; NaN where a run diverged in any of the seeds.
     """
-    delta = _delta(gold, adjustment)
-    # One seed at a time, so that a hundred of them are never held in float64.
-    total = sum(delta.isel(seed=k).astype("float64") for k in range(delta.sizes["seed"]))
+    delta = delta_of(gold, adjustment)
+    total = delta.isel(seed=0, drop=True).astype("float64")
+    for k in range(1, delta.sizes["seed"]):  # one at a time, so that a hundred of them are never held in float64
+        total.values += delta.isel(seed=k).values
     return adjusted(total / delta.sizes["seed"], adjustment)
 
 
@@ -62,25 +62,17 @@ def similarity(
     checks.choice("undefined", undefined, ("zero", "skip"), "'zero' or 'skip'")
     values = instance_similarity(scores, sensitivity, metric)
     missing = values.isnull().sum("test")
-    return _summary(values.fillna(0.0) if undefined == "zero" else values, missing)
+    return summary(values.fillna(0.0) if undefined == "zero" else values, missing)
 
 
 def instance_similarity(scores: xr.DataArray, sensitivity: xr.DataArray, metric: Metric = "cosine") -> xr.DataArray:
     """Similarity for each test instance on its own, [step, test]; NaN where it is undefined."""
     checks.choice("metric", metric, METRICS)
-    _require("scores", scores, ("test", "train"), "attribute", optional=("horizon",))
-    _require("sensitivity", sensitivity, ("left_out", "step", "test"), "sensitivity")
-    a = matching(scores, sensitivity).transpose(..., "test", "left_out").values.astype(float)
-    b = sensitivity.transpose("step", "test", "left_out").values.astype(float)
-    if metric == "spearman":
-        a, b = centred_ranks(a), centred_ranks(b)
-    else:
-        # Scores of any magnitude, down to where squares underflow, have a direction.
-        a, b = scaled(a), scaled(b)
-    norms = np.linalg.norm(a, axis=-1) * np.linalg.norm(b, axis=-1)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        values = np.einsum("...i,...i->...", a, b) / norms
-    values[~(norms > 0)] = np.nan
+    require("scores", scores, ("test", "train"), "attribute", optional=("horizon",))
+    require("sensitivity", sensitivity, ("left_out", "step", "test"), "sensitivity")
+    a = directions(matching(scores, sensitivity).transpose(..., "test", "left_out").values, metric)
+    b = directions(sensitivity.transpose("step", "test", "left_out").values, metric)
+    values = np.einsum("...i,...i->...", a, b)
     steps = sensitivity.coords["step"].coords
     return xr.DataArray(values, dims=("step", "test"), coords={**steps, "test": sensitivity["test"].values})
 
@@ -94,7 +86,7 @@ def noise_ceiling(gold: xr.Dataset, adjustment: Adjustment = "mean", estimate: E
     most. Both are upper estimates where test instances differ, for r is averaged over these first.
     """
     r = seed_agreement(gold, adjustment, estimate)
-    S = _delta(gold, adjustment).sizes["seed"]
+    S = delta_of(gold, adjustment).sizes["seed"]
     return np.sqrt(S * r / (1 + (S - 1) * r))
 
 
@@ -112,7 +104,7 @@ def seed_agreement(
         r; a negative mean counts as 0; with a single seed it is unknown (NaN).
     """
     checks.choice("estimate", estimate, ("cosines", "variances"), "'cosines' or 'variances'")
-    delta = _delta(gold, adjustment)
+    delta = delta_of(gold, adjustment)
     S = delta.sizes["seed"]
     steps = delta.coords["step"].coords
     if S < 2:
@@ -149,62 +141,19 @@ def seeds_needed(agreement: xr.DataArray, ceiling: float = 0.95) -> xr.DataArray
     return needed.clip(min=1.0)
 
 
-def seed_averaging(
-    scores: xr.DataArray,
-    gold: xr.Dataset,
-    blocks: Iterable[int] = (1, 2, 5, 10, 20, 50, 100),
-    *,
-    adjustment: Adjustment = "mean",
-    metric: Metric = "cosine",
-) -> xr.Dataset:
-    """Similarity against the number of seeds averaged (paper, Figure 3): the largest over the horizon.
-
-    The seeds are split in disjoint blocks of k; sensitivities are averaged in each block; similarities are averaged
-    over blocks and test instances. Block sizes beyond the number of seeds are left out; seeds that do not fill a block
-    are not used.
-
-    Returns:
-        `mean[seeds_averaged]`, `sem[seeds_averaged]` (over test instances, after averaging over blocks, which are not
-        independent), `step[seeds_averaged]`: where the maximum lies, and `rise_sem[seeds_averaged]`: the standard error
-        of the difference from the first block size, taken for each test instance.
-    """
-    delta = _delta(gold, adjustment)
-    rows, first = [], None
-    blocks = checks.elements("blocks", blocks, "a list of numbers of seeds")
-    sizes = [k for k in blocks if checks.whole("blocks", k) <= delta.sizes["seed"]]
-    if not sizes:
-        raise ValueError(
-            f"blocks: got {blocks}, expected a number from 1 to {delta.sizes['seed']}, the number of seeds."
-        )
-    for k in sizes:
-        values = sum(
-            instance_similarity(scores, sensitivity(block, adjustment), metric).fillna(0.0)
-            for block in seed_blocks(delta, k)
-        ) / (delta.sizes["seed"] // k)
-        summary = _summary(values, values.isnull().sum("test"))
-        best = int(summary["mean"].values.argmax())
-        chosen = values.isel(step=best, drop=True)
-        first = chosen if first is None else first
-        rise = _summary(chosen - first, chosen.isnull().sum())
-        rows.append((*(float(summary[v][best]) for v in ("mean", "sem", "step")), float(rise["sem"])))
-    columns = zip(("mean", "sem", "step", "rise_sem"), np.array(rows).T, strict=True)
-    found = xr.Dataset({v: ("seeds_averaged", column) for v, column in columns}, coords={"seeds_averaged": sizes})
-    return found.assign(step=found["step"].astype(int))
-
-
 def seed_blocks(delta: xr.DataArray, k: int) -> list[xr.DataArray]:
     """The seeds in disjoint blocks of k; the rest that fills no block is left out."""
-    n = _delta(delta, "full").sizes["seed"]
+    n = delta_of(delta, "full").sizes["seed"]
     if checks.whole("seed blocks", k) > n:
         raise ValueError(f"seed blocks: got size {k}, expected 1 to {n}, the number of seeds.")
     return [delta.isel(seed=slice(start, start + k)) for start in range(0, n - k + 1, k)]
 
 
-def _delta(gold: xr.Dataset | xr.DataArray, adjustment: str) -> xr.DataArray:
+def delta_of(gold: xr.Dataset | xr.DataArray, adjustment: str) -> xr.DataArray:
     """The differences of losses in what further training returned; both arguments checked."""
     checks.choice("adjustment", adjustment, ("mean", "full"), "'mean' or 'full'")
     delta = gold["delta"] if isinstance(gold, xr.Dataset) and "delta" in gold else gold
-    _require("gold", delta, ("seed", "left_out", "step", "test"), "further_train")
+    require("gold", delta, ("seed", "left_out", "step", "test"), "further_train")
     return delta
 
 
@@ -213,7 +162,7 @@ def adjusted(delta: xr.DataArray, adjustment: str) -> xr.DataArray:
     return delta - delta.mean("left_out", skipna=False) if adjustment == "mean" else delta
 
 
-def _require(name: str, array: Any, dims: tuple[str, ...], origin: str, optional: tuple[str, ...] = ()) -> None:
+def require(name: str, array: Any, dims: tuple[str, ...], origin: str, optional: tuple[str, ...] = ()) -> None:
     """Raises ValueError unless this is an array of real numbers with these dimensions and instance numbers on them."""
     good = (
         isinstance(array, xr.DataArray)
@@ -272,6 +221,14 @@ def scaled(vectors: np.ndarray) -> np.ndarray:
     return scaled
 
 
+def directions(vectors: np.ndarray, metric: str) -> np.ndarray:
+    """Vectors along the last axis (for Spearman, their ranks) at length 1, of any magnitude, down to where squares
+    underflow; NaN for those without a direction."""
+    vectors = centred_ranks(vectors) if metric == "spearman" else scaled(vectors.astype(float, copy=False))
+    norms = np.sqrt(np.einsum("...i,...i->...", vectors, vectors))[..., None]
+    return np.divide(vectors, norms, out=np.full_like(vectors, np.nan), where=norms > 0)
+
+
 def centred_ranks(vectors: np.ndarray) -> np.ndarray:
     """Ranks along the last axis less their mean; NaN for a vector that is not finite."""
     ranks = rankdata(vectors, axis=-1)
@@ -280,7 +237,7 @@ def centred_ranks(vectors: np.ndarray) -> np.ndarray:
     return ranks
 
 
-def _summary(values: xr.DataArray, undefined: xr.DataArray) -> xr.Dataset:
+def summary(values: xr.DataArray, undefined: xr.DataArray) -> xr.Dataset:
     known = values.notnull().sum("test")
     sem = values.std("test", ddof=1) / np.sqrt(known)
     return xr.Dataset({"mean": values.mean("test"), "sem": sem, "undefined": undefined})

@@ -17,7 +17,8 @@ from .comparison import METRICS, Adjustment, Metric, adjusted, centred_ranks, ma
 
 LEVEL = 0.95
 RESAMPLES = 200
-MOST_STEPS = 25  # bands are computed at so many horizons, evenly on a log axis, and interpolated between them
+TOGETHER = 20
+MOST_STEPS = 40  # intervals are computed at so many horizons, evenly on a log axis, and interpolated between them
 
 
 def ceiling_interval(gold: xr.Dataset, adjustment: Adjustment = "mean", level: float = LEVEL) -> xr.Dataset:
@@ -38,7 +39,8 @@ def ceiling_interval(gold: xr.Dataset, adjustment: Adjustment = "mean", level: f
     """
     level = _level(level)
     found, S = [], gold.sizes["seed"]
-    for s in _steps(gold, adjustment):
+    chosen = gold.isel(step=_log_spaced(gold.sizes["step"]))
+    for s in _steps(chosen, adjustment):
         mean = s.mean(0)  # [test, left_out]
         size = np.square(mean).sum(-1)
         known = size > 0
@@ -53,10 +55,8 @@ def ceiling_interval(gold: xr.Dataset, adjustment: Adjustment = "mean", level: f
         few, many = f.ppf([(1 - level) / 2, (1 + level) / 2], D, (S - 1) * D)
         found.append((*(np.sqrt(np.clip(1 - q * shares, 0, 1)).mean() for q in (1.0, many, few)), D))
     names = ("mean", "low", "high", "noise_dimensions")
-    steps = gold["delta"].coords["step"].coords
-    return xr.Dataset(
-        {name: ("step", np.array(v)) for name, v in zip(names, zip(*found, strict=True), strict=True)}, steps
-    )
+    values = zip(names, zip(*found, strict=True), strict=True)
+    return xr.Dataset({name: _between(chosen, gold, np.array(v)) for name, v in values})
 
 
 def block_ceiling(gold: xr.Dataset, sizes: Sequence[int], steps: Sequence[int], adjustment: Adjustment = "mean"):
@@ -131,27 +131,39 @@ def bands(
     given = {m: _prepared(matching(a, measured), metric) for m, a in scores.items()}
     g, (S, n, _, n_test) = np.random.default_rng(0), s.shape
     drawn: dict[str, list[np.ndarray]] = {m: [] for m in given}
-    for _ in range(resamples):
-        u, w, v = (g.multinomial(k, np.full(k, 1 / k)) / k for k in (S, n, n_test))
-        b = np.tensordot(u, s, 1)  # [left_out, step, test]
+    u, w, v = (g.multinomial(k, np.full(k, 1 / k), size=resamples) / k for k in (S, n, n_test))
+    for r in range(resamples):
+        if r % TOGETHER == 0:  # one product of matrices for several draws
+            means = (u[r : r + TOGETHER] @ s.reshape(S, -1)).reshape(-1, *s.shape[1:])
+        b = means[r % TOGETHER]  # [left_out, step, test]
         if adjustment == "mean":
-            b = b - np.tensordot(w, b, 1)
+            b = b - np.tensordot(w[r], b, 1)
         if metric == "spearman":
             b = np.moveaxis(centred_ranks(np.moveaxis(b, 0, -1)), -1, 0)
-        length = np.tensordot(w, np.square(b), 1)
-        for m, a in given.items():
-            norms = np.sqrt(length * np.tensordot(w, np.square(a), 1))
-            product = np.einsum("i,ikz,ikz->kz", w, *np.broadcast_arrays(a, b))
-            cosines = np.divide(product, norms, out=np.zeros_like(norms), where=norms > 0)
-            drawn[m].append(np.nan_to_num(cosines) @ v)
+        for m, cosines in weighted_cosines(given, b, w[r]):
+            drawn[m].append(cosines @ v[r])
     # A resample of S seeds varies less than S seeds do, by (S - 1) / S; with a single seed it says nothing of seeds.
     factor = width * np.sqrt(S / (S - 1) if S > 1 else 1.0)
-    steps = gold["delta"].coords["step"].coords
-    at, every = np.log1p(delta["step"].values), np.log1p(gold["step"].values)
-    return {
-        m: xr.DataArray(np.interp(every, at, factor * np.std(values, axis=0, ddof=1)), dims="step", coords=steps)
-        for m, values in drawn.items()
-    }
+    return {m: _between(delta, gold, factor * np.std(values, axis=0, ddof=1)) for m, values in drawn.items()}
+
+
+def weighted_cosines(
+    scores: Mapping[str, np.ndarray], b: np.ndarray, w: np.ndarray
+) -> Iterator[tuple[str, np.ndarray]]:
+    """For each method the cosine [step, test] of its scores with b [left_out, step, test], instances with weights w;
+    undefined ones are 0."""
+    weighted = w[:, None, None] * b
+    length = np.einsum("ikz,ikz->kz", weighted, b)
+    for m, a in scores.items():
+        norms = np.sqrt(length * np.tensordot(w, np.square(a), 1))
+        product = np.einsum("ikz,ikz->kz", np.broadcast_to(a, b.shape), weighted)
+        yield m, np.nan_to_num(np.divide(product, norms, out=np.zeros_like(norms), where=norms > 0))
+
+
+def _between(some: xr.Dataset | xr.DataArray, gold: xr.Dataset, values: np.ndarray) -> xr.DataArray:
+    """Values at some of the horizons as values at all, on a log axis."""
+    at, every = np.log1p(some["step"].values), np.log1p(gold["step"].values)
+    return xr.DataArray(np.interp(every, at, values), dims="step", coords=gold["delta"].coords["step"].coords)
 
 
 def _prepared(scores: xr.DataArray, metric: str) -> np.ndarray:

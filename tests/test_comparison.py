@@ -5,11 +5,11 @@ import pytest
 import xarray as xr
 from scipy.stats import spearmanr
 
+from fimoda_lib.averaging import seed_averaging
 from fimoda_lib.comparison import (
     instance_similarity,
     noise_ceiling,
     seed_agreement,
-    seed_averaging,
     seed_blocks,
     sensitivity,
     similarity,

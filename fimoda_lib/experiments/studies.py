@@ -223,12 +223,17 @@ def rounding(runs: xr.Dataset) -> xr.Dataset:
 
 def removal_runs(panel: Panel) -> dict[str, xr.Dataset]:
     """The gold standard with "drop" and with "mask", the same seeds, over the first fifth of the horizon."""
+    masked = masked_runs(panel)
+    return {"drop": panel.gold.isel(step=slice(0, masked.sizes["step"])), "mask": masked}
+
+
+def masked_runs(panel: Panel) -> xr.Dataset:
+    """The gold standard with "mask", over the first fifth of the horizon."""
     s = panel.settings
-    short = s.further.scaled(SHORT)
-    masked = further_train(
+    return further_train(
         panel.task,
         panel.params,
-        **short.arguments(),
+        **s.further.scaled(SHORT).arguments(),
         seeds=s.seeds,
         left_out=s.left_out,
         test=s.test,
@@ -237,7 +242,6 @@ def removal_runs(panel: Panel) -> dict[str, xr.Dataset]:
         compute_missing=panel.compute,
         progress=panel.compute,
     )
-    return {"drop": panel.gold.isel(step=slice(0, masked.sizes["step"])), "mask": masked}
 
 
 def removal_seeds(runs: dict[str, xr.Dataset], adjustment: str = "mean", ceiling: float = 0.95) -> xr.Dataset:

@@ -261,7 +261,9 @@ def curves_of(rows: pd.DataFrame) -> Curves:
     if {"low", "high"} <= {*rows}:
         half = half.where(rows["low"].isna(), (rows["high"] - rows["low"]) / 2)
     known = rows[["method", x]].assign(value=rows[value], half=half)
-    if "rise_sem" in rows:
+    if "rise_half" in rows:
+        known = known.assign(rise_half=rows["rise_half"])
+    elif "rise_sem" in rows:
         known = known.assign(rise_half=NORMAL * rows["rise_sem"])
     curves = {m: g.set_index(x).drop(columns="method").sort_index() for m, g in known.groupby("method", sort=False)}
     return {m: c for m, c in curves.items() if c.value.notna().all() and c.index.notna().all()}

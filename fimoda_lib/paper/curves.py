@@ -22,11 +22,10 @@ from ..plots.published import draw_published, published_points
 
 METRICS = {"cosine": ("cosine similarity", "to"), "spearman": ("Spearman correlation", "with")}
 INTERVALS = "bands: 95 % bootstrap intervals over seeds, left-out and test instances"
-STANDARD_ERRORS = "bands: one standard error over test instances"
 MARKS = {  # what a caption says of an entry of the legend
-    "lft": "thick black: linearised further training (ours)",
+    "lft": "thick black: LFT (ours)",
     "timed": "λ = 1/(ηT): the horizon's own damping",
-    "ceiling": "dotted grey: the noise ceiling, an estimate of what a perfect method would reach against so many seeds",
+    "ceiling": "dotted grey: noise ceiling, the estimated reach of a perfect method",
     PUBLISHED: "open markers: published (100 seeds)",
 }
 
@@ -41,8 +40,13 @@ def similarity_figure(
     adjustment: str = "mean",
     metric: str = "cosine",
     notebook: str = "04_figures",
+    axis: str = "log",
 ) -> Figure:
-    """A figure of the kind of Figure 2; `name` begins with "fig" and the number of the figure with the same data."""
+    """A figure of the kind of Figure 2; `name` begins with "fig" and the number of the figure with the same data.
+
+    Args:
+        axis: "log" or, as in the paper, "linear"; a panel of its own has the other one, too.
+    """
     panels, tables, kept = panels_and_tables(
         name,
         panels,
@@ -53,10 +57,11 @@ def similarity_figure(
     )
     points = {k: published_of(f"{int(name[3:5])}{k}", s) for k, s in panels.items()}
 
-    def draw(ax: Axes, letter: str) -> None:
-        similarity.draw(ax, tables[letter], panels[letter].dataset)
+    def draw(ax: Axes, letter: str, axis: str = axis) -> None:
+        similarity.draw(ax, tables[letter], panels[letter].dataset, axis)
         draw_published(ax, points[letter])
 
+    other = "linear" if axis == "log" else "log"
     legend = legend_of(methods, tables, points)
     words, preposition = METRICS[metric]
     trained = f"{RULES[optimizer]}, {adjustment} adjustment"
@@ -82,6 +87,7 @@ def similarity_figure(
         marks=marks_of(legend),
         ylabel=f"{words} {preposition} further training",
         legend=legend,
+        below=(f"the same on a {other} axis", lambda ax, letter: draw(ax, letter, other)),
     )
 
 
@@ -133,13 +139,14 @@ def seeds_figure(
             optimizer=optimizer,
             adjustment=adjustment,
             metric="cosine",
+            how=lambda s: _ceiling("cosine"),
         ),
         panels,
         folder,
         tables,
         draw,
         what=seeds.WHAT.format(trained=trained),
-        marks=marks_of(legend, STANDARD_ERRORS),
+        marks=marks_of(legend),
         ylabel="cosine similarity to further training",
         legend=legend,
     )
@@ -159,8 +166,8 @@ def legend_of(methods: Sequence[str], tables: Tables, points: Mapping[str, pd.Da
     return [m for m in (*methods, "ceiling") if m in known] + [PUBLISHED] * published
 
 
-def marks_of(legend: Sequence[str], bands: str = INTERVALS) -> str:
+def marks_of(legend: Sequence[str]) -> str:
     """The sentence of a caption on bands, lines and markers."""
-    words = [bands, *(MARKS[name] for name in legend if name in MARKS)]
+    words = [INTERVALS, *(MARKS[name] for name in legend if name in MARKS)]
     sentence = "; ".join(words)
     return f"{sentence[0].upper()}{sentence[1:]}."

@@ -48,24 +48,28 @@ def figure1(panels: Panels, folder: Path | str) -> Figure:
 # --- Similarity against the amount of further training --------------------------------------------------------------
 
 
-def figure2(panels: Panels, folder: Path | str, methods: Sequence[str] = PAPER_METHODS) -> Figure:
-    """Figure 2: cosine similarity against the amount of further training, mean adjustment, SGD (text: AdamW)."""
-    return similarity_figure("fig02", panels, folder, methods)
+def figure2(panels: Panels, folder: Path | str, methods: Sequence[str] = PAPER_METHODS, *, axis: str = "log") -> Figure:
+    """Figure 2: cosine similarity against the amount of further training, mean adjustment, SGD (text: AdamW).
+
+    Args:
+        axis: of the amount: "log", where the decay is, or "linear", as in the paper.
+    """
+    return similarity_figure("fig02", panels, folder, methods, axis=axis)
 
 
-def figure4(panels: Panels, folder: Path | str, methods: Sequence[str] = PAPER_METHODS) -> Figure:
+def figure4(panels: Panels, folder: Path | str, methods: Sequence[str] = PAPER_METHODS, *, axis: str = "log") -> Figure:
     """Figure 4: as Figure 2, with Adam."""
-    return similarity_figure("fig04", panels, folder, methods, optimizer="adam")
+    return similarity_figure("fig04", panels, folder, methods, optimizer="adam", axis=axis)
 
 
-def figure5(panels: Panels, folder: Path | str, methods: Sequence[str] = PAPER_METHODS) -> Figure:
+def figure5(panels: Panels, folder: Path | str, methods: Sequence[str] = PAPER_METHODS, *, axis: str = "log") -> Figure:
     """Figure 5: as Figure 2, with the full adjustment."""
-    return similarity_figure("fig05", panels, folder, methods, adjustment="full")
+    return similarity_figure("fig05", panels, folder, methods, adjustment="full", axis=axis)
 
 
-def figure6(panels: Panels, folder: Path | str, methods: Sequence[str] = PAPER_METHODS) -> Figure:
+def figure6(panels: Panels, folder: Path | str, methods: Sequence[str] = PAPER_METHODS, *, axis: str = "log") -> Figure:
     """Figure 6: as Figure 2, with Spearman correlation."""
-    return similarity_figure("fig06", panels, folder, methods, metric="spearman")
+    return similarity_figure("fig06", panels, folder, methods, metric="spearman", axis=axis)
 
 
 # --- Similarity against the number of seeds averaged ----------------------------------------------------------------
@@ -136,7 +140,7 @@ def figure11(panels: Panels, folder: Path | str, methods: Sequence[str] = PAPER_
         tables,
         lambda ax, letter: retraining.draw(ax, tables[letter]),
         what=retraining.WHAT,
-        marks=retraining.MARKS,
+        marks=retraining.marks(tables),
         ylabel="cosine similarity to re-training",
         legend=legend_of((*methods, "further_last"), tables),
     )

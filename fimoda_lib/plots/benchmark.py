@@ -28,7 +28,7 @@ def draw(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
     known = table.loc[table["stored"], ["method", x, "similarity"]].rename(columns={"similarity": "mean"})
     renamed = {"ceiling": "mean", "ceiling_low": "low", "ceiling_high": "high"}
     ceiling = table.drop_duplicates(x)[[x, *renamed]].rename(columns=renamed).assign(method="ceiling")
-    draw_lines(ax, pd.concat([known, ceiling]), x, width=0.8, markers_below=0)
+    draw_lines(ax, pd.concat([known, ceiling]), x, width=0.8, markers=False)
     own = table[~table["stored"]]
     ax.plot(own[x], own["similarity"], color=OWN, lw=2.6, marker="o", ms=4, zorder=3)
     ax.fill_between(own[x], own["low"], own["high"], color=OWN, alpha=0.15, lw=0)

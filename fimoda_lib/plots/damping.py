@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.patheffects import withStroke
 
 from ..comparison import sensitivity, similarity
 from ..experiments.panel import Panel, finished
@@ -15,9 +16,10 @@ WHAT = (
     "seeds), for every damping λ and every amount of further training T."
 )
 MARKS = (
-    "The white line is λ = 1/(ηT), with the learning rate η; dots mark the best damping for each T; ticks at the left "
-    "edge mark the dampings tried in the paper."
+    "White: λ = 1/(ηT), with the learning rate η; dots mark the best damping for each T; light blue ticks "
+    "the dampings tried in the paper."
 )
+TICKS = dict(color="#56B4E9", lw=1.6)
 
 
 def table(panel: Panel, method: str = "exact", multiples: Sequence[float] = ()) -> pd.DataFrame | None:
@@ -62,12 +64,14 @@ def draw(ax: Axes, table: pd.DataFrame, learning_rate: float, multiples: Sequenc
         ylim=(dampings[0], dampings[-1]),
         xlabel="optimiser steps of further training $T$",
     )
-    ax.plot(steps, 1 / (learning_rate * steps), color="white", lw=1.6, label=r"$\lambda = 1/(\eta T)$")
-    ax.plot(steps, dampings[grid.to_numpy().argmax(0)], ".", color="#D55E00", ms=2.5, label="best at each horizon")
+    seen = [withStroke(linewidth=2.6, foreground="black")]  # on the bright end of the colours, too
+    line = dict(color="white", lw=1.4, path_effects=seen)
+    ax.plot(steps, 1 / (learning_rate * steps), **line, label=r"$\lambda = 1/(\eta T)$")
+    ax.plot(steps, dampings[grid.to_numpy().argmax(0)], ".", color="#D55E00", ms=3, label="best at each horizon")
     unit = table.damping.iloc[0] / table.multiple.iloc[0]
     for multiple in multiples:
-        ax.axhline(multiple * unit, xmax=0.06, color="white", lw=1.2)
-    ax.plot([], [], color="#999999", lw=1.2, label="the paper's dampings (ticks at the left)")
+        ax.plot([0, 0.06], [multiple * unit] * 2, **TICKS, path_effects=seen, transform=ax.get_yaxis_transform())
+    ax.plot([], [], **TICKS, path_effects=seen, label="the paper's dampings")
     ax.grid(False)
-    ax.legend(loc="lower right", fontsize=7, labelcolor="white" if grid.to_numpy()[:3].mean() < 0.6 else "black")
+    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.19), ncols=3, fontsize=7, columnspacing=1)
     ax.figure.colorbar(mesh, ax=ax, label="cosine similarity")

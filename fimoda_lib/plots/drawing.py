@@ -30,6 +30,7 @@ def panel_figure(
     marks: str,
     ylabel: str,
     legend: Sequence[str] = (),
+    below: tuple[str, Draw] | None = None,
 ) -> Figure:
     """Draws all panels in one figure and each alone, and saves them with their numbers and provenance.
 
@@ -37,11 +38,12 @@ def panel_figure(
         note: from `provenance`; its "figure" names the files, its "title" goes with them.
         what, marks: the caption's sentences on what is drawn, and on what bands, markers and lines mean.
         legend: what the legend below the panels explains: names in `LOOK`, or PUBLISHED.
+        below: another drawing of the same numbers, below the first where a panel is alone, and its title.
     """
 
-    def one(name: str, chosen: Panels, note: dict) -> Figure:
+    def one(name: str, chosen: Panels, note: dict, below: tuple[str, Draw] | None = None) -> Figure:
         note = {**note, "caption": caption(chosen, note, what, marks), "runs": runs_behind(chosen, note)}
-        figure = _layout(chosen, tables, draw, ylabel, legend, note)
+        figure = _layout(chosen, tables, draw, ylabel, legend, note, below)
         save(figure, numbers({k: tables[k] for k in chosen}, chosen), folder, name, note)
         return figure
 
@@ -53,7 +55,7 @@ def panel_figure(
             own = {k: v for k, v in note["datasets"].items() if k == panel.dataset}
             title = f"{note['title']}: {panel.title}"
             alone = f"{note['figure']}{letter}_{panel.dataset}"
-            plt.close(one(alone, {letter: panel}, {**note, "datasets": own, "title": title}))
+            plt.close(one(alone, {letter: panel}, {**note, "datasets": own, "title": title}, below))
     return figure
 
 
@@ -63,9 +65,18 @@ def numbers(tables: Tables, panels: Panels) -> pd.DataFrame:
     return pd.concat(known, ignore_index=True) if known else pd.DataFrame({"panel": [], "dataset": []})
 
 
-def _layout(panels: Panels, tables: Tables, draw: Draw, ylabel: str, legend: Sequence[str], note: dict) -> Figure:
+def _layout(
+    panels: Panels,
+    tables: Tables,
+    draw: Draw,
+    ylabel: str,
+    legend: Sequence[str],
+    note: dict,
+    twice: tuple[str, Draw] | None = None,
+) -> Figure:
+    twice = None if any(tables[letter] is None for letter in panels) else twice
     columns = min(len(panels), 2)
-    rows = -(-len(panels) // columns)
+    rows = -(-len(panels) // columns) + (twice is not None)
     across = min(len(legend), 5 if columns > 1 else 3)
     legend_rows = -(-len(legend) // across) if legend else 0
     figure, axes = plt.subplots(
@@ -82,7 +93,10 @@ def _layout(panels: Panels, tables: Tables, draw: Draw, ylabel: str, legend: Seq
                 f"--datasets {panel.dataset}")  # fmt: skip
         else:
             draw(ax, letter)
-    for ax in axes.flat[len(panels) :]:
+    if twice:
+        axes[1, 0].set_title(twice[0])
+        twice[1](axes[1, 0], *panels)
+    for ax in axes.flat[len(panels) + (twice is not None) :]:
         ax.set_axis_off()
     for ax in axes[:, 0]:
         ax.set_ylabel(ylabel if rows == 1 else "\n".join(_halves(ylabel)))
@@ -116,8 +130,8 @@ def _handle(name: str) -> mpl.lines.Line2D:
     if name == PUBLISHED:
         return mpl.lines.Line2D([], [], color="#444444", marker="o", mfc="none", ls="none", ms=4.5, label=PUBLISHED)
     look = LOOK[name]
-    line = look.line if isinstance(look.line, str) else (0, look.line[1])
-    return mpl.lines.Line2D([], [], color=look.colour, ls=line, lw=look.width, label=look.label)
+    shown = dict(color=look.colour, ls=look.line, lw=look.width, marker=look.marker, ms=3.5)
+    return mpl.lines.Line2D([], [], **shown, label=look.label)
 
 
 def _halves(text: str) -> list[str]:

@@ -59,7 +59,7 @@ def draw(ax: Axes, table: pd.DataFrame, settings: Settings, per_epoch: int) -> N
         sigma, damping / (sigma + damping), color=LOOK["cg"].colour, ls="--", lw=1.6, label="CG, the paper's damping"
     )
     ax.set(xscale="log", ylim=(0, 1.05), xlim=(sigma[0], sigma[-1]), xlabel=r"eigenvalue $\sigma$ of $G$")
-    ax.legend(fontsize=7, loc="lower left", labelspacing=0.3, frameon=True, framealpha=0.9, edgecolor="none")
+    ax.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.19), ncols=2)  # off the curves
 
 
 def kept(moved: np.ndarray, steps: int) -> np.ndarray:

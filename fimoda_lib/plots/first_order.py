@@ -17,6 +17,7 @@ from ..experiments.studies import (
     first_order_limit,
     first_order_runs,
     linearised_run,
+    masked_runs,
     output_runs,
     rounding,
     softened_tangents,
@@ -32,7 +33,7 @@ SOFTENED = "#009E73"
 LIMIT = (
     "Cosine similarity (mean adjustment) between the exact derivative of further training (one seed, float64, "
     "mask) and the difference of two runs with 0.1, 0.5 or all of an instance's weight removed. Dashed: outputs in "
-    "place of losses. Green: kinks softened. Black: LFT along the same run. Dotted: the noise ceiling."
+    "place of losses. Green: kinks softened. Black: LFT along the same run. Dotted: noise ceiling of all seeds, mask."
 )
 LIMIT_MARKS = "Bands: one standard error over test instances."
 UNITS_SAY = (
@@ -43,10 +44,13 @@ UNITS_SAY = (
 UNITS_MARKS = "Bands: one standard error over test instances."
 UNIT_COLOURS = {"ReLU": "#D55E00", "SiLU": "#0072B2"}
 PRECISION = (
-    "Median magnitude of the sensitivity (one seed, float64), of what float32 training changes about it, of "
-    "what rounding the test losses changes, and of the part that its exact derivative misses."
+    "Median magnitude of the sensitivity, of what float32 training and float32 test losses change "
+    "about it, and of the part beyond its derivative."
 )
-PRECISION_MARKS = "Where a dotted or dash-dotted line meets the solid one, a sensitivity measured that way is noise."
+PRECISION_MARKS = (
+    "Where a dotted or dash-dotted line meets the solid one, that measurement is noise. With AdamW (f) "
+    "the part beyond first order arises in the first step, which goes by the gradients' signs, and stays."
+)
 LOOKS = {  # column -> colour, line, label
     "sensitivity": ("#000000", "-", "sensitivity"),
     "nonlinear": ("#D55E00", "--", "its part beyond first order"),
@@ -60,7 +64,8 @@ def limit_table(panel: Panel, fractions: Sequence[float] = FRACTIONS, *, beside:
 
     The quantity is the test "loss"; "lft" has LFT's scores in place of the derivative. With `beside`, there are also
     the derivative with kinks "softened" where the model has kinks, the model's "output" for squared error, all of the
-    weight removed, and "ceiling", the noise ceiling of the gold standard, as far as that has been computed.
+    weight removed, and "ceiling", the noise ceiling of a gold standard with the same removal, as far as that has been
+    computed.
     """
     runs = finished(lambda: first_order_runs(panel, fractions))
     if runs is None:
@@ -80,7 +85,7 @@ def limit_table(panel: Panel, fractions: Sequence[float] = FRACTIONS, *, beside:
     if scores is not None:
         close = instance_similarity(scores, sensitivity(whole)).expand_dims(fraction=[1.0])
         tables.append(_summary(close, runs).assign(quantity="lft"))
-    gold = finished(lambda: panel.other(compute=False).gold) if beside else None
+    gold = finished(lambda: masked_runs(panel.other(compute=False))) if beside else None
     if gold is not None and gold.sizes["seed"] > 1:
         ceiling = noise_ceiling(gold, estimate="variances").sel(step=np.intersect1d(gold.step, runs.step))
         tables.append(ceiling.to_dataframe("mean").reset_index().assign(fraction=1.0, quantity="ceiling"))
@@ -110,7 +115,7 @@ def draw_limit(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
             _line(ax, rows, dataset, SOFTENED, "-.", "the whole instance removed, kinks softened")
         else:
             look = LOOK[quantity]
-            label = "LFT, the whole instance removed" if quantity == "lft" else "noise ceiling in Figure 2"
+            label = "LFT, the whole instance removed" if quantity == "lft" else "noise ceiling of all seeds"
             _line(ax, rows, dataset, look.colour, look.line, label, width=look.width, marker=look.marker)
     _finish(ax, dataset)
 

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 @dataclass(frozen=True)
 class Look:
     """How a method is drawn, in every figure. Colours are told apart by colour-blind readers; families by line style:
-    solid for first-order methods, dashed for influence functions, dotted for projections, a thick black line for ours,
-    dash-dotted for what is measured by training. CG, LiSSA and LiSSA-H often lie on each other: their dashes
-    interleave."""
+    solid for first-order methods, broken for influence functions, dotted for projections, a thick black line for ours,
+    dash-dotted for what is measured by training. CG, LiSSA and LiSSA-H often lie on each other: long dashes, dashes
+    with dots and short dashes, with markers at places of their own, tell them apart in print, too."""
 
     label: str
     colour: str
@@ -23,12 +23,12 @@ LOOK: dict[str, Look] = {
     "grad_dot": Look("Grad-Dot", "#0072B2", "o"),
     "grad_cos": Look("Grad-Cos", "#56B4E9", "s"),
     "datainf": Look("DataInf", "#332288", "^"),
-    "cg": Look("CG", "#D55E00", "v", (0, (4, 5))),
-    "lissa": Look("LiSSA", "#E69F00", "D", (3, (4, 5))),
-    "lissa_h": Look("LiSSA-H", "#8C510A", "P", (6, (4, 5))),
+    "cg": Look("CG", "#D55E00", "v", (0, (7, 2))),
+    "lissa": Look("LiSSA", "#E69F00", "D", (0, (4, 1.5, 1, 1.5))),
+    "lissa_h": Look("LiSSA-H", "#8C510A", "P", (0, (2, 1.2))),
     "ekfac": Look("EK-FAC", "#CC79A7", "X", (0, (4, 2))),
     "exact": Look("Exact", "#882255", "*", (0, (4, 2))),
-    "timed": Look("influence, λ = 1/(ηT)", "#AA4499", "p", (0, (2, 1.5))),
+    "timed": Look("influence, λ = 1/(ηT)", "#AA4499", "p", (0, (4, 1.2, 1, 1.2, 1, 1.2))),
     "trak": Look("TRAK", "#009E73", "h", ":"),
     "lft": Look("LFT (ours)", "#111111", "d", "-", 2.2),
     "lft_whole": Look("LFT, groups as a whole", "#4D4D4D", "", (0, (2, 2)), 1.6),

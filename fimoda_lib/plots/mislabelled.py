@@ -12,13 +12,12 @@ from .look import LOOK
 from .panels import horizon_axis
 
 WHAT = (
-    f"Area under the ROC curve of telling training instances whose label was changed ({SHARE:.0%} of all, before the "
-    "final model was trained) from others, by what each method says of the harm that they do to held-out instances, "
-    "and by their self-influence. LFT at an early, a middle and the last horizon of further training."
+    f"Area under the ROC curve of telling training instances with a changed label ({SHARE:.0%} of all, before training) "
+    "from others, by the harm to held-out instances that a method ascribes to them and by their self-influence."
 )
 MARKS = (
-    "Bars are 95 % intervals (bootstrap over training instances). Dashed, with its interval in grey: the loss of the "
-    "instance itself, which needs no attribution. Stars: above it with 95 % confidence (paired). Dotted: chance."
+    "Bars: 95 % intervals (bootstrap over training instances). Dashed: the instance's own loss; stars: above it with "
+    "95 % confidence. Dotted: chance."
 )
 FORMS = {"harm": ("o", 0.16), "self-influence": ("s", -0.16)}  # marker, place beside the method's line
 

@@ -8,6 +8,7 @@ from importlib import resources
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgba
 
 from .look import LOOK
 
@@ -31,12 +32,19 @@ def published_points(panel: str, dataset: str) -> pd.DataFrame:
 
 
 def draw_published(ax: Axes, points: pd.DataFrame) -> None:
-    """Published points as open markers, thinned to a readable number."""
+    """Published points as open markers, thinned to a readable number; a stem leads from each to our curve of the same
+    method, if it has been drawn."""
+    curves = {line.get_color(): line.get_xydata() for line in ax.get_lines()}
     for method, rows in points.groupby("method"):
         if method in LOOK:
-            x = rows.x.to_numpy()
-            rows = rows if ax.get_xscale() == "log" else rows[_apart(x, np.ptp(x) / 25)]
-            look = dict(mfc="none", mec=LOOK[method].colour, ms=4.5, mew=0.9, ls="none")
+            x = np.log(rows.x.to_numpy()) if ax.get_xscale() == "log" else rows.x.to_numpy()
+            rows, colour = rows[_apart(x, np.ptp(x) / 16)], LOOK[method].colour
+            if colour in curves:
+                at, ours = curves[colour].T
+                inside = rows[(rows.x >= at[0]) & (rows.x <= at[-1])]
+                stems = dict(colors=to_rgba(colour, 0.5), lw=0.8, zorder=1.8)
+                ax.vlines(inside.x, np.interp(inside.x, at, ours), inside.value, **stems)
+            look = dict(mfc="none", mec=colour, ms=4.5, mew=0.9, ls="none")
             ax.plot(rows.x, rows.value, LOOK[method].marker, **look, zorder=3, clip_on=False)
 
 

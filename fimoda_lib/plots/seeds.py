@@ -10,7 +10,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
-from ..comparison import seed_averaging
+from ..averaging import averaged_similarities, averaging_bands, largest
 from ..experiments.panel import Panel
 from ..intervals import block_ceiling
 from .similarity import diverged, draw_lines
@@ -28,26 +28,28 @@ def table(
     """The numbers of one panel, or None if it has no gold standard yet.
 
     Returns:
-        columns method, seeds_averaged, mean, sem, step: the largest similarity over the amounts of further training,
-        its standard error over test instances, and where it lies. Methods without finished scores are absent; a method
-        that diverged has one row of NaN. The rows of method "ceiling" are the noise ceiling for so many seeds, an
-        estimate, at the same horizons.
+        columns method, seeds_averaged, mean, step (the largest similarity over the amounts of further training, and
+        where it lies), low and high (its interval), rise_half (half of that of the difference from the first row).
+        Methods without finished scores are absent; a method that diverged has one row of NaN. The rows of method
+        "ceiling" are the noise ceiling for so many seeds, an estimate, at the same horizons.
     """
     gold, stored = panel.stored(methods)
     if gold is None:
         return None
-    tables = [
-        pd.DataFrame({"method": [name]})
-        if diverged(scores)
-        else _rows(name, seed_averaging(scores, gold, blocks, adjustment=adjustment))
-        for name, scores in stored.items()
-    ]
+    finished = {name: scores for name, scores in stored.items() if not diverged(scores)}
+    values = averaged_similarities(finished, gold, blocks, adjustment) if finished else {}
+    found = {name: largest(one) for name, one in values.items()}
+    steps = {m: dict(zip(one.seeds_averaged.values, one.step.values, strict=True)) for m, one in found.items()}
+    halves = averaging_bands(finished, gold, steps, adjustment)
+    tables = [_rows(m, found[m], halves[m]) if m in found else pd.DataFrame({"method": [m]}) for m in stored]
     tables.append(ceiling(gold, pd.concat(tables), adjustment) if tables else pd.DataFrame({"method": []}))
     return pd.concat(tables, ignore_index=True)
 
 
-def _rows(method: str, values: xr.Dataset) -> pd.DataFrame:
-    return values.to_dataframe().reset_index().assign(method=method)
+def _rows(method: str, values: xr.Dataset, halves: xr.Dataset) -> pd.DataFrame:
+    rows = xr.merge([values, halves]).to_dataframe().reset_index().assign(method=method)
+    low, high = rows["mean"] - rows["half"], rows["mean"] + rows["half"]
+    return rows.assign(low=low.clip(lower=-1), high=high.clip(upper=1)).drop(columns=["half", "sem", "rise_sem"])
 
 
 def ceiling(gold: xr.Dataset, drawn: pd.DataFrame, adjustment: str) -> pd.DataFrame:
@@ -67,14 +69,14 @@ def ceiling(gold: xr.Dataset, drawn: pd.DataFrame, adjustment: str) -> pd.DataFr
 
 
 def draw(ax: Axes, table: pd.DataFrame, also: Iterable[float] = ()) -> None:
-    """One panel: a line with a band of one standard error per method, over a logarithmic axis of seeds.
+    """One panel: a line with a band per method, over a logarithmic axis of seeds.
 
     Args:
         also: numbers of seeds that the axis covers beside those of the table.
     """
+    ax.set_xscale("log")
     draw_lines(ax, table, "seeds_averaged")
     sizes = sorted({*table["seeds_averaged"].dropna().astype(int), *map(int, also)})
-    ax.set_xscale("log")
     if sizes:
         ax.xaxis.set_major_locator(FixedLocator(sizes))
         ax.set_xlim(sizes[0] / 1.12, sizes[-1] * 1.12)

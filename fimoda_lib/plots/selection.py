@@ -13,15 +13,12 @@ from .look import LOOK
 from .panels import horizon_axis
 
 WHAT = (
-    f"What further training gains on instances that no method has seen if {DROPPED:.0%} of the candidates are dropped: "
-    "those that harm a validation set most by the scores of each method, and for LFT by scores made for a horizon K. "
-    "The gain is the decrease of the mean loss, in percent of the loss after further training on all data, after an "
-    "amount T of further training."
+    f"What further training gains on unseen instances (percent of the loss) if {DROPPED:.0%} of the candidates are dropped: "
+    "those that harm a validation set most by a method's scores, for LFT made for a horizon K."
 )
 MARKS = (
-    "Bold: the 95 % interval (bootstrap over seeds and instances) of the difference to dropping as many at random lies "
-    "above or below zero. Boxes: for each T, the K that gained most (the smallest of those "
-    "that chose the same)."
+    "Bold: the difference to dropping at random has a 95 % interval (bootstrap over seeds and instances) without zero. "
+    "Boxes: each T's best K."
 )
 FIRST = ("grad_dot", "lft")  # from the shortest horizon to the longest; then those with no horizon of their own
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.ticker import StrMethodFormatter
 
 from ..comparison import sensitivity, similarity
 from ..experiments.panel import Panel
@@ -15,9 +16,10 @@ from ..intervals import bands, ceiling_interval
 from .look import LOOK
 from .panels import horizon_axis
 
+MARKED = 7  # points of a line, if it has many
 WHAT = (
-    "{Measure} between each method's scores and the sensitivities measured by further training ({trained}), "
-    "averaged over test instances."
+    "{Measure} of each method's scores and the sensitivities that further training measures ({trained}), mean over test "
+    "instances."
 )
 
 
@@ -36,13 +38,13 @@ def table(
         return None
     tables = curves(sensitivity(gold, adjustment), scores, metric)
     halves = bands({m: a for m, a in scores.items() if not diverged(a)}, gold, adjustment, metric)
-    tables = [_with_interval(rows, halves.get(rows["method"].iloc[0])) for rows in tables]
+    tables = [with_interval(rows, halves.get(rows["method"].iloc[0])) for rows in tables]
     if metric == "cosine":
         tables.append(rows_of("ceiling", ceiling_interval(gold, adjustment).drop_vars("noise_dimensions")))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"method": []})
 
 
-def _with_interval(rows: pd.DataFrame, half: xr.DataArray | None) -> pd.DataFrame:
+def with_interval(rows: pd.DataFrame, half: xr.DataArray | None) -> pd.DataFrame:
     """The rows of a method with its interval; a similarity is never beyond 1."""
     if half is None:
         return rows
@@ -68,24 +70,31 @@ def rows_of(method: str, values: xr.Dataset) -> pd.DataFrame:
     return values.to_dataframe().reset_index().assign(method=method)
 
 
-def draw(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
-    """One panel: a line per method, with its interval as a band."""
+def draw(ax: Axes, table: pd.DataFrame, dataset: str, axis: str = "log") -> None:
+    """One panel: a line per method, with its interval as a band.
+
+    Args:
+        axis: "log", where the decay is, or "linear", as in the paper.
+    """
     x, label = horizon_axis(dataset)
+    ax.set_xscale(axis)
+    if axis == "log":
+        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     draw_lines(ax, table, x)
     ax.set_xlabel(label)
     ax.set_ylim(min(ax.get_ylim()[0], -0.06), 1.02)
 
 
 def draw_lines(
-    ax: Axes, table: pd.DataFrame, x: str, *, width: float = 1.0, shade: float = 0.15, markers_below: int = 15
+    ax: Axes, table: pd.DataFrame, x: str, *, width: float = 1.0, shade: float = 0.15, markers: bool = True
 ) -> None:
-    """A line per method over the column x, with a band; names the methods that diverged.
+    """A line per method over the column x, with a band; names the methods that diverged. The axis has its scale.
 
     Args:
         table: columns method, mean and `x`; low and high, the band; without them sem, for one standard error.
         width: factor on the widths of lines.
         shade: opacity of the bands.
-        markers_below: with fewer points than that, each has a marker.
+        markers: whether lines have markers, at places of their own where there are many points.
     """
     failed = []
     for method, rows in table.groupby("method", sort=False):
@@ -99,7 +108,8 @@ def draw_lines(
             mean,
             color=look.colour,
             linestyle=look.line,
-            marker=look.marker if len(at) < markers_below else None,
+            marker=look.marker if markers else None,
+            markevery=_marked(at, method, ax.get_xscale()),
             ms=3,
             lw=width * look.width,
             zorder={"ceiling": 1, "lft": 1.5}.get(method, 2),  # thick lines lie below thin ones
@@ -113,6 +123,16 @@ def draw_lines(
         ax.text(
             0.98, 0.02, words, transform=ax.transAxes, ha="right", va="bottom", fontsize=7.5, color="#555555"
         )  # fmt: skip
+
+
+def _marked(at: np.ndarray, method: str, scale: str) -> list[int] | None:
+    """Which points of a line have a marker: all of a few, or some evenly on the axis, for every method others."""
+    if len(at) <= MARKED:
+        return None
+    places = np.log(at) if scale == "log" else at
+    gap, names = np.ptp(places) / MARKED, list(LOOK)
+    wanted = places[0] + gap * (np.arange(MARKED) + (7 * names.index(method) % len(names)) / len(names))
+    return sorted({int(np.abs(places - place).argmin()) for place in wanted})
 
 
 def _band(rows: pd.DataFrame) -> tuple[np.ndarray, np.ndarray]:

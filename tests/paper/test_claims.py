@@ -109,6 +109,8 @@ def test_a_verdict_needs_more_than_the_interval(change, half, expected, columns)
     assert result.ours.verdict == expected
     paired = rows.assign(low=-9, high=9, rise_sem=half * 2**0.5 / claims.NORMAL)  # of the same test instances
     assert claims.outcome(claim(3), paired).results[0].ours.verdict == expected
+    paired = rows.assign(low=-9, high=9, rise_half=half * 2**0.5)
+    assert claims.outcome(claim(3), paired).results[0].ours.verdict == expected
     if expected == CANNOT_TELL:
         assert result.ours.reason.startswith("Within its interval: Grad-Dot changes by ")
         assert claims.outcome(claim(3), rows).summary == "cannot be told on Energy"
