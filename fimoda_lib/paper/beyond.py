@@ -52,6 +52,7 @@ def figure_filter(panels: Panels, folder: Path | str) -> Figure:
     return panel_figure(
         note, panels, folder, tables, draw,
         what=filters.WHAT, marks=filters.MARKS, ylabel="share of the direction that is kept",
+        legend=filters.legend(),
     )  # fmt: skip
 
 

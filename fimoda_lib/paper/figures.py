@@ -216,6 +216,7 @@ def figure_damping(panels: Panels, folder: Path | str, method: str = "exact") ->
         what=damping.WHAT,
         marks=damping.MARKS,
         ylabel=r"damping $\lambda$",
+        legend=damping.legend(),
     )
 
 

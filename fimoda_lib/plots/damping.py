@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
+from matplotlib.ticker import NullFormatter
 
 from ..comparison import sensitivity, similarity
 from ..experiments.panel import Panel, finished
@@ -19,7 +22,10 @@ MARKS = (
     "White: λ = 1/(ηT), with the learning rate η; dots mark the best damping for each T; light blue ticks "
     "the dampings tried in the paper."
 )
-TICKS = dict(color="#56B4E9", lw=1.6)
+SEEN = [withStroke(linewidth=2.6, foreground="black")]  # at the bright end of the colours, too
+LINE = {"color": "white", "lw": 1.4, "path_effects": SEEN, "label": r"$\lambda = 1/(\eta T)$"}
+BEST = {"color": "#D55E00", "marker": ".", "ls": "", "ms": 3, "label": "best at each horizon"}
+TICKS = {"color": "#56B4E9", "lw": 1.6, "path_effects": SEEN, "label": "the paper's dampings"}
 
 
 def table(panel: Panel, method: str = "exact", multiples: Sequence[float] = ()) -> pd.DataFrame | None:
@@ -64,14 +70,16 @@ def draw(ax: Axes, table: pd.DataFrame, learning_rate: float, multiples: Sequenc
         ylim=(dampings[0], dampings[-1]),
         xlabel="optimiser steps of further training $T$",
     )
-    seen = [withStroke(linewidth=2.6, foreground="black")]  # on the bright end of the colours, too
-    line = dict(color="white", lw=1.4, path_effects=seen)
-    ax.plot(steps, 1 / (learning_rate * steps), **line, label=r"$\lambda = 1/(\eta T)$")
-    ax.plot(steps, dampings[grid.to_numpy().argmax(0)], ".", color="#D55E00", ms=3, label="best at each horizon")
+    ax.xaxis.set_minor_formatter(NullFormatter())
+    ax.plot(steps, 1 / (learning_rate * steps), **LINE)
+    ax.plot(steps, dampings[grid.to_numpy().argmax(0)], **BEST)
     unit = table.damping.iloc[0] / table.multiple.iloc[0]
     for multiple in multiples:
-        ax.plot([0, 0.06], [multiple * unit] * 2, **TICKS, path_effects=seen, transform=ax.get_yaxis_transform())
-    ax.plot([], [], **TICKS, path_effects=seen, label="the paper's dampings")
+        ax.plot([0, 0.06], [multiple * unit] * 2, **TICKS, transform=ax.get_yaxis_transform())
     ax.grid(False)
-    ax.legend(loc="upper center", bbox_to_anchor=(0.5, -0.19), ncols=3, fontsize=7, columnspacing=1)
     ax.figure.colorbar(mesh, ax=ax, label="cosine similarity")
+
+
+def legend() -> list[Artist]:
+    """The entries of the legend."""
+    return [Line2D([], [], **look) for look in (LINE, BEST, TICKS)]

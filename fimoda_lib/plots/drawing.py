@@ -11,6 +11,7 @@ from pathlib import Path
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import pandas as pd
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -29,7 +30,7 @@ def panel_figure(
     what: str,
     marks: str,
     ylabel: str,
-    legend: Sequence[str] = (),
+    legend: Sequence[str | Artist] = (),
     below: tuple[str, Draw] | None = None,
 ) -> Figure:
     """Draws all panels in one figure and each alone, and saves them with their numbers and provenance.
@@ -37,7 +38,7 @@ def panel_figure(
     Args:
         note: from `provenance`; its "figure" names the files, its "title" goes with them.
         what, marks: the caption's sentences on what is drawn, and on what bands, markers and lines mean.
-        legend: what the legend below the panels explains: names in `LOOK`, or PUBLISHED.
+        legend: what the legend below the panels explains: names in `LOOK`, PUBLISHED, or whatever has a label.
         below: another drawing of the same numbers, below the first where a panel is alone, and its title.
     """
 
@@ -70,7 +71,7 @@ def _layout(
     tables: Tables,
     draw: Draw,
     ylabel: str,
-    legend: Sequence[str],
+    legend: Sequence[str | Artist],
     note: dict,
     twice: tuple[str, Draw] | None = None,
 ) -> Figure:
@@ -104,7 +105,7 @@ def _layout(
     below = 0.16 / figure.get_figheight()  # what the panels leave free, as a share of the height: the foot ...
     if legend:
         box = figure.legend(
-            handles=[_handle(name) for name in legend],
+            handles=[_handle(entry) if isinstance(entry, str) else entry for entry in legend],
             loc="lower center",
             bbox_to_anchor=(0.5, below),
             ncols=across,

@@ -5,7 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import torch
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 
 from ..derivatives.curvature import GaussNewton, Reduction, recommended_damping
 from ..derivatives.gradients import Gradients
@@ -13,7 +16,14 @@ from ..experiments.panel import Panel, finished
 from ..experiments.settings import Settings
 from .look import LOOK
 
-SHADES = ("#9ecae1", "#4292c6", "#08306b")  # horizons, light to dark
+HORIZONS = [  # light to dark
+    {"color": colour, "lw": 1.8, "label": f"further training, {words}"}
+    for colour, words in (("#9ecae1", "one epoch"), ("#4292c6", "a tenth of all"), ("#08306b", "all epochs"))
+]
+GRAD_DOT = {"color": LOOK["grad_dot"].colour, "lw": 1.8, "label": "Grad-Dot"}
+DAMPED = {"color": "#666666", "lw": 1, "ls": ":", "label": r"damping $\lambda=1/(\eta T)$"}
+CG = {"color": LOOK["cg"].colour, "ls": "--", "lw": 1.6, "label": "CG, the paper's damping"}
+BARS = {"color": "#D9D9D9", "label": "where test gradients lie"}
 WHAT = (
     "What T steps with learning rate η keep of a gradient along an eigenvector of the Gauss-Newton matrix with "
     "eigenvalue σ: (1 - (1 - ησ)^T)/(ησT). Grad-Dot keeps all, an influence function λ/(σ + λ)."
@@ -45,21 +55,20 @@ def draw(ax: Axes, table: pd.DataFrame, settings: Settings, per_epoch: int) -> N
     sigma = np.geomspace(1e-6, table.eigenvalue.max() * 1.2, 400)
     edges = np.geomspace(sigma[0], sigma[-1], 40)
     heights, _ = np.histogram(table.eigenvalue, edges, weights=table.share)
-    bars = dict(align="edge", color="#D9D9D9", label="where test gradients lie")
-    ax.bar(edges[:-1], heights / max(heights.max(), 1e-300) * 0.35, np.diff(edges), **bars)
-    ax.axhline(1, color=LOOK["grad_dot"].colour, lw=1.8, label="Grad-Dot")
-    for horizon, shade in zip((1, max(epochs // 10, 1), epochs), SHADES, strict=True):
+    ax.bar(edges[:-1], heights / max(heights.max(), 1e-300) * 0.35, np.diff(edges), align="edge", **BARS)
+    ax.axhline(1, **GRAD_DOT)
+    for horizon, look in zip((1, max(epochs // 10, 1), epochs), HORIZONS, strict=True):
         T = horizon * per_epoch
-        label = f"further training, {horizon} epoch{'s' * (horizon > 1)}"
-        ax.plot(sigma, kept(eta * sigma, T), color=shade, lw=1.8, label=label)
-        ax.plot(sigma, 1 / (1 + eta * T * sigma), color=shade, lw=1, ls=":")
-    ax.plot([], [], color="#666666", lw=1, ls=":", label=r"damping $\lambda=1/(\eta T)$")
+        ax.plot(sigma, kept(eta * sigma, T), **look)
+        ax.plot(sigma, 1 / (1 + eta * T * sigma), **{**DAMPED, "color": look["color"]})
     damping = max(settings.damping_multiples) * table.damping_unit.iloc[0]
-    ax.plot(
-        sigma, damping / (sigma + damping), color=LOOK["cg"].colour, ls="--", lw=1.6, label="CG, the paper's damping"
-    )
+    ax.plot(sigma, damping / (sigma + damping), **CG)
     ax.set(xscale="log", ylim=(0, 1.05), xlim=(sigma[0], sigma[-1]), xlabel=r"eigenvalue $\sigma$ of $G$")
-    ax.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.19), ncols=2)  # off the curves
+
+
+def legend() -> list[Artist]:
+    """The entries of the legend."""
+    return [*(Line2D([], [], **look) for look in (GRAD_DOT, *HORIZONS, DAMPED, CG)), Patch(**BARS)]
 
 
 def kept(moved: np.ndarray, steps: int) -> np.ndarray:

@@ -12,8 +12,9 @@ from .look import LOOK
 from .panels import horizon_axis
 
 WHAT = (
-    f"Area under the ROC curve of telling training instances with a changed label ({SHARE:.0%} of all, before training) "
-    "from others, by the harm to held-out instances that a method ascribes to them and by their self-influence."
+    f"Area under the ROC curve of telling training instances with a changed label ({SHARE:.0%} of all, before "
+    "training) from others, by the harm to held-out instances that a method ascribes to them and by their "
+    "self-influence."
 )
 MARKS = (
     "Bars: 95 % intervals (bootstrap over training instances). Dashed: the instance's own loss; stars: above it with "

@@ -13,8 +13,8 @@ from .look import LOOK
 from .panels import horizon_axis
 
 WHAT = (
-    f"What further training gains on unseen instances (percent of the loss) if {DROPPED:.0%} of the candidates are dropped: "
-    "those that harm a validation set most by a method's scores, for LFT made for a horizon K."
+    f"What further training gains on unseen instances (percent of the loss) if {DROPPED:.0%} of the candidates are "
+    "dropped: those that harm a validation set most by a method's scores, for LFT made for a horizon K."
 )
 MARKS = (
     "Bold: the difference to dropping at random has a 95 % interval (bootstrap over seeds and instances) without zero. "

@@ -18,8 +18,8 @@ from .panels import horizon_axis
 
 MARKED = 7  # points of a line, if it has many
 WHAT = (
-    "{Measure} of each method's scores and the sensitivities that further training measures ({trained}), mean over test "
-    "instances."
+    "{Measure} of each method's scores and the sensitivities that further training measures ({trained}), mean over "
+    "test instances."
 )
 
 

@@ -1,8 +1,9 @@
-"""Figures on mislabelled data and selection by horizon, from tiny stored results."""
+"""Figures on groups, mislabelled data and selection by horizon, from tiny stored results."""
 
 import json
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -19,7 +20,7 @@ def panels(tmp_path_factory):
         results = tmp_path_factory.mktemp("results")
         chosen = {k: Panel(d, "smoke", results=results) for k, d in {"c": "breast_cancer", "d": "digits"}.items()}
         assert chosen["c"].params
-        for name in ("mislabelled", "selection"):
+        for name in ("mislabelled", "selection", "lds", "removal_curves"):
             getattr(selection, name).table(chosen["c"])
         yield {k: panel.other(compute=False) for k, panel in chosen.items()}
     plt.close("all")
@@ -29,6 +30,8 @@ def panels(tmp_path_factory):
     ("name", "alone", "says"),
     [
         ("fig_mislabelled", "fig_mislabelleda_breast_cancer", "46 of 455 labels changed, 24 training instances ranked"),
+        ("fig_lds", "fig_ldsc_breast_cancer", "12 subsets of 120 of 455 training instances"),
+        ("fig_removal_curves", "fig_removal_curvesc_breast_cancer", "33 groups removed, 2 test instances"),
         ("fig_selection", "fig_selectionc_breast_cancer", "2 of 24 candidates dropped (455 training instances), 57 "),
     ],
 )
@@ -38,6 +41,7 @@ def test_the_figures_say_what_they_were_made_from(panels, tmp_path, monkeypatch,
     note = json.loads((tmp_path / f"{name}.json").read_text())
     assert says in note["runs"] and note["notebook"] == selection.NOTEBOOK and "left-out" not in note["runs"]
     assert note["datasets"]["breast_cancer"]["seconds"] > 0 and note["datasets"]["breast_cancer"]["specification"]
+    assert len(note["caption"].split("Not run yet")[0].split()) <= 60
     table = pd.read_csv(tmp_path / f"{name}.csv")
     assert {"grad_dot", "ekfac", "lft"} < set(table["method"]) and set(table["dataset"]) == {"breast_cancer"}
     assert {p.suffix for p in tmp_path.glob(f"{alone}.*")} == {".csv", ".json", ".pdf", ".png"}
@@ -48,6 +52,21 @@ def test_the_figures_say_what_they_were_made_from(panels, tmp_path, monkeypatch,
     again = selection.FIGURES[name](kept, tmp_path)  # drawn from the numbers that were saved
     texts = [[t.get_text() for t in f.axes[0].texts] for f in (figure, again)]
     assert texts[0] == texts[1]
+
+
+@pytest.mark.parametrize(
+    ("name", "column", "value"), [("fig_lds", "share", "lds"), ("fig_removal_curves", "after_step", "change")]
+)
+def test_the_curves_of_groups_are_the_numbers_of_the_csv(panels, tmp_path, name, column, value):
+    figure = selection.FIGURES[name](panels, tmp_path)
+    table = pd.read_csv(tmp_path / f"{name}.csv")
+    insets = figure.axes[0].child_axes
+    assert len(insets) == table[column].nunique()
+    for inset, (_, rows) in zip(insets, table.groupby(column), strict=True):
+        zero = [line for line in inset.get_lines() if line.get_color() == "black"]
+        curves = [line.get_ydata() for line in inset.get_lines() if line.get_linewidth() > 0 and line not in zero]
+        drawn, expected = np.sort(np.concatenate(curves)), np.sort(rows[value])
+        np.testing.assert_allclose(drawn, expected, rtol=1e-4, atol=1e-9)
 
 
 def test_the_heat_map_boxes_the_best_horizon_for_each_amount_of_training(panels, tmp_path):
