@@ -78,7 +78,8 @@ def _layout(
     twice = None if any(tables[letter] is None for letter in panels) else twice
     columns = min(len(panels), 2)
     rows = -(-len(panels) // columns) + (twice is not None)
-    across = min(len(legend), 5 if columns > 1 else 3)
+    names = all(isinstance(entry, str) for entry in legend)  # short ones
+    across = min(len(legend), (5 if names else 3) if columns > 1 else (3 if names else 2))
     legend_rows = -(-len(legend) // across) if legend else 0
     figure, axes = plt.subplots(
         rows,

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.ticker import StrMethodFormatter
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from ..comparison import sensitivity, similarity
 from ..experiments.panel import Panel
@@ -78,9 +78,11 @@ def draw(ax: Axes, table: pd.DataFrame, dataset: str, axis: str = "log") -> None
     """
     x, label = horizon_axis(dataset)
     ax.set_xscale(axis)
-    if axis == "log":
-        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
     draw_lines(ax, table, x)
+    if axis == "log":
+        low, high = ax.get_xlim()
+        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+        ax.xaxis.set_minor_formatter(StrMethodFormatter("{x:g}") if high < 9 * low else NullFormatter())
     ax.set_xlabel(label)
     ax.set_ylim(min(ax.get_ylim()[0], -0.06), 1.02)
 
