@@ -5,28 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from ..experiments.panel import PAPER_METHODS, Panel
+from ..experiments.panel import Panel
 from ..experiments.studies import first_order_runs, removal_runs
 from ..plots import filters, first_order, removal
-from ..plots import similarity as curves
 from ..plots.captions import provenance
-from ..plots.drawing import panel_figure, save_numbers
+from ..plots.drawing import panel_figure
 from ..plots.kept import panels_and_tables
-from ..plots.look import LOOK
 from ..plots.panels import Panels
-from ..storage.store import asked, read_sidecar
 from ..training.minibatches import steps_per_epoch
 from .curves import similarity_figure
 from .figures import shown_in
-
-NOTEBOOK = "06_why_methods_decay"
-COMPARED = (*PAPER_METHODS, "timed", "lft")
+from .over_horizons import COMPARED, NOTEBOOK, table_horizons
 
 
 def figure2_plus(panels: Panels, folder: Path | str) -> Figure:
@@ -124,84 +118,6 @@ def study_figure(
         note, panels, folder, tables, lambda ax, letter: draw(ax, tables[letter], panels[letter].dataset),
         what=what, marks=marks, ylabel=ylabel, legend=[name for name in legend if name in shown],
     )  # fmt: skip
-
-
-def table_horizons(panels: Panels, folder: Path | str, methods: Sequence[str] = COMPARED) -> pd.DataFrame:
-    """One row per data set and method: similarity averaged over horizons, and the seconds that the scores took.
-
-    Horizons count evenly on a log axis of epochs: the first epochs weigh as much as the last. The curves are those
-    of `figure2_plus`, with the panels that were drawn earlier. Writes `table_horizons.csv`, `.html` and `.json`.
-
-    Returns:
-        columns data set, method, mean over horizons, first, lowest, last, seconds.
-    """
-    panels, tables, kept = panels_and_tables(
-        "fig02plus", panels, folder, lambda s: curves.table(s, methods), compute=False
-    )
-    drawn = {letter: table for letter, table in tables.items() if table is not None}
-    before = seconds_before(Path(folder))
-    rows = []
-    for letter, table in drawn.items():
-        panel = panels[letter]
-        for name, curve in table[table["method"].isin(methods)].groupby("method", sort=False):
-            mean, weight = curve["mean"].to_numpy(), log_weights(curve["epoch"].to_numpy())
-            if np.isnan(mean).all():  # it diverged
-                continue
-            label = LOOK[name].label
-            earlier = before.get((panel.title, label), np.nan)
-            rows.append(
-                {
-                    "data set": panel.title,
-                    "method": label,
-                    "mean over horizons": float((mean * weight).sum() / weight.sum()),
-                    "first": float(mean[0]),
-                    "lowest": float(mean.min()),
-                    "last": float(mean[-1]),
-                    "seconds": earlier
-                    if letter in kept
-                    else seconds_of(lambda panel=panel, name=name: panel.scores(name)),
-                }
-            )
-    table, title = pd.DataFrame(rows), "All methods, over all horizons"
-    note = provenance(
-        {letter: panels[letter] for letter in drawn},
-        kept=kept,
-        figure="table_horizons",
-        title=title,
-        notebook=NOTEBOOK,
-        optimizer="sgd",
-    )
-    note["profile"] = next(iter(panels.values())).profile
-    note["caption"] = (
-        "Mean cosine similarity to further training (SGD, for text AdamW; mean adjustment): averaged over horizons "
-        "(evenly on a log axis of epochs), when first evaluated, at its lowest and when last evaluated; and the "
-        "seconds that the scores of the left-out instances took."
-    )
-    save_numbers(table, folder, "table_horizons", note)
-    page = table.to_html(index=False, float_format="{:.2f}".format, na_rep="", border=0)
-    (Path(folder) / "table_horizons.html").write_text(page, encoding="utf-8")
-    return table
-
-
-def seconds_before(folder: Path) -> dict[tuple[str, str], float]:
-    """(data set, method) -> seconds, of the table as last saved."""
-    try:
-        table = pd.read_csv(folder / "table_horizons.csv")
-    except (FileNotFoundError, pd.errors.EmptyDataError):
-        return {}
-    return {(row["data set"], row["method"]): row["seconds"] for _, row in table.iterrows()}
-
-
-def log_weights(epochs: np.ndarray) -> np.ndarray:
-    """Weights under which horizons count evenly on a log axis; the first as if another lay as far before it."""
-    if len(epochs) == 1:
-        return np.ones(1)
-    return np.diff(np.log(epochs), prepend=np.log(epochs[0] ** 2 / epochs[1]))
-
-
-def seconds_of(pieces: Callable) -> float:
-    """How long a stored result took to compute, by its sidecar."""
-    return float(read_sidecar(asked(pieces))["seconds"])
 
 
 FIGURES: dict[str, Callable] = {

@@ -18,6 +18,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..methods import METHODS
+from ..plots.look import LOOK
 from ..plots.published import published_curves
 from .claims import check_claims, read_table
 from .rules import number
@@ -85,13 +86,20 @@ def verdicts(folder: Path | str) -> str:
 
 
 def horizons(folder: Path | str) -> str:
-    """The best published method and LFT on every data set: similarity over all horizons, and its lowest."""
+    """The best published method, the yardstick and LFT on every data set: similarity over horizons, interval and
+    lowest, and the cost against one seed of the gold standard; bold what leads beyond intervals."""
     table = pd.read_csv(Path(folder) / "table_horizons.csv")
     names = list(dict.fromkeys(table["data set"]))
     lines = [f"| | {' | '.join(n.split(' (')[0] for n in names)} |", "|---|" + "---|" * len(names)]
     ours = METHODS["lft"].label
-    shown = {"best published method": {m.label for m in METHODS.values()} - {ours}, "LFT": {ours}}  # no yardsticks
+    shown = {
+        "best published method": {m.label for m in METHODS.values()} - {ours},  # no yardsticks
+        LOOK["timed"].label: {LOOK["timed"].label},
+        "LFT": {ours},
+    }
     for words, methods in shown.items():
+        if not table.method.isin(methods).any():
+            continue
         cells = []
         for name in names:
             rows = table[(table["data set"] == name) & table.method.isin(methods)]
@@ -99,8 +107,12 @@ def horizons(folder: Path | str) -> str:
                 cells.append("–")
                 continue
             best = rows.loc[rows["mean over horizons"].idxmax()]
-            label = "" if words == "LFT" else f", {best.method}"
-            cells.append(f"{written(best['mean over horizons'])} ({written(best.lowest)}){label}")
+            mean = written(best["mean over horizons"])
+            mean = f"**{mean}**" if bool(best.get("leads", False)) else mean
+            mean += "" if pd.isna(best.get("±")) else f" ± {written(best['±'])}"
+            cost = "" if pd.isna(best.get("of one seed")) else f"; {best['of one seed']:.2g}"
+            label = f", {best.method}" if words.startswith("best") else ""
+            cells.append(f"{mean} ({written(best.lowest)}{cost}){label}")
         lines.append(f"| {words} | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

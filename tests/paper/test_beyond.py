@@ -31,7 +31,7 @@ from fimoda_lib.experiments.studies import (
 )
 from fimoda_lib.intervals import ceiling_interval
 from fimoda_lib.methods import attribute
-from fimoda_lib.paper import beyond, figures
+from fimoda_lib.paper import beyond, figures, over_horizons
 from fimoda_lib.plots import filters, first_order, removal
 
 
@@ -183,7 +183,28 @@ def test_the_table_has_similarities_and_seconds(panels, tmp_path):
     assert row["first"] == mean[0] and row["last"] == mean[-1] and row["lowest"] == mean.min()
     assert mean.min() <= row["mean over horizons"] <= mean.max() and row["seconds"] > 0
     assert len(pd.read_csv(tmp_path / "table_horizons.csv")) == 3
+    one_seed = float(gold.seconds.sum()) / gold.sizes["seed"]
+    np.testing.assert_allclose(table["of one seed"], table["seconds"] / one_seed, rtol=0.1)  # both are rounded
+    half = (pd.read_csv(tmp_path / "table_horizons.csv")["±"] > 0).all()
+    assert half and len(json.loads((tmp_path / "table_horizons.json").read_text())["caption"].split()) <= 60
     assert "Grad-Dot" in (tmp_path / "table_horizons.html").read_text()
+
+
+def test_what_leads_is_bold_only_beyond_the_intervals():
+    curve = pd.DataFrame({"epoch": [1.0, 2.0, 8.0], "mean": [0.2, 0.4, 0.8]})
+    found = over_horizons.over_horizons(curve.assign(low=curve["mean"] - 0.1, high=curve["mean"] + 0.1))
+    assert np.isclose(found["mean over horizons"], (0.2 + 0.4 + 2 * 0.8) / 4)
+    assert np.isclose(found["±"], 0.1) and (found["first"], found["lowest"], found["last"]) == (0.2, 0.2, 0.8)
+    assert np.isnan(over_horizons.over_horizons(curve)["±"])
+    rows = [{"mean over horizons": mean, "±": 0.03} for mean in (0.9, 0.84, 0.2)]
+    assert [over_horizons.leads(row, rows) for row in rows] == [True, False, False]
+    rows[1]["mean over horizons"] = 0.87  # within 0.03 √2
+    assert not any(over_horizons.leads(row, rows) for row in rows)
+    rows[0]["±"] = np.nan  # as an earlier version left it
+    assert not any(over_horizons.leads(row, rows) for row in rows)
+    table = pd.DataFrame([dict.fromkeys(over_horizons.SHOWN, 0.5) | {"leads": lead} for lead in (True, False)])
+    page = over_horizons.html(table)
+    assert page.count("row0_col2 {") == 1 and "row1_col2 {" not in page and "font-weight: bold" in page
 
 
 def test_the_table_keeps_panels_drawn_earlier(panels, tmp_path):

@@ -1,0 +1,127 @@
+"""All methods over all horizons in one table: mean similarity with its interval, and what the scores cost."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+
+from ..experiments.panel import PAPER_METHODS
+from ..plots import similarity as curves
+from ..plots.captions import provenance
+from ..plots.drawing import save_numbers
+from ..plots.kept import panels_and_tables
+from ..plots.look import LOOK
+from ..plots.panels import Panels
+from ..storage.store import asked, read_sidecar
+
+NOTEBOOK = "06_why_methods_decay"
+COMPARED = (*PAPER_METHODS, "timed", "lft")
+CAPTION = (
+    "Mean cosine similarity to further training (SGD, for text AdamW; mean adjustment) over horizons, each weighed by "
+    "the logarithm of its ratio to the one before (the first as the second), with 95 % intervals; bold where it leads "
+    "beyond them. Seconds that the scores took, also against one seed of the gold standard."
+)
+SHOWN = ["data set", "method", "mean over horizons", "±", "first", "lowest", "last", "seconds", "of one seed"]
+
+
+def table_horizons(panels: Panels, folder: Path | str, methods: Sequence[str] = COMPARED) -> pd.DataFrame:
+    """One row per data set and method: similarity averaged over horizons, and the seconds that the scores took.
+
+    Horizons count evenly on a log axis of epochs (`log_weights`). The curves are those of `figure2_plus`, with the
+    panels that were drawn earlier. Writes `table_horizons.csv`, `.html` and `.json`.
+
+    Returns:
+        columns data set, method, mean over horizons, ± (half of its interval; an upper bound, as if all horizons erred
+        alike), first, lowest, last, seconds, of one seed (those over the seconds of one seed of further training), and
+        leads: whether the mean is above that of all others by more than their intervals.
+    """
+    panels, tables, kept = panels_and_tables(
+        "fig02plus", panels, folder, lambda s: curves.table(s, methods), compute=False
+    )
+    drawn = {letter: table for letter, table in tables.items() if table is not None}
+    note = provenance(
+        {letter: panels[letter] for letter in drawn}, kept=kept, figure="table_horizons",
+        title="All methods, over all horizons", notebook=NOTEBOOK, optimizer="sgd",
+    )  # fmt: skip
+    before, found = seconds_before(Path(folder)), []
+    for letter, table in drawn.items():
+        panel = panels[letter]
+        runs = note["datasets"].get(panel.dataset, {})
+        one_seed = runs["seconds"] / len(runs["seeds"]) if runs.get("seconds") else np.nan
+        rows = []
+        for name, curve in table[table["method"].isin(methods)].groupby("method", sort=False):
+            if np.isnan(curve["mean"]).all():  # it diverged
+                continue
+            label = LOOK[name].label
+            if letter in kept:
+                seconds = before.get((panel.title, label), np.nan)
+            else:
+                seconds = seconds_of(lambda panel=panel, name=name: panel.scores(name))
+            row = {"data set": panel.title, "method": label, **over_horizons(curve), "seconds": seconds}
+            rows.append({**row, "of one seed": seconds / one_seed})
+        found += [{**row, "leads": leads(row, rows)} for row in rows]
+    table = pd.DataFrame(found)
+    note["profile"] = next(iter(panels.values())).profile
+    note["caption"] = CAPTION
+    save_numbers(table, folder, "table_horizons", note)
+    (Path(folder) / "table_horizons.html").write_text(html(table), encoding="utf-8")
+    return table
+
+
+def over_horizons(curve: pd.DataFrame) -> dict[str, float]:
+    """Mean of a curve over horizons with half of its interval, and its first, lowest and last similarity.
+
+    Args:
+        curve: columns epoch, mean, low and high; without interval it has none.
+    """
+    mean, weight = curve["mean"].to_numpy(), log_weights(curve["epoch"].to_numpy())
+    half = (curve["high"] - curve["low"]).to_numpy() / 2 if {"low", "high"} <= {*curve} else np.full(len(mean), np.nan)
+    return {
+        "mean over horizons": float(mean @ weight / weight.sum()),
+        "±": float(half @ weight / weight.sum()),
+        "first": float(mean[0]),
+        "lowest": float(mean.min()),
+        "last": float(mean[-1]),
+    }
+
+
+def leads(row: dict, rows: Sequence[dict]) -> bool:
+    """Whether the mean of a row is above that of all others by more than the interval of the difference."""
+    others = [other for other in rows if other is not row]
+    return bool(others) and all(
+        row["mean over horizons"] - other["mean over horizons"] > np.hypot(row["±"], other["±"]) for other in others
+    )
+
+
+def html(table: pd.DataFrame) -> str:
+    """The table as a page of its own; bold: what leads beyond intervals."""
+    if table.empty:
+        return table.to_html(index=False, border=0)
+    shown = table[SHOWN]
+    bold = [["font-weight: bold" if lead and c == SHOWN[2] else "" for c in SHOWN] for lead in table["leads"]]
+    styled = shown.style.apply(lambda _: pd.DataFrame(bold, shown.index, SHOWN), axis=None).set_uuid("horizons")
+    return styled.format(precision=2, na_rep="", subset=SHOWN[2:]).hide(axis="index").to_html(doctype_html=True)
+
+
+def seconds_before(folder: Path) -> dict[tuple[str, str], float]:
+    """(data set, method) -> seconds, of the table as last saved."""
+    try:
+        table = pd.read_csv(folder / "table_horizons.csv")
+    except (FileNotFoundError, pd.errors.EmptyDataError):
+        return {}
+    return {(row["data set"], row["method"]): row["seconds"] for _, row in table.iterrows()}
+
+
+def log_weights(epochs: np.ndarray) -> np.ndarray:
+    """Weights under which horizons count evenly on a log axis; the first as if another lay as far before it."""
+    if len(epochs) == 1:
+        return np.ones(1)
+    return np.diff(np.log(epochs), prepend=np.log(epochs[0] ** 2 / epochs[1]))
+
+
+def seconds_of(pieces: Callable) -> float:
+    """How long a stored result took to compute, by its sidecar."""
+    return float(read_sidecar(asked(pieces))["seconds"])
