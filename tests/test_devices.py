@@ -132,6 +132,9 @@ def test_methods(name, kind, device):
         dict(mode="closed_form"),
         dict(segments=2, order=1),
         dict(further_training=TRAINING | {"optimizer": "adam"}),
+        dict(mode="split", segments=2),
+        dict(mode="split", horizon=list(range(1, 13)), products=6, backend="krylov"),
+        dict(mode="split", further_training=TRAINING | {"optimizer": "adamw", "max_grad_norm": 0.1}),
     ],
     ids=str,
 )

@@ -138,6 +138,7 @@ def test_odd_arguments_end_in_a_sentence_or_a_result(number, problem, monkeypatc
         ("trak", dict(weighted="yes")),
         ("lft", dict(horizon=[2], further_training=RUN, segments=2.5)),
         ("lft", dict(horizon=[2], further_training=RUN, runs=2.5)),
+        ("lft", dict(horizon=[2], further_training=RUN, mode="split", sample=2.5)),
         ("lft", dict(horizon=[2], further_training=RUN, runs=10**30)),
         ("lft", dict(horizon=10**30, further_training=RUN)),
         ("lft", dict(horizon=[2], further_training=[1])),

@@ -7,12 +7,14 @@ a copy in evaluation mode and in the precision asked for does the work.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.func import grad, hessian, jvp, vjp, vmap
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from ..tasks import Instances, Params, Task, check_params, check_task, count, take, to
 from ..training.working import Working
@@ -86,13 +88,33 @@ class Gradients:
 
     def block_size(self, rows_per_instance: int = 1) -> int:
         """How many instances' gradients go into one block."""
-        budget = BLOCK_BYTES * (16 if self.device.type == "cuda" else 1)  # smaller blocks do not fill a GPU
-        return max(budget // (self.n_params * rows_per_instance * self._bytes), 1)
+        return max(self._budget // (self.n_params * rows_per_instance), 1)
+
+    def product_size(self, vectors: int = 1) -> int:
+        """How many instances' forward passes go into one block, for each of so many vectors at once."""
+        return max(self._budget // (self.held * vectors), 1)
+
+    @cached_property
+    def held(self) -> int:
+        """About how many numbers a forward pass makes of one instance."""
+        counts = []
+        with torch.no_grad():
+            for n in (1, 2):  # what does not grow is about parameters
+                instances = self.train(torch.arange(n))
+                with Counted() as counted:
+                    self.working.losses(self.params, instances)
+                counts.append(counted.numbers)
+        return max(counts[1] - counts[0], 1)
 
     @property
     def _bytes(self) -> int:
         """Of one number."""
         return torch.finfo(self.dtype).bits // 8
+
+    @property
+    def _budget(self) -> int:
+        """How many numbers go into one block."""
+        return BLOCK_BYTES * (16 if self.device.type == "cuda" else 1) // self._bytes  # less does not fill a GPU
 
     # --- outputs and losses -----------------------------------------------------------------------------------------
 
@@ -180,7 +202,7 @@ class Gradients:
         def product(v: Tensor) -> Tensor:
             return self.flatten(jvp(partial(self.of_mean_loss, instances), (self.params,), (self.unflatten(v),))[1])
 
-        size = max(BLOCK_BYTES // (self._bytes * max(count(instances) * 512, self.n_params * 4)), 1)
+        size = max(self._budget // max(count(instances) * self.held, self.n_params * 4), 1)
         with twice_differentiable():
             return torch.cat([vmap(product)(piece) for piece in vectors.split(size)])
 
@@ -194,6 +216,17 @@ class Gradients:
             partial(at.of_mean_loss, instances),
             lambda v: at.unflatten(at.hessian_products(instances, at.flatten(v)[None])[0]),
         )
+
+
+class Counted(TorchDispatchMode):
+    """Counts the numbers that operations put out while it is active."""
+
+    numbers = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        found = function(*args, **(kwargs or {}))
+        self.numbers += sum(x.numel() for x in tree_leaves(found) if isinstance(x, Tensor))
+        return found
 
 
 def _order(task: Task, params: Params) -> list[str]:

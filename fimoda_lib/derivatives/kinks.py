@@ -32,8 +32,8 @@ from .units import UNITS
 
 KINKS = ("between", "softened")
 FLOOR = 0.03  # of Adam's denominator where kinks are softened, in units of its root mean square
-# Of the Gaussian, in units of the spread of pre-activations. Not tuned finely: on Wine no width from 0 to 0.03 matters.
-USUAL_WIDTH = 0.01
+# Of the Gaussian, in units of the spread of pre-activations: benchmarks/choose_width.py chose it.
+USUAL_WIDTH = 0.001
 SAMPLE = 2_048  # training instances that tell the spread of pre-activations
 
 

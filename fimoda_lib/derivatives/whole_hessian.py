@@ -27,8 +27,7 @@ from .linearised import loss_changes
 from .spectra import Spectrum
 from .splitting import Drift, Motion, boundaries, interpolated, midpoint
 
-INSTANCES = 1_024  # in one piece of a product
-SAMPLE = 4_096  # more instances are not taken for one product, but others for each
+VECTORS = 8  # at least so many at once in products, and so fewer instances: both fill matrices
 
 
 class LiveRun:
@@ -41,23 +40,26 @@ class LiveRun:
         self.train = to(task.train, device, self.ensemble.dtype)
         nobody = torch.tensor([FULL_RUN])
         self.batches = run_batches(task.n_train, batch_size, nobody, seed, removal="mask", device=device)
-        self.seed, self.device, self.step, self.share = seed, device, 0, 1.0
+        self.seed, self.device, self.step, self.gradients = seed, device, 0, None
 
     def advance(self, step: int) -> Params:
         """Trains up to this step; the parameters there."""
-        e, clipped = self.ensemble, self.rule.max_grad_norm
+        e = self.ensemble
         with strict_arithmetic(self.device):
             while self.step < step:
                 self.step += 1
                 rows, weights = next(self.batches)
                 batch, weights = take(self.train, rows[None]), weights.to(self.device, e.dtype)
-                if clipped is not None:
+                if self.rule.max_grad_norm is not None and self.step == step:  # for `share`
                     with torch.no_grad(), e.masks(self.seed, self.step):
-                        gradients = e.gradients(e.params, batch, weights, 1)
-                    self.share = what_clipping_leaves(gradients, clipped)
+                        self.gradients = e.gradients(e.params, batch, weights, 1)
                 with e.masks(self.seed, self.step):  # those of `further_train`
                     e.step(batch, weights)
         return {k: p[0].clone() for k, p in e.params.items()}
+
+    def share(self) -> float:
+        """What clipping left of the gradient in the last step of the last advance."""
+        return 1.0 if self.gradients is None else what_clipping_leaves(self.gradients, self.rule.max_grad_norm)
 
     def multiplier(self) -> Params | None:
         """What Adam multiplies its mean gradient by, besides the learning rate, `kinks.regularised`; None for SGD."""
@@ -106,7 +108,7 @@ class Surroundings:
 
     def hessian(self, delta: Tensor, rows: Tensor) -> Tensor:
         """The Hessian of the mean loss of training instances times every row of δ, [b, P]."""
-        pieces = [self.at.train(piece) for piece in rows.split(INSTANCES)]
+        pieces = (self.at.train(piece) for piece in rows.split(self.at.product_size(VECTORS)))
         return sum(count(piece) / len(rows) * self.at.hessian_products(piece, delta) for piece in pieces)
 
     def test_changes(self, test: Tensor, delta: Tensor) -> Tensor:
@@ -135,6 +137,7 @@ class Following:
         spectrum: (model at its parameters, scale of columns) -> the eigenbasis of G.
         whole: see `Surroundings`.
         dtype: of gradients and products.
+        sample: so many training instances at most in a product, others in each.
     """
 
     products: int
@@ -142,6 +145,7 @@ class Following:
     spectrum: Callable[[Gradients, Tensor | None], Spectrum]
     whole: bool
     dtype: torch.dtype
+    sample: int
 
 
 def follow_whole(
@@ -167,23 +171,24 @@ def follow_whole(
             sizes.append(len(drift.spectrum.eigenvalues))
         if motion is None:
             motion = Motion(*[torch.zeros(len(train), here.at.n_params, dtype=how.dtype, device=run.device)] * 2)
-        drift = replace(drift, share=run.share)
+        drift = replace(drift, share=run.share())
 
         def force(delta: Tensor, here: Surroundings = here, drift: Drift = drift) -> Tensor:
-            some = torch.randperm(task.n_train, generator=generator)[:SAMPLE] if task.n_train > SAMPLE else everyone
+            few = task.n_train > how.sample
+            some = torch.randperm(task.n_train, generator=generator)[: how.sample] if few else everyone
             return here.hessian(delta, some) + decay * delta - drift.curvature(delta) - here.source(delta)
 
         motion = midpoint(drift, motion, force, first, end - first)
         there = Surroundings(gradients_at(task, run.advance(end), how.dtype), train, whole=how.whole)
-        found.append(there.test_changes(test, motion.delta).cpu())
+        found.append(there.test_changes(test, motion.delta))
         bar.update(end - first)
         first = end
-    return interpolated(torch.stack(found), ends, horizons), sizes
+    return interpolated(torch.stack(found).cpu(), ends, horizons), sizes
 
 
 def gradients_at(task: Task, params: Params, dtype: torch.dtype) -> Gradients:
     """The model at a place of the run."""
-    if not all(p.isfinite().all() for p in params.values()):
+    if not torch.stack([p.isfinite().all() for p in params.values()]).all():
         raise ValueError("The full run diverged: its parameters are not finite; take a smaller learning rate.")
     return Gradients(task, params, dtype=dtype)
 

@@ -26,14 +26,11 @@ from ..storage.store import Missing, cached, fingerprint
 from ..tasks import Params, Task, parameters_of, take
 from ..training.final_model import train_final_model
 from ..training.further_training import further_train
-from ..training.minibatches import steps_per_epoch
+from .followed import curved, followed
 from .settings import Settings, experiment_of, panel_title, settings, training_rows
 
 log = logging.getLogger(__name__)
 
-LFT_SEED = 1000  # of its first full run: none of the gold standard's, whose noise it would share
-LFT_RUNS = 5  # averaged
-SPLIT_RUNS = 3  # likewise, where the whole Hessian is followed along each
 # The paper's methods in the paper's order; "exact" is the yardstick of the influence functions and is not drawn there.
 YARDSTICKS = {"timed": timed}  # not registered as methods
 PAPER_METHODS = ("grad_dot", "grad_cos", "datainf", "cg", "lissa", "lissa_h", "ekfac", "trak")
@@ -126,11 +123,16 @@ class Panel:
             progress=self.compute,
         )
 
-    def hyper(self, method: str) -> dict[str, Any]:
-        """The hyper-parameters that the paper plots for a method on this data set."""
+    def hyper(self, method: str, *, many: bool = False) -> dict[str, Any]:
+        """The hyper-parameters that the paper plots for a method on this data set.
+
+        Args:
+            many: for more instances than the left-out ones, or for groups. Then LFT takes G alone, in whose eigenbasis
+                all are scored at once; elsewhere it has the whole Hessian, and follows each on its own.
+        """
         s = self.settings
         if method in ("lft", "timed"):
-            return self.followed(method)
+            return followed(s, self.task.n_train, single=self.large, whole=not many, timed=method == "timed")
         hyper: dict[str, Any] = {}
         if "multiple" in METHODS[method].defaults and method in ("cg", "lissa", "lissa_h", "exact"):
             hyper |= {"multiple": max(s.damping_multiples)} if s.damping is None else {"damping": s.damping}
@@ -143,22 +145,6 @@ class Panel:
         if method == "lissa_h" or self.large:
             hyper["dtype"] = "float32"
         return hyper
-
-    def followed(self, method: str) -> dict[str, Any]:
-        """The hyper-parameters of "lft" and "timed": which further training they follow, and when to look."""
-        s, training = self.settings, self.settings.further.arguments()
-        per_epoch = steps_per_epoch(self.task.n_train, training["batch_size"])
-        epochs, steps = training.pop("epochs"), training.pop("evaluate", None)
-        horizon = list(steps or (per_epoch * (e + 1) for e in range(epochs)))
-        single = {"dtype": "float32"} if self.large else {}
-        found = {"horizon": horizon, "further_training": {**training, "seed": LFT_SEED}, **single}
-        if method == "timed":
-            return found
-        segments = min(s.lft_segments, len(horizon))
-        if s.lft_products is None:
-            return {**found, "runs": LFT_RUNS, "segments": segments}
-        split = {"mode": "split", "products": s.lft_products, "dtype": "float32"}
-        return {**found, **split, "runs": SPLIT_RUNS, "segments": segments}
 
     @property
     def methods(self) -> tuple[str, ...]:
@@ -201,7 +187,7 @@ class Panel:
 
         def compute() -> xr.Dataset:
             log.info("%s on %s: computing scores %s", method, self.title, chosen or "")
-            rows = {"train": s.left_out, "test": s.test, "curvature": s.curvature}
+            rows = {"train": s.left_out, "test": s.test, "curvature": curved(s, self.task.n_train, chosen)}
             found = attribute_or_outcome(YARDSTICKS.get(method, method), self.task, self.params, **rows, **chosen)
             return found.to_dataset(name="scores")
 

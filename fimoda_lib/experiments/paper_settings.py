@@ -56,10 +56,8 @@ class Experiment:
         damping: of CG and LiSSA by value, in place of multiples.
         lissa_scale: the σ of LiSSA, where the paper fixes it.
         left_out: data set whose published left-out instances are used; None spreads `n_left_out` evenly.
-        lft_segments: how many times LFT takes gradients and curvature anew along its run: where further training moves
-            the model far.
-        lft_products: so many Hessian products per run take the whole Hessian in place of G (`lft`, mode "split"); None
-            for G alone.
+        lft_segments: how many times LFT takes curvature anew along its run: where further training moves the model far.
+        lft_products: of LFT with the whole Hessian (`lft`, mode "split"): so many along each run; None for G alone.
         removal: what leaving an instance out means, see `minibatches`.
         curvature: so many training instances, the left-out ones among them, define the curvature; None for all.
         without: methods that are not run, because a product with their curvature costs too much.
@@ -80,7 +78,7 @@ class Experiment:
     left_out: str | None = None
     n_left_out: int = 100
     lft_segments: int = 1
-    lft_products: int | None = None
+    lft_products: int | None = 120
     removal: str = "drop"
     curvature: int | None = None
     without: tuple[str, ...] = ()
@@ -122,6 +120,7 @@ _SST2 = Experiment(
     # As in the paper; and LFT, whose curvature for Adam is the Gram matrix: 1,000 gradients of 110 million entries, for
     # every product anew.
     without=("cg", "lissa_h", "lft"),
+    lft_products=None,  # taking Adam's G anew again and again costs too much
     model="bert",
     remark="BERT-base, all layers trained",
 )
@@ -172,6 +171,7 @@ EXPERIMENTS: dict[str, Experiment] = {
             n_test=100,
             damping=0.01,
             n_left_out=50,
+            lft_products=None,
             removal="subtract",
             curvature=400,
             without=("lissa_h",),

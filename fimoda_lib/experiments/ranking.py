@@ -58,7 +58,7 @@ def reduced_scores(
         reduce: takes scores [test, train], or [horizon, test, train], which are NaN where the method diverged.
         about: what else determines what `reduce` makes, as JSON values; or what is to stand for one of the above.
     """
-    chosen = panel.hyper(method) | ({"horizon": list(horizons)} if method == "lft" else {})
+    chosen = panel.hyper(method, many=True) | ({"horizon": list(horizons)} if method == "lft" else {})
     task = replace(panel.task, test=test)
     spec = {
         "study": study,

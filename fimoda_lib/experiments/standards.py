@@ -29,6 +29,7 @@ from ..methods import METHODS, attribute, entry_of
 from ..storage.provenance import peak_memory
 from ..storage.store import fingerprint as checksum
 from ..storage.store import load, read_sidecar, save
+from .followed import curved
 from .panel import Panel
 from .studies import log_epochs
 
@@ -192,7 +193,7 @@ def _scores(panel: Panel, method: Method, steps: list[int], hyper: dict[str, Any
     of_figures = panel.hyper(entry.name) if METHODS.get(entry.name) is entry else {}
     followed = {"horizon": steps, "further_training": panel.hyper("lft")["further_training"]}
     given = of_figures | {k: v for k, v in followed.items() if k in entry.defaults} | hyper
-    rows = {"train": s.left_out, "test": s.test, "curvature": s.curvature}
+    rows = {"train": s.left_out, "test": s.test, "curvature": curved(s, panel.task.n_train, given)}
     return attribute(method, panel.task, panel.params, **rows, **given)
 
 

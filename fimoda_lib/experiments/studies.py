@@ -146,7 +146,7 @@ def linearised_run(panel: Panel) -> xr.DataArray:
     settings = replace(panel.settings, further=further)
     exact = replace(panel, given_task=panel.task, given_params=double, given_settings=settings)
     followed = exact.hyper("lft")["further_training"]
-    return exact.scores("lft", further_training={**followed, "seed": 0}, runs=1)
+    return exact.scores("lft", further_training={**followed, "seed": 0}, runs=1, dtype="float64")
 
 
 def output_runs(panel: Panel) -> xr.Dataset:

@@ -54,6 +54,7 @@ def lft(
     backend: str = "auto",
     order: int = 2,
     products: int = 240,
+    sample: int = 4_096,
     kinks: str = "softened",
     width: float | None = None,
     dtype: torch.dtype = torch.float64,
@@ -78,8 +79,8 @@ def lft(
         order: 1 is the derivative with respect to the instance's weight, as in the recursion above; 2 removes all of
             it: the residual of the instance is the one in the run without it, and the score is the difference of the
             losses at the linearised outputs.
-        products: "split" takes about so many Hessian-vector products per instance and run, of all training instances
-            (or of 4,096 others each time).
+        products, sample: "split" takes about so many Hessian-vector products per instance and run, of all training
+            instances or, if these are more, of a sample: others each time.
         kinks, width: "split" softens rectified units and the like, see `tangents.tangent_train`; "between" does not.
 
     Returns:
@@ -90,13 +91,13 @@ def lft(
         ValueError: no horizon or no further training given, or a choice that cannot be combined.
     """
     wanted = None if horizon is None else horizons(horizon)
-    check(wanted, further_training, mode, runs, segments, backend, order, products)
+    check(wanted, further_training, mode, runs, segments, backend, order, products, sample)
     check_kinks(kinks, width)
     if mode == "split":
         if train.dim() > 1:
             raise ValueError("mode: 'split' follows single instances; got groups, for which take 'one_run'.")
         along = full_settings(further_training)
-        soft, how = with_kinks(task, params, kinks, width), (products, segments, backend, order == 2, dtype)
+        soft, how = with_kinks(task, params, kinks, width), (products, segments, backend, order == 2, dtype, sample)
         scores, found = split_runs(soft, task, params, along, runs, train, test, wanted, curvature, *how)
         return scores, {"horizon": wanted, "further_training": {**along, "runs": runs}, **found}
     at = Gradients(task, params, dtype=dtype)
@@ -122,14 +123,16 @@ def lft(
                 raise ValueError("mode: 'closed_form' follows plain SGD; got weight_decay or max_grad_norm.")
             run = Trajectory(settings["learning_rate"], steps, *[torch.empty(0)] * 2, (), settings)
         else:
-            some = {"train": everyone(train), "test": test, "device": at.device, "progress": False}
-            first = settings.pop("seed")
-            run = mean_run(
-                record_full_run(task, params, steps=steps, segments=segments, seed=first + k, **some, **settings)
-                for k in range(runs)
-            )
+            settings |= {"steps": steps, "segments": segments, "train": everyone(train), "test": test}
+            run = recorded_runs(task, params, runs, device=at.device, **settings)
     scores, found = follow_run(task, at, D, run, train, test, wanted, curvature, mode, backend, order == 2)
     return scores, {"horizon": wanted, "further_training": dict(run.settings), **found}
+
+
+def recorded_runs(task: Task, params: Params, runs: int, *, seed: int, **settings: Any) -> Trajectory:
+    """The mean of so many full runs, with seeds from `seed` on."""
+    some = (record_full_run(task, params, seed=seed + k, progress=False, **settings) for k in range(runs))
+    return mean_run(some)
 
 
 def follow_run(
@@ -188,7 +191,7 @@ def follow_run(
 
 def split_runs(
     soft: Task, task: Task, params: Params, along: dict, runs: int, train: Tensor, test: Tensor, wanted: list[int],
-    curvature: Tensor, products: int, segments: int, backend: str, whole: bool, dtype: torch.dtype,
+    curvature: Tensor, products: int, segments: int, backend: str, whole: bool, dtype: torch.dtype, sample: int,
 ) -> tuple[Tensor, Report]:  # fmt: skip
     """Mean scores [horizons, n_test, n_train] of several runs along which the whole Hessian is followed.
 
@@ -209,7 +212,7 @@ def split_runs(
             return EkfacSpectrum(at, curvature)
         return spectrum_of(GaussNewton(at, curvature, scale=scale), backend, floor)
 
-    how, total = Following(products, segments, spectrum, whole, dtype), 0.0
+    how, total = Following(products, segments, spectrum, whole, dtype, sample), 0.0
     with tqdm(total=runs * wanted[-1], desc="LFT", leave=False, disable=None) as bar:
         for k in range(runs):
             run = LiveRun(task, params, rule, along["batch_size"], along["seed"] + k, at.device)

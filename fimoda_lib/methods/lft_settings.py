@@ -90,12 +90,14 @@ def check(
     backend: str,
     order: int,
     products: int = 2,
+    sample: int = 1,
 ) -> None:
     """Raises ValueError for settings that cannot be right."""
     for name, value, choices in (("mode", mode, MODES), ("backend", backend, BACKENDS), ("order", order, (1, 2))):
         checks.choice(name, value, choices)
     checks.whole("runs", runs, at_most=MOST_RUNS)
     checks.whole("products", products, at_least=2)
+    checks.whole("sample", sample)
     if not checks.is_whole(checks.plain(segments)):
         raise ValueError(f"segments: got {checks.shown(segments)}, expected a whole number of at least 1.")
     if further_training is None:

@@ -13,7 +13,8 @@ from torch import nn
 from fimoda_lib.comparison import noise_ceiling, seed_agreement, sensitivity, similarity
 from fimoda_lib.datasets import sentences
 from fimoda_lib.experiments import paper_settings
-from fimoda_lib.experiments.panel import LFT_RUNS, LFT_SEED, SPLIT_RUNS, Panel
+from fimoda_lib.experiments.followed import LFT_SEED, SPLIT_LEAST, SPLIT_RUNS, SPLIT_SEGMENTS
+from fimoda_lib.experiments.panel import Panel
 from fimoda_lib.experiments.profiles import get_profile
 from fimoda_lib.experiments.studies import (
     FRACTIONS,
@@ -138,14 +139,19 @@ def test_the_damping_of_the_horizon_is_a_curve_and_a_row(panels, tmp_path):
     assert "the horizon's own damping" in json.loads((tmp_path / "fig02plus.json").read_text())["caption"]
 
 
-def test_where_products_are_given_lft_follows_the_whole_hessian(panels):
+def test_lft_follows_the_whole_hessian_and_g_alone_for_many_instances(panels):
     shown = panels["a"]
-    settings = replace(shown.settings, lft_products=6)
-    split = replace(shown, given_settings=settings, given_task=shown.task, given_params=shown.params, compute=True)
-    scores = split.scores("lft")
-    assert (scores.attrs["mode"], scores.attrs["products"], scores.attrs["runs"]) == ("split", 6, SPLIT_RUNS)
-    usual = shown.scores("lft")
-    assert scores.dims == usual.dims and np.isfinite(scores).all() and not np.array_equal(scores, usual)
+    settings = replace(shown.settings, lft_products=None)
+    alone = replace(shown, given_settings=settings, given_task=shown.task, given_params=shown.params, compute=True)
+    assert alone.hyper("lft") == shown.hyper("lft", many=True) and "mode" not in alone.hyper("lft")
+    usual, found = shown.scores("lft"), alone.scores("lft")
+    assert (usual.attrs["mode"], usual.attrs["products"], usual.attrs["runs"]) == ("split", 120, SPLIT_RUNS)
+    assert found.dims == usual.dims and np.isfinite(found).all() and not np.array_equal(found, usual)
+    # All products of all runs see as many instances as further training does.
+    visits = int(usual.horizon[-1]) * json.loads(usual.attrs["further_training"])["batch_size"]
+    adam = shown.other(optimizer="adam", compute=False).hyper("lft")
+    assert (shown.hyper("lft")["segments"], adam["segments"]) == (1, min(SPLIT_SEGMENTS, len(usual.horizon)))
+    assert usual.attrs["sample"] == max(visits // (120 * SPLIT_RUNS), SPLIT_LEAST)
 
 
 def test_lft_is_drawn_at_every_horizon_and_follows_a_run_of_its_own(panels, tmp_path):
@@ -155,10 +161,11 @@ def test_lft_is_drawn_at_every_horizon_and_follows_a_run_of_its_own(panels, tmp_
     np.testing.assert_allclose(line.get_ydata(), similarity(scores, measured)["mean"], rtol=1e-5)
     assert scores.horizon.values.tolist() == panels["a"].gold.step.values.tolist()
     followed = json.loads(scores.attrs["further_training"])
-    assert followed["runs"] == LFT_RUNS and followed["seed"] == LFT_SEED > panels["a"].gold.seed.max()
+    assert followed["runs"] == SPLIT_RUNS and followed["seed"] == LFT_SEED > panels["a"].gold.seed.max()
     note = json.loads((tmp_path / "fig02plus.json").read_text())
-    assert note["datasets"]["diabetes"]["lft"] == {"runs": LFT_RUNS, "segments": 1}
-    assert note["datasets"]["diabetes"]["ceiling"] == "interval" and "LFT follows 5 runs)" in note["runs"]
+    assert note["datasets"]["diabetes"]["lft"] == {"runs": SPLIT_RUNS, "segments": 1, "products": 120}
+    assert note["datasets"]["diabetes"]["ceiling"] == "interval"
+    assert "LFT follows 2 runs with 120 products of the whole Hessian)" in note["runs"]
     ceiling = {x.get_color(): x for x in figure.axes[0].get_lines()}[figures.LOOK["ceiling"].colour]
     np.testing.assert_allclose(ceiling.get_ydata(), ceiling_interval(panels["a"].gold)["mean"], rtol=1e-5)
 
