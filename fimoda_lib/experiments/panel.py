@@ -79,7 +79,7 @@ class Panel:
 
     @property
     def title(self) -> str:
-        return panel_title(self.dataset)
+        return panel_title(self.dataset, self.profile)
 
     @cached_property
     def params(self) -> Params:

@@ -80,7 +80,7 @@ def settings(task: Task, profile: str, optimizer: str = "sgd") -> Settings:
     curved = experiment.curvature and min(experiment.curvature, chosen.curvature or experiment.curvature)
     return Settings(
         dataset=task.name,
-        title=panel_title(task.name),
+        title=panel_title(task.name, profile),
         final=experiment.final.scaled(chosen.final),
         further=further.within(further.epochs * -(-task.n_train // further.batch_size)),
         seeds=tuple(range(chosen.n_seeds(only, task.name))),
@@ -142,10 +142,17 @@ def choose_dataset(panel: str, profile: str, data_dir: Path | str | None = None)
     return real[-1]
 
 
-def panel_title(dataset: str) -> str:
-    """A panel's title; a stand-in names what it stands in for."""
+def panel_title(dataset: str, profile: str = "paper") -> str:
+    """A panel's title; a stand-in names what it stands in for, and a small model in place of the paper's says so."""
     entry = DATASETS[dataset]
-    return f"{entry.title} (stands in for {entry.stand_in_for.split(' (')[0]})" if entry.stand_in_for else entry.title
+    if entry.stand_in_for:
+        return f"{entry.title} (stands in for {entry.stand_in_for.split(' (')[0]})"
+    return f"{entry.title} (small model)" if has_small_model(dataset, profile) else entry.title
+
+
+def has_small_model(dataset: str, profile: str) -> bool:
+    """Whether a smaller model takes the place of the paper's."""
+    return dataset in SMALL and not get_profile(profile).full_size
 
 
 def panel_letter(dataset: str) -> str:

@@ -35,6 +35,7 @@ from .rules import (
 REPRODUCED, NOT_REPRODUCED, NOT_RUN = "reproduced", "not reproduced", "not run"
 CANNOT_TELL, NOT_COMPARABLE = "cannot be told", "not comparable"  # within the interval; not the paper's data or model
 IN_PART = "reproduced in part"  # of a claim as a whole: it holds on some data sets and not on others
+SMALLER = "a smaller model than the paper's, trained on other settings"
 VERDICTS = (REPRODUCED, IN_PART, NOT_REPRODUCED, CANNOT_TELL, NOT_COMPARABLE, NOT_RUN)
 TABULAR_PANELS = "abcd"
 NEAR_ZERO_METHODS = ("trak", "lissa_h")
@@ -206,7 +207,7 @@ def what_differs(dataset: str, profile: str) -> str:
     if entry.embedded or entry.stand_in_for:
         return "other data than the paper's"
     if dataset in SMALL and not (profile in PROFILES and PROFILES[profile].full_size):
-        return "a smaller model than the paper's, trained on other settings"
+        return SMALLER
     return ""
 
 
@@ -225,7 +226,7 @@ def outcome(claim: Claim, table: pd.DataFrame | None, profile: str = "paper") ->
         results.append(
             Result(
                 dataset,
-                title(dataset),
+                f"{title(dataset)} (small model)" if differs == SMALLER else title(dataset),
                 ours,
                 claim.judge(curves_of(published), panel) if len(published) else None,
                 title(published.dataset.iloc[0]) if len(published) else "",

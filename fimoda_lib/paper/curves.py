@@ -10,8 +10,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..experiments.panel import Panel
-from ..experiments.paper_settings import SMALL
-from ..experiments.profiles import get_profile
+from ..experiments.settings import has_small_model
 from ..plots import seeds, similarity
 from ..plots.captions import provenance
 from ..plots.drawing import panel_figure
@@ -155,8 +154,7 @@ def seeds_figure(
 def published_of(name: str, panel: Panel) -> pd.DataFrame:
     """The published numbers of a panel, none if a smaller model stands in its place."""
     points = published_points(name, panel.dataset)
-    small = panel.dataset in SMALL and not get_profile(panel.profile).full_size
-    return points[:0] if small else points
+    return points[:0] if has_small_model(panel.dataset, panel.profile) else points
 
 
 def legend_of(methods: Sequence[str], tables: Tables, points: Mapping[str, pd.DataFrame] | None = None) -> list[str]:
