@@ -20,7 +20,9 @@ from ..plots.panels import Panels
 from ..training.minibatches import steps_per_epoch
 from .curves import similarity_figure
 from .figures import shown_in
-from .over_horizons import COMPARED, NOTEBOOK, table_horizons
+from .over_horizons import COMPARED, NOTEBOOK, lft_beside_others, table_horizons
+
+__all__ = ["FIGURES", "lft_beside_others", "study_figure", "table_horizons"]
 
 
 def figure2_plus(panels: Panels, folder: Path | str) -> Figure:

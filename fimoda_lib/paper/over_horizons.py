@@ -96,6 +96,20 @@ def leads(row: dict, rows: Sequence[dict]) -> bool:
     )
 
 
+def lft_beside_others(table: pd.DataFrame) -> list[str]:
+    """For each data set a sentence: whether LFT leads, loses or cannot be told from the best of the others."""
+    found = []
+    for title, rows in table.groupby("data set", sort=False) if len(table) else ():
+        lft = rows[rows["method"] == LOOK["lft"].label]
+        others = rows.drop(lft.index).nlargest(1, "mean over horizons")
+        for ours, other in zip(lft.to_dict("records"), others.to_dict("records"), strict=False):
+            pair = [ours, other]
+            words = "leads" if leads(ours, pair) else "loses" if leads(other, pair) else "cannot be told from it"
+            a, b = (f"{row['mean over horizons']:.2f}" for row in pair)
+            found.append(f"{title}: the best of the others is {other['method']} with {b}; LFT, with {a}, {words}.")
+    return found
+
+
 def html(table: pd.DataFrame) -> str:
     """The table as a page of its own; bold: what leads beyond intervals."""
     if table.empty:

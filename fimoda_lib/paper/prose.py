@@ -90,10 +90,8 @@ def horizons(folder: Path | str) -> str:
     lowest, and the cost against one seed of the gold standard; bold what leads beyond intervals."""
     table = pd.read_csv(Path(folder) / "table_horizons.csv")
     names = list(dict.fromkeys(table["data set"]))
-    lines = [
-        f"| | {' | '.join(re.sub(r' [(](?!small model).*', '', n) for n in names)} |",
-        "|---|" + "---|" * len(names),
-    ]
+    heads = [re.sub(r" [(](?!small model).*", "", name) for name in names]
+    lines = [f"| | {' | '.join(heads)} |", "|---|" + "---|" * len(names)]
     ours = METHODS["lft"].label
     shown = {
         "best published method": {m.label for m in METHODS.values()} - {ours},  # no yardsticks

@@ -210,6 +210,12 @@ def test_what_leads_is_bold_only_beyond_the_intervals():
     rows[0]["±"] = np.nan  # as an earlier version left it
     assert not any(over_horizons.leads(row, rows) for row in rows)
     table = pd.DataFrame([dict.fromkeys(over_horizons.SHOWN, 0.5) | {"leads": lead} for lead in (True, False)])
+    for lft, word in ((0.9, "leads."), (0.8, "cannot be told from it."), (0.5, "loses.")):
+        rows = pd.DataFrame({"data set": "X", "method": ["CG", figures.LOOK["lft"].label], "±": 0.05}).assign(
+            **{"mean over horizons": [0.78, lft]}
+        )
+        assert [s.endswith(word) for s in over_horizons.lft_beside_others(rows)] == [True]
+    assert over_horizons.lft_beside_others(pd.DataFrame()) == []
     page = over_horizons.html(table)
     assert page.count("row0_col2 {") == 1 and "row1_col2 {" not in page and "font-weight: bold" in page
 
