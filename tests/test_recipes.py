@@ -28,7 +28,7 @@ def recipe(title: str, name: str) -> list[list[str]]:
 def test_it_is_one_screen_and_names_the_wings_and_their_questions():
     assert len(TEXT.splitlines()) <= 45
     rows = re.findall(r"^\| `(.+)` \| (.+\?) \|$", TEXT, re.M)
-    assert rows[0][0] == "tasks`, `comparison`, `intervals`, `groups`, `checks`, `devices"
+    assert rows[0][0] == "tasks`, `comparison`, `intervals`, `averaging`, `groups`, `checks`, `devices"
     assert rows[1:] == [(f"{wing}/", first_sentence(wing)) for wing in reversed(WINGS[:-1])]
 
 

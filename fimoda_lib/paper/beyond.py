@@ -20,9 +20,10 @@ from ..plots.panels import Panels
 from ..training.minibatches import steps_per_epoch
 from .curves import similarity_figure
 from .figures import shown_in
-from .over_horizons import COMPARED, NOTEBOOK, lft_beside_others, table_horizons
+from .over_horizons import COMPARED, lft_beside_others, log_weights, table_horizons
 
-__all__ = ["FIGURES", "lft_beside_others", "study_figure", "table_horizons"]
+__all__ = ["FIGURES", "lft_beside_others", "log_weights", "study_figure", "table_horizons"]
+NOTEBOOK = "06_why_methods_decay"
 
 
 def figure2_plus(panels: Panels, folder: Path | str) -> Figure:
