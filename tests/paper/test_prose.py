@@ -60,3 +60,26 @@ def test_the_table_of_verdicts_says_each_thing_once(tmp_path):
 def test_a_source_that_is_not_there_is_named(source):
     with pytest.raises(ValueError, match=f"'{source}' names no number in .*; expected figure:data set:method:which"):
         prose.fill(f"<!--{source}-->.10", FIGURES)
+
+
+def test_the_page_on_gpus_says_what_the_benchmark_printed():
+    printed = (ROOT / "benchmarks" / "gpu_h100.txt").read_text()
+    page = (ROOT / "docs" / "gpu.md").read_text()
+    names = {"Energy": "energy", "FICO": "fico", "Folktables": "folktables"}
+    columns = ((1, "as it is"), (1, "compiled"), (1, "replayed"), (10, "replayed"), (20, "replayed"))
+    for title, name in names.items():
+        block = printed.split(f"\n{name}:")[1]
+        found = [
+            re.search(rf"sgd +{seeds} seeds, {how} +([\d.]+);", block)[1] for seeds, how in columns
+        ]  # the first after the name
+        row = re.search(rf"^\| {title} \|(.+)\|$", page, re.MULTILINE)[1]
+        said = [cell.strip() for cell in row.split("|")]
+        assert said == [f"{float(number):.3g}" for number in found]
+    steps = {"energy": 3_000 * 101 * 100, "concrete": 4_000 * 101 * 100, "fico": 14_000 * 101 * 100}
+    steps["folktables"] = 5_900 * 101 * 100
+    total = 0.0
+    for name, count in steps.items():
+        block = printed.split(f"\n{'energy' if name == 'concrete' else name}:")[1]
+        for rule, seeds in (("sgd", 20), ("adam", 10)):
+            total += count * float(re.search(rf"{rule} +{seeds} seeds, replayed +([\d.]+);", block)[1]) / 1e6
+    assert f"are {total / 60:.0f} minutes on one H100" in page
