@@ -107,6 +107,15 @@ def free_memory(device: torch.device) -> int | None:
         return None
 
 
+def check_memory(error: Exception) -> None:
+    """Raises OutOfMemoryError with advice if that is what an error of PyTorch's says, in whatever words."""
+    if isinstance(error, torch.OutOfMemoryError) or "ALLOC_FAILED" in str(error):
+        raise torch.OutOfMemoryError(
+            "The device's memory is full; expected room for the model and a few instances. Where several processes "
+            "share a GPU, take fewer at once (--jobs)."
+        ) from error
+
+
 _RANDOM = threading.RLock()  # PyTorch's generators belong to the process: threads that draw would disturb each other
 
 

@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from .. import checks
-from ..devices import own_randomness, random_state
+from ..devices import check_memory, own_randomness, random_state
 from ..tasks import Instances, Params, Task, different, take, to
 
 # What PyTorch says -> what it is about, and what to do.
@@ -244,6 +244,7 @@ def failure(task: str, part: str, error: Exception, model: nn.Module) -> ValueEr
 
 def cause(error: Exception, model: nn.Module) -> tuple[str, str]:
     """What an error of PyTorch's is about and what to do, as ends of clauses; empty where that is not known."""
+    check_memory(error)
     for said, what, advice in CAUSES:
         if said in str(error):
             return f": {what}", f"; {advice}"

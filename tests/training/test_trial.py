@@ -460,3 +460,13 @@ def test_another_thread_that_draws_is_not_the_model(monkeypatch):
     monkeypatch.setattr(trial, "elsewhere", lambda: next(states, 1))
     task, params = problem(nn.Linear(3, 1))
     assert not further_train(task, params, **FURTHER).diverged.any()
+
+
+@pytest.mark.parametrize("call", [*EVALUATING.values(), *TRAINING.values()])
+@pytest.mark.parametrize("words", ["CUDA out of memory.", "CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling ..."])
+def test_a_device_without_memory_is_not_taken_for_a_wrong_model(call, words):
+    def full(linear, x, training):
+        raise (torch.OutOfMemoryError if "out" in words else RuntimeError)(words)
+
+    with pytest.raises(torch.OutOfMemoryError, match="memory is full.*--jobs"):
+        call(*problem(Own(full)))
