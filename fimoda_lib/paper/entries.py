@@ -10,7 +10,9 @@ from typing import Any
 
 import pandas as pd
 
+from ..datasets import DATASETS
 from ..experiments.paper_settings import PANELS
+from ..plots.extremes import agreeing
 from ..plots.look import LOOK
 from .claims import curves_of, published_panel, read_table, title
 from .rules import label, number
@@ -108,7 +110,7 @@ def figure_entry(folder: Path, name: str, note: dict[str, Any], notebooks: list[
         + (f" Panels: {shown}." if shown else "")
         + (" The numbers are in the CSV linked below." if (folder / f"{name}.csv").exists() else ""),
         "files": files(folder, name),
-        "panels": [{"name": stem, "files": files(folder, stem)} for stem in panels],
+        "panels": [panel_entry(folder, stem, text) for stem in panels],
         "settings": {k.replace("_", " "): words(v) for k, v in note.items() if k not in PLACED},
         "datasets": [{**v, "title": title(d), "seeds": seeds(v.get("seeds", []))} for d, v in datasets.items()],
         "commit": note.get("commit", "unknown"),
@@ -117,6 +119,15 @@ def figure_entry(folder: Path, name: str, note: dict[str, Any], notebooks: list[
         "beside": list(beside(folder, name)),
         "rows": rows_of(folder, name) if name.startswith("table") else None,
     }
+
+
+def panel_entry(folder: Path, stem: str, text: str) -> dict[str, Any]:
+    """What the template shows of a single panel."""
+    dataset = stem.split("_", 1)[1]
+    image = folder / f"{stem}.png"
+    alt = f"{text}. {title(dataset if dataset in DATASETS else stem.removeprefix('fig_').split('_', 1)[-1])}."
+    return {"name": stem, "files": files(folder, stem), "image": image.name if image.exists() else None,
+            "size": image_size(image), "alt": alt}  # fmt: skip
 
 
 def heading(name: str, note: dict[str, Any]) -> str:
@@ -176,12 +187,23 @@ def _at(curve: pd.DataFrame, x: float) -> str:
 
 
 def rows_of(folder: Path, name: str) -> dict[str, Any] | None:
-    """The rows of a table of the paper, as text."""
+    """The rows of a table, as text, each cell with whether it is bold."""
     table = read_table(folder, name)
     if table is None:
         return None
-    cells = [[words(v) for v in row] for row in table.itertuples(index=False)]
+    bold = agreeing(table) if {"test", "role"} <= {*table} else leading(table)
+    table = table.drop(columns="leads", errors="ignore")
+    cells = [
+        [(words(v), c in bold[k]) for c, v in zip(table.columns, row, strict=True)]
+        for k, row in enumerate(table.itertuples(index=False))
+    ]
     return {"columns": [str(c).replace("_", " ") for c in table.columns], "cells": cells}
+
+
+def leading(table: pd.DataFrame) -> list[set[str]]:
+    """Per row, which cells are bold: the mean of a method that leads beyond intervals."""
+    leads = table["leads"] if "leads" in table else [False] * len(table)
+    return [{"mean over horizons"} if lead else set() for lead in leads]
 
 
 def words(value: Any) -> str:

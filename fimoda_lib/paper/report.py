@@ -6,20 +6,22 @@ python -m fimoda_lib.paper.report figures/laptop
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import re
 import sys
-from collections.abc import Iterator
 from math import isnan
 from pathlib import Path
 from typing import Any
+
+import pandas as pd
 
 from ..plots.captions import counted
 from .benchmark import standings
 from .claims import NOT_COMPARABLE, NOT_RUN, VERDICTS, check_claims, title
 from .entries import TITLES, figure_entry, figure_notes, heading, in_panel_order, words
-from .notebook_pages import pages, write_page
+from .notebook_pages import pages as templates
+from .notebook_pages import write_page
+from .pieces import digest, in_words, pieces, sidecars
 from .rules import THRESHOLDS, number
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -32,13 +34,14 @@ STUDIES = (
 )
 
 
-def report(folder: Path | str, results: Path | str | None = None) -> Path:
+def report(folder: Path | str, results: Path | str | None = None, since: str | None = None) -> Path:
     """Writes `index.html` into a figures folder, and the executed notebooks as pages into its `notebooks/`.
 
     Args:
         folder: the figures of one profile, `figures/laptop`, say.
         results: where the run kept its work, `results/laptop`, say: its notebooks are converted, and it says on what
             device and when the work was done. Without it, pages made earlier stay as they are.
+        since: when the run began, as sidecars write it; the page then says what was computed now and what was found.
 
     Returns:
         the path of the page.
@@ -55,9 +58,12 @@ def report(folder: Path | str, results: Path | str | None = None) -> Path:
     notebooks = notebook_list(folder)
     profile = next(iter(notes.values())).get("profile", folder.name)
     outcomes = check_claims(folder)
+    computed = pieces(Path(results), since) if results is not None else pd.DataFrame()
     content = {
         "profile": profile,
-        "facts": facts(notes, notebooks, Path(results) if results is not None else None),
+        "digest": digest(folder),
+        "facts": facts(notes, notebooks, Path(results) if results is not None else None, in_words(computed, since)),
+        "pieces": computed.drop(columns=[] if since else ["now", "earlier"], errors="ignore"),
         "outcomes": outcomes,
         "trial": all(o.verdict in (NOT_COMPARABLE, NOT_RUN) for o in outcomes),
         "counts": {word: n for word in VERDICTS if (n := sum(o.verdict == word for o in outcomes))},
@@ -68,7 +74,7 @@ def report(folder: Path | str, results: Path | str | None = None) -> Path:
         "leaderboard": leaderboard(),
     }
     target = folder / "index.html"
-    target.write_text(pages().get_template("report.html").render(content), encoding="utf-8")
+    target.write_text(templates().get_template("report.html").render(content), encoding="utf-8")
     return target
 
 
@@ -123,8 +129,14 @@ def notebook_list(folder: Path) -> list[dict[str, str]]:
     return found
 
 
-def facts(notes: dict[str, dict], notebooks: list[dict], results: Path | None) -> list[tuple[str, str]]:
-    """What ran where and when, as (name, value); only what the files say."""
+def facts(
+    notes: dict[str, dict], notebooks: list[dict], results: Path | None, computed: str = ""
+) -> list[tuple[str, str]]:
+    """What ran where and when, as (name, value); only what the files say.
+
+    Args:
+        computed: what was computed now, and what was found.
+    """
     ran: dict[str, list[str]] = {}
     for name, note in notes.items():
         for dataset, d in note.get("datasets", {}).items() if name not in (RETRAINED, *STUDIES) else ():
@@ -133,31 +145,22 @@ def facts(notes: dict[str, dict], notebooks: list[dict], results: Path | None) -
             if entry not in ran.setdefault(dataset, []):
                 ran[dataset].append(entry)
     retrained = in_panel_order(notes.get(RETRAINED, {}).get("datasets", {}))
-    sidecars = list(_sidecars(results)) if results is not None else []
-    devices = {n["device"] for n in [*notes.values(), *sidecars] if n.get("device")}
-    dates = {s["written"][:10] for s in sidecars if s.get("written")} | {n["date"] for n in notebooks if n["date"]}
+    stored = [note for _, note in sidecars(results)] if results is not None else []
+    devices = {n["device"] for n in [*notes.values(), *stored] if n.get("device")}
+    dates = {s["written"][:10] for s in stored if s.get("written")} | {n["date"] for n in notebooks if n["date"]}
     commits = {n["commit"] for n in notes.values() if n.get("commit")}
+    commits |= {d["drawn"] for n in notes.values() for d in n.get("datasets", {}).values() if "drawn" in d}
     versions = {k: v for n in notes.values() for k, v in n.get("versions", {}).items()}
-    pieces = [
+    found = [
         ("Further training", "; ".join(f"{title(d)}: {', '.join(e)}" for d, e in in_panel_order(ran).items())),
         ("Re-training from scratch", "; ".join(title(d) for d in retrained)),
+        ("Behind this page", computed),
         ("On", ", ".join(sorted(devices))),
         ("When", " to ".join(sorted({min(dates), max(dates)})) if dates else ""),
         ("Figures drawn by commit", ", ".join(sorted(commits))),
         ("Versions", words(versions)),
     ]
-    return [(name, value) for name, value in pieces if value]
-
-
-def _sidecars(results: Path) -> Iterator[dict[str, Any]]:
-    """Provenance of the stored results of a run; files that are being written are passed over."""
-    for path in results.glob("*.json"):
-        try:
-            note = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            continue
-        if isinstance(note, dict):
-            yield note
+    return [(name, value) for name, value in found if value]
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -56,16 +56,25 @@ def _readable(instances: pd.DataFrame, row: int) -> dict:
     return (values if len(values) <= MANY else values.iloc[-1:]).to_dict()
 
 
+def agreeing(table: pd.DataFrame) -> list[set[str]]:
+    """Per row, the features in which a training instance agrees with the test instance."""
+    explained = table[table["role"] == ROLES[0]].drop_duplicates("test").set_index("test")
+    features = [column for column in table if column not in FIRST]
+    return [
+        {c for c in features if row["role"] != ROLES[0] and row["test"] in explained.index
+         and row[c] == explained.loc[row["test"], c]}
+        for row in table.to_dict("records")
+    ]  # fmt: skip
+
+
 def html(table: pd.DataFrame | None, caption: str) -> str:
     """The table as a page of its own; bold: features in which a training instance agrees with the test instance."""
     if table is None:
         table = pd.DataFrame(columns=FIRST)
-    features = [column for column in table if column not in FIRST]
-    explained = table[table.role == ROLES[0]].set_index("test")
+    same = dict(zip(table.index, agreeing(table), strict=True))
 
-    def agreeing(row: pd.Series) -> list[str]:
-        same = {c for c in features if row.role != ROLES[0] and row[c] == explained.loc[row.test, c]}
-        return ["font-weight: bold" if column in same else "" for column in row.index]
+    def bold(row: pd.Series) -> list[str]:
+        return ["font-weight: bold" if column in same[row.name] else "" for column in row.index]
 
     styles = [
         {"selector": "", "props": "border-collapse: collapse; font: 13px sans-serif"},
@@ -74,7 +83,7 @@ def html(table: pd.DataFrame | None, caption: str) -> str:
         {"selector": "thead th", "props": "border-bottom: 1px solid #444"},
         {"selector": "tbody tr:nth-child(3n) td", "props": "border-bottom: 1px solid #ddd"},
     ]
-    styled = table.style.set_uuid("table2").hide(axis="index").apply(agreeing, axis="columns")
+    styled = table.style.set_uuid("table2").hide(axis="index").apply(bold, axis="columns")
     styled = styled.format(_cell, escape="html").format(_score, subset=["score"])
     return styled.set_caption(caption).set_table_styles(styles).to_html(doctype_html=True)
 

@@ -38,6 +38,7 @@ def run(stages: list[list[NotebookRun]], options: argparse.Namespace) -> int:
     from .spread import gpus
     from .workers import SpreadError
 
+    options.began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())  # what is written later was computed by this run
     if options.scheduler or (options.jobs > 1 and len(gpus()) != 1):
         try:
             spread_out(stages, options)
@@ -83,7 +84,10 @@ def write_report(options: argparse.Namespace) -> None:
     try:
         from ..paper.report import report
 
-        print(f"Report: {report(figures, Path(options.results) / options.profile)}", flush=True)
+        print(
+            f"Report: {report(figures, Path(options.results) / options.profile, getattr(options, 'began', None))}",
+            flush=True,
+        )
     except Exception as error:  # whatever is wrong with the page, the run itself has succeeded
         print(
             f"run_all.sh: the run is finished, but its report could not be made ({type(error).__name__}: {error}); "

@@ -20,6 +20,7 @@ from PIL import Image
 from fimoda_lib.paper import notebook_pages
 from fimoda_lib.paper.claims import CLAIMS
 from fimoda_lib.paper.entries import TITLES
+from fimoda_lib.paper.pieces import faults
 from fimoda_lib.paper.report import ROOT, main, report
 from fimoda_lib.plots.published import published_curves
 from fimoda_lib.run import command as run
@@ -112,6 +113,7 @@ def made(tmp_path_factory):
     rows = rows.assign(panel="b", dataset="energy", step=rows.epoch)
     put_figure(folder, "fig02", NOTE, rows)
     put_figure(folder, "fig02b_energy", NOTE, rows)
+    put_figure(folder, "fig02c_fico", NOTE, rows)
     put_figure(folder, "fig_damping", {**OLD_NOTE, "figure": "fig_damping"}, rows.drop(columns="method"))
     (folder / "table2.json").write_text(json.dumps({**NOTE, "figure": "table2", "title": "Instances"}))
     pd.DataFrame({"role": ["most <helpful>"], "score": [0.123456], **{f"c{k}": ["wide"] for k in range(20)}}).to_csv(
@@ -197,6 +199,61 @@ def test_the_report_knows_every_figure():
 def test_the_table_of_the_paper_is_shown_as_text(made):
     row = soup(made[1]).select_one("section[aria-labelledby=table2] tbody tr")
     assert [words(c) for c in row.select("td")][:2] == ["most <helpful>", "0.1235"]
+
+
+def test_bold_cells_say_what_captions_say(made, tmp_path):
+    shutil.copytree(made[0], tmp_path / "laptop")
+    for name in ("table2", "table_horizons"):
+        (tmp_path / "laptop" / f"{name}.json").write_text(json.dumps({**NOTE, "figure": name}))
+    roles = {"test": [7, 7, 7], "role": ["to explain", "most helpful", "most harmful"], "instance": [7, 4, 2]}
+    instances = pd.DataFrame({**roles, "score": [np.nan, 0.01, -0.5], "job": ["clerk", "clerk", "nurse"]})
+    instances.to_csv(tmp_path / "laptop" / "table2.csv", index=False)
+    rows = {"data set": "X", "method": ["LFT (ours)", "CG"], "mean over horizons": [0.9, 0.8], "leads": [True, False]}
+    pd.DataFrame(rows).to_csv(tmp_path / "laptop" / "table_horizons.csv", index=False)
+    page = soup(report(tmp_path / "laptop"))
+    assert [words(b) for b in page.select("section[aria-labelledby=table2] td strong")] == ["clerk"]
+    section = page.select_one("section[aria-labelledby=table_horizons]")
+    assert [words(b) for b in section.select("td strong")] == ["0.9"] and "leads" not in words(section.thead)
+
+
+def test_pieces_are_computed_now_or_found(made, tmp_path):
+    """From sidecars, by the time at which the run began; without that, the page says only when they were written."""
+    folder, results = tmp_path / "laptop", tmp_path / "results"
+    shutil.copytree(made[0], folder)
+    results.mkdir()
+    days = {"final-energy-00": "2026-01-01", "further-energy-sgd-drop-seed0-00": "2026-01-01",
+            "further-energy-sgd-drop-seed1-00": "2026-01-03", "scores-energy-cg-00": "2026-01-03",
+            "engine-energy-00": "2026-01-02"}  # fmt: skip
+    for stem, day in days.items():
+        (results / f"{stem}.json").write_text(json.dumps({"written": f"{day}T00:00:00Z", "seconds": 90}))
+    page = soup(report(folder, results, "2026-01-02T12:00:00Z"))
+    assert "2 pieces computed now, 3 found from earlier runs" in words(page.select_one("dl.facts"))
+    rows = [[words(c) for c in row.select("td")] for row in page.select("section[aria-labelledby=pieces] tbody tr")]
+    assert rows == [
+        ["final model", "Energy", "1", "0", "1", "1.5", "2026-01-01"],
+        ["further training", "Energy", "2", "1", "1", "3.0", "2026-01-01 to 2026-01-03"],
+        ["scores", "Energy", "1", "1", "0", "1.5", "2026-01-03"],
+        ["studies", "Energy", "1", "0", "1", "1.5", "2026-01-02"],
+    ]
+    page = soup(report(folder, results))
+    assert "computed now" not in words(page) and "2026-01-01 to 2026-01-03" in words(page)
+
+
+def test_a_page_is_refused_if_it_is_older_than_its_figures_or_of_several_commits(made, tmp_path):
+    folder = tmp_path / "laptop"
+    shutil.copytree(made[0], folder)
+    assert faults(folder) == []
+    path = folder / "fig02b_energy.json"
+    path.write_text(json.dumps({**NOTE, "commit": "1234567890"}))
+    assert ["older" in faults(folder)[0], "2 commits (1234567890, abcdef1234)" in faults(folder)[1]] == [True, True]
+    report(folder)
+    assert len(faults(folder)) == 1
+    kept = {"energy": {**NOTE["datasets"]["energy"], "drawn": "abcdef1234+"}}
+    path.write_text(json.dumps({**NOTE, "datasets": kept}))
+    report(folder)
+    assert "2 commits" in faults(folder)[0] and "drawn by abcdef1234+, which is no commit" in faults(folder)[1]
+    (folder / "index.html").unlink()
+    assert "older" in faults(folder)[0]
 
 
 # Executed notebooks
@@ -302,7 +359,9 @@ def test_the_browser_shows_everything_without_complaint_or_network(made, browser
     browser.get_log("browser")  # what other pages said before, the last one when it was left
     visit(browser, made[0] / name, 1280)
     assert browser.get_log("browser") == []
-    loaded = browser.execute_script("return [...document.images].map(i => [i.naturalWidth, i.alt])")
+    loaded = browser.execute_script(
+        "return [...document.images].filter(i => i.offsetParent).map(i => [i.naturalWidth, i.alt])"
+    )
     assert all(width > 0 and alt for width, alt in loaded)
     assert len(loaded) == {"index.html": 2, "notebooks/04_figures.html": 1}.get(name, 0)
     fetched = browser.execute_script("return performance.getEntriesByType('resource').map(e => e.name)")
@@ -331,8 +390,17 @@ def test_every_link_leads_somewhere(made, name):
         assert not anchor or soup(target).find(id=anchor), link
 
 
+def test_on_a_phone_single_panels_stand_in_place_of_the_sheet(made, browser):
+    shown = "return [...document.querySelectorAll('#fig02 ~ figure img')].filter(i => i.offsetParent).map(i => i.src)"
+    for width, names in ((1280, ["fig02.png"]), (390, ["fig02b_energy.png", "fig02c_fico.png"])):
+        visit(browser, made[1], width)
+        assert [address.rsplit("/", 1)[1] for address in browser.execute_script(shown)] == names
+        sizes = "return [...document.querySelectorAll('img')].map(i => i.getBoundingClientRect().right)"
+        assert max(browser.execute_script(sizes)) <= width
+
+
 @pytest.mark.parametrize("name", PAGES)
-@pytest.mark.parametrize("width", [360, 1280])
+@pytest.mark.parametrize("width", [360, 390, 1280])
 def test_no_page_is_wider_than_the_window(made, browser, name, width):
     visit(browser, made[0] / name, width)
     assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
@@ -342,8 +410,10 @@ def test_no_page_is_wider_than_the_window(made, browser, name, width):
         ".map(e => [getComputedStyle(e).overflowX, e.tabIndex])"
     )
     assert all(box == ["auto", 0] for box in boxes)
-    if width == 360 and name == "index.html":
+    if width < 400 and name == "index.html":
         assert boxes  # table 2 has twenty columns
+        shadows = "return getComputedStyle(document.querySelector('.wide')).backgroundAttachment"
+        assert "local" in browser.execute_script(shadows)  # a shadow at the end that has more
 
 
 @pytest.mark.parametrize("name", PAGES)
