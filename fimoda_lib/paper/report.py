@@ -21,7 +21,7 @@ from .claims import NOT_COMPARABLE, NOT_RUN, VERDICTS, check_claims, title
 from .entries import TITLES, figure_entry, figure_notes, heading, in_panel_order, words
 from .notebook_pages import pages as templates
 from .notebook_pages import write_page
-from .pieces import digest, in_words, pieces, sidecars
+from .pieces import digest, faults, in_words, pieces, sidecars
 from .rules import THRESHOLDS, number
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -171,7 +171,13 @@ def main(arguments: list[str] | None = None) -> int:
     p.add_argument(
         "--results", metavar="DIR", help="where the run kept its work (results/<name of FOLDER>, if it exists)"
     )
+    p.add_argument(
+        "--check", action="store_true", help="only say whether the page is as new as its figures, all of one commit"
+    )
     options = p.parse_args(arguments)
+    if options.check:
+        print(*(found := faults(options.folder)) or ["as new as its figures, all of one commit"], sep="\n")
+        return 1 if found else 0
     results = Path(options.results or Path("results") / Path(options.folder).resolve().name)
     if options.results and not results.is_dir():
         print(f"report: --results: there is no folder {options.results!r}; leave it out, or name one.", file=sys.stderr)

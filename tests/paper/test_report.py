@@ -253,7 +253,12 @@ def test_a_page_is_refused_if_it_is_older_than_its_figures_or_of_several_commits
     report(folder)
     assert "2 commits" in faults(folder)[0] and "drawn by abcdef1234+, which is no commit" in faults(folder)[1]
     (folder / "index.html").unlink()
-    assert "older" in faults(folder)[0]
+    assert "older" in faults(folder)[0] and main([str(folder), "--check"]) == 1
+    assert main([str(made[0]), "--check"]) == 0
+
+
+def test_the_committed_figures_are_of_one_commit_and_their_page_is_as_new():
+    assert faults(ROOT / "figures/laptop") == []
 
 
 # Executed notebooks
