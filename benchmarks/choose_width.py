@@ -34,7 +34,7 @@ from fimoda_lib import attribute, noise_ceiling, sensitivity, similarity
 from fimoda_lib.derivatives import kinks, whole_hessian
 from fimoda_lib.experiments.followed import LFT_SEED
 from fimoda_lib.experiments.panel import Panel
-from fimoda_lib.paper.beyond import log_weights
+from fimoda_lib.paper.over_horizons import log_weights
 from fimoda_lib.storage.provenance import code_version
 
 DATASETS = ("wine", "breast_cancer", "diabetes", "digits")

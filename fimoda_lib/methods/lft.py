@@ -9,6 +9,7 @@ product. Frozen residuals and T = 1 give Grad-Dot; frozen residuals and T -> ∞
 """
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -19,7 +20,8 @@ from ..derivatives.curvature import GaussNewton
 from ..derivatives.gradients import Gradients
 from ..derivatives.kinks import check_kinks, with_kinks
 from ..derivatives.linearised import effects_of, everyone, evolved, follow, jacobians, loss_changes, output_directions
-from ..derivatives.spectra import Spectrum, choose_backend, spectrum_of
+from ..derivatives.spectra import GRAM_ROWS, Spectrum, choose_backend, spectrum_of
+from ..derivatives.splitting import boundaries
 from ..derivatives.trajectories import Trajectory, mean_run, record_full_run, recorded_steps
 from ..derivatives.whole_hessian import Following, LiveRun, follow_whole
 from ..tasks import Params, Task
@@ -30,6 +32,7 @@ from .ekfac import EkfacFactors
 from .lft_settings import OF_OPTIMIZER, check, check_backend, check_recorded, check_stored, full_settings, horizons
 
 NEGLIGIBLE = 0.01  # an eigenvalue σ counts as zero where σηT is smaller: the filter is then within 1 % of ηT
+STIFF = 0.2  # with "split", an eigenvalue is left to the products of the Hessian if ησ adds up to less between them
 TEST_BLOCKS = 4  # of the usual size: Jacobians of test instances that are held at once
 
 
@@ -201,11 +204,12 @@ def split_runs(
     """
     at = Gradients(soft, params, dtype=dtype)
     if backend == "auto":
-        backend = choose_backend(len(curvature) * len(output_directions(at)), at.n_params)
+        backend = choose_backend(GRAM_ROWS + 1, at.n_params)  # few directions are needed: those are quickly found
     check_backend(backend, along["optimizer"], at)
     Gradients(task, params).check_hessian()  # between kinks, where quotients can tell
     rule = Optimizer(along["optimizer"], **{name: along[name] for name in OF_OPTIMIZER if name in along})
-    floor = NEGLIGIBLE / (rule.learning_rate * wanted[-1])
+    longest = max(b - a for a, b in pairwise([0, *boundaries(wanted, products // 2)]))
+    floor = STIFF / (rule.learning_rate * longest)
 
     def spectrum(at: Gradients, scale: Tensor | None) -> Spectrum:
         if backend == "ekfac":
