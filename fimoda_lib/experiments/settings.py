@@ -14,6 +14,8 @@ from ..tasks import Task
 from .paper_settings import EXPERIMENTS, HEAVY, PANELS, SMALL, Experiment, Training, reference_left_out
 from .profiles import get_profile
 
+LEAST_PRODUCTS = 40  # of LFT along a run that is shorter than the paper's
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -97,7 +99,7 @@ def settings(task: Task, profile: str, optimizer: str = "sgd") -> Settings:
         lissa_h_depth=chosen.lissa_h_depth,
         cg_tolerance=chosen.cg_tolerance,
         lft_segments=experiment.lft_segments,
-        lft_products=experiment.lft_products,
+        lft_products=experiment.lft_products and max(round(experiment.lft_products * chosen.further), LEAST_PRODUCTS),
     )
 
 

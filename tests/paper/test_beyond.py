@@ -16,6 +16,7 @@ from fimoda_lib.experiments import paper_settings
 from fimoda_lib.experiments.followed import LFT_SEED, SPLIT_LEAST, SPLIT_RUNS, SPLIT_SEGMENTS
 from fimoda_lib.experiments.panel import Panel
 from fimoda_lib.experiments.profiles import get_profile
+from fimoda_lib.experiments.settings import LEAST_PRODUCTS
 from fimoda_lib.experiments.studies import (
     FRACTIONS,
     UNITS,
@@ -145,13 +146,13 @@ def test_lft_follows_the_whole_hessian_and_g_alone_for_many_instances(panels):
     alone = replace(shown, given_settings=settings, given_task=shown.task, given_params=shown.params, compute=True)
     assert alone.hyper("lft") == shown.hyper("lft", many=True) and "mode" not in alone.hyper("lft")
     usual, found = shown.scores("lft"), alone.scores("lft")
-    assert (usual.attrs["mode"], usual.attrs["products"], usual.attrs["runs"]) == ("split", 120, SPLIT_RUNS)
+    assert (usual.attrs["mode"], usual.attrs["products"], usual.attrs["runs"]) == ("split", LEAST_PRODUCTS, SPLIT_RUNS)
     assert found.dims == usual.dims and np.isfinite(found).all() and not np.array_equal(found, usual)
     # All products of all runs see as many instances as further training does.
     visits = int(usual.horizon[-1]) * json.loads(usual.attrs["further_training"])["batch_size"]
     adam = shown.other(optimizer="adam", compute=False).hyper("lft")
     assert (shown.hyper("lft")["segments"], adam["segments"]) == (1, min(SPLIT_SEGMENTS, len(usual.horizon)))
-    assert usual.attrs["sample"] == max(visits // (120 * SPLIT_RUNS), SPLIT_LEAST)
+    assert usual.attrs["sample"] == max(visits // (LEAST_PRODUCTS * SPLIT_RUNS), SPLIT_LEAST)
 
 
 def test_lft_is_drawn_at_every_horizon_and_follows_a_run_of_its_own(panels, tmp_path):
@@ -163,9 +164,9 @@ def test_lft_is_drawn_at_every_horizon_and_follows_a_run_of_its_own(panels, tmp_
     followed = json.loads(scores.attrs["further_training"])
     assert followed["runs"] == SPLIT_RUNS and followed["seed"] == LFT_SEED > panels["a"].gold.seed.max()
     note = json.loads((tmp_path / "fig02plus.json").read_text())
-    assert note["datasets"]["diabetes"]["lft"] == {"runs": SPLIT_RUNS, "segments": 1, "products": 120}
+    assert note["datasets"]["diabetes"]["lft"] == {"runs": SPLIT_RUNS, "segments": 1, "products": LEAST_PRODUCTS}
     assert note["datasets"]["diabetes"]["ceiling"] == "interval"
-    assert "LFT follows 2 runs with 120 products of the whole Hessian)" in note["runs"]
+    assert "LFT follows 2 runs with 40 products of the whole Hessian)" in note["runs"]
     ceiling = {x.get_color(): x for x in figure.axes[0].get_lines()}[figures.LOOK["ceiling"].colour]
     np.testing.assert_allclose(ceiling.get_ydata(), ceiling_interval(panels["a"].gold)["mean"], rtol=1e-5)
 
