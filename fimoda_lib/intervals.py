@@ -39,7 +39,7 @@ def ceiling_interval(gold: xr.Dataset, adjustment: Adjustment = "mean", level: f
     """
     level = _level(level)
     found, S = [], gold.sizes["seed"]
-    chosen = gold.isel(step=_log_spaced(gold.sizes["step"]))
+    chosen = gold.isel(step=_log_spaced(gold.step.values))
     for s in _steps(chosen, adjustment):
         mean = s.mean(0)  # [test, left_out]
         size = np.square(mean).sum(-1)
@@ -125,7 +125,7 @@ def bands(
     """
     checks.choice("metric", metric, METRICS)
     width = norm.ppf((1 + _level(level)) / 2)
-    delta = gold["delta"].isel(step=_log_spaced(gold.sizes["step"]))
+    delta = gold["delta"].isel(step=_log_spaced(gold.step.values))
     s = np.ascontiguousarray(delta.transpose("seed", "left_out", "step", "test").values, dtype=float)
     measured = delta.isel(seed=0, drop=True)
     given = {m: _prepared(matching(a, measured), metric) for m, a in scores.items()}
@@ -183,9 +183,12 @@ def _steps(gold: xr.Dataset, adjustment: str) -> Iterator[np.ndarray]:
             yield np.divide(s, largest, out=np.zeros_like(s), where=(largest > 0) & np.isfinite(largest))
 
 
-def _log_spaced(n: int) -> list[int]:
-    """At most `MOST_STEPS` of n positions, the first and the last among them, evenly on a log axis."""
-    return sorted({round(k) - 1 for k in np.geomspace(1, n, MOST_STEPS)})
+def _log_spaced(steps: np.ndarray) -> list[int]:
+    """The positions of at most `MOST_STEPS` of the steps, the first and the last among them, evenly on a log axis."""
+    if len(steps) <= MOST_STEPS:
+        return [*range(len(steps))]
+    wanted = np.geomspace(max(steps[0], 1), steps[-1], MOST_STEPS)
+    return sorted({int(np.abs(steps - step).argmin()) for step in wanted})
 
 
 def _level(level: float) -> float:

@@ -17,6 +17,7 @@ from ..methods import METHODS
 from ..storage.store import cached, fingerprint
 from ..tasks import Instances
 from .panel import Panel, attribute_or_outcome
+from .settings import log_spaced
 
 log = logging.getLogger(__name__)
 
@@ -28,8 +29,7 @@ def ranking_methods(panel: Panel) -> tuple[str, ...]:
 
 def some_horizons(panel: Panel, count: int) -> list[int]:
     """About so many of the steps at which further training is evaluated, evenly on a log axis, the last among them."""
-    steps = panel.hyper("lft")["horizon"]
-    return [steps[k - 1] for k in sorted({round(k) for k in np.geomspace(1, len(steps), count)})]
+    return log_spaced(panel.hyper("lft")["horizon"], count)
 
 
 def epochs_of(panel: Panel, steps: Sequence[int]) -> np.ndarray:

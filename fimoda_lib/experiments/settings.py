@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +11,12 @@ import numpy as np
 from ..checks import known
 from ..datasets import DATASETS, DataFileNotFound, available, require
 from ..tasks import Task
+from ..training.minibatches import steps_per_epoch
 from .paper_settings import EXPERIMENTS, HEAVY, PANELS, SMALL, Experiment, Training, reference_left_out
 from .profiles import get_profile
 
 LEAST_PRODUCTS = 40  # of LFT along a run that is shorter than the paper's
+HORIZONS = 60  # further training of more epochs is evaluated at the ends of about so many, evenly on a log axis
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,18 @@ class Settings:
     cg_tolerance: float | None
     lft_segments: int
     lft_products: int | None
+
+
+def log_epochs(epochs: int, count: int = 14) -> list[int]:
+    """About so many epochs from 1 to the last, evenly on a log axis; fewer where there are no more."""
+    return sorted({round(e) for e in np.geomspace(1, epochs, count)})
+
+
+def log_spaced(steps: Sequence[int], count: int = 14) -> list[int]:
+    """About so many of the ascending steps, evenly on a log axis, the first and the last among them."""
+    known = np.asarray(steps)
+    wanted = np.geomspace(max(known[0], 1), known[-1], count)
+    return known[sorted({int(np.abs(known - step).argmin()) for step in wanted})].tolist()
 
 
 def counted_in_steps(dataset: str) -> bool:
@@ -76,6 +90,9 @@ def settings(task: Task, profile: str, optimizer: str = "sgd") -> Settings:
     chosen, experiment = get_profile(profile), experiment_of(task.name, profile)
     only = next(iter(experiment.further)) if len(experiment.further) == 1 and optimizer == "sgd" else optimizer
     further = experiment.further[known(only, experiment.further, "optimizer")].scaled(chosen.further)
+    per_epoch = steps_per_epoch(task.n_train, further.batch_size)
+    if further.evaluate is None and further.epochs > HORIZONS:
+        further = replace(further, evaluate=tuple(per_epoch * e for e in log_epochs(further.epochs, HORIZONS)))
     found = candidates(experiment, task.n_train)
     spread = max(len(found) // chosen.left_out, 1)
     left_out = tuple(found[::spread][: chosen.left_out])
@@ -84,7 +101,7 @@ def settings(task: Task, profile: str, optimizer: str = "sgd") -> Settings:
         dataset=task.name,
         title=panel_title(task.name, profile),
         final=experiment.final.scaled(chosen.final),
-        further=further.within(further.epochs * -(-task.n_train // further.batch_size)),
+        further=further.within(further.epochs * per_epoch),
         seeds=tuple(range(chosen.n_seeds(only, task.name))),
         retrain_seeds=tuple(range(chosen.retrain_seeds)),
         left_out=left_out,

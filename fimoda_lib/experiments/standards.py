@@ -31,7 +31,7 @@ from ..storage.store import fingerprint as checksum
 from ..storage.store import load, read_sidecar, save
 from .followed import curved
 from .panel import Panel
-from .studies import log_epochs
+from .settings import log_spaced
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ def write_standard(panel: Panel, *, methods: Sequence[str] | None = None) -> Pat
     gold = panel.gold
     if gold.sizes["seed"] < 2:
         raise ValueError(f"{panel.title}: got 1 seed of further training, expected at least 2, for two halves.")
-    steps = gold.step.values[[k - 1 for k in log_epochs(gold.sizes["step"])]]
+    steps = log_spaced(gold.step.values)
     delta = gold.delta.sel(step=steps)
     halves = [half.astype("float64").mean("seed") for half in seed_blocks(delta, gold.sizes["seed"] // 2)[:2]]
     means = xr.concat(halves, dim="seed").assign_coords(seed=[0, 1]).astype("float32")
@@ -214,7 +214,7 @@ def _specification(panel: Panel, params: str | None = None) -> dict[str, Any]:
         "data": checksum(panel.task.train, panel.task.test),
         "params": params or checksum(panel.params),
         "final": asdict(s.final),
-        "further": asdict(s.further),
+        "further": asdict(replace(s.further, evaluate=None)),  # the horizons are in the file
         "removal": s.removal,
         "seeds": list(s.seeds),
         "left_out": list(s.left_out),

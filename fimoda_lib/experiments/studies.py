@@ -9,7 +9,6 @@ import copy
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
 import torch
 import xarray as xr
 from torch import nn
@@ -26,18 +25,13 @@ from ..training.plans import Plan, specification
 from .panel import Panel
 from .paper_settings import EXPERIMENTS, Training
 from .profiles import get_profile
-from .settings import experiment_of
+from .settings import counted_in_steps, experiment_of, log_epochs
 
 FRACTIONS = (0.1, 0.5, 1.0)  # of an instance's weight
 SHORT = 0.2  # of the horizon, where a study needs no more
 LONG = 10_000  # steps: data sets with longer runs are studied over a `SHORT` horizon
 FEW_STEPS = 100  # ... and those that are counted in steps over so many of them: their tangents cost most
 UNITS = {"ReLU": nn.ReLU, "SiLU": nn.SiLU}  # rectified, and smooth
-
-
-def log_epochs(epochs: int) -> list[int]:
-    """About a dozen epochs from 1 to the last, evenly on a log axis."""
-    return sorted({round(e) for e in np.geomspace(1, epochs, 14)})
 
 
 def first_order_runs(panel: Panel, fractions: Sequence[float] = FRACTIONS) -> xr.Dataset:
@@ -108,7 +102,7 @@ def paper_sized(panel: Panel) -> tuple[Training, float]:
     paper = EXPERIMENTS[panel.dataset].further[s.further.optimizer]
     per_epoch = steps_per_epoch(panel.task.n_train, s.further.batch_size)
     further = s.further if s.further.epochs * per_epoch <= LONG else s.further.scaled(SHORT)
-    if further.evaluate:
+    if counted_in_steps(panel.dataset):
         early = [step for step in further.evaluate if step <= FEW_STEPS] or [further.evaluate[0]]
         evaluate = [early[k - 1] for k in log_epochs(len(early))]
     else:
@@ -224,7 +218,7 @@ def rounding(runs: xr.Dataset) -> xr.Dataset:
 def removal_runs(panel: Panel) -> dict[str, xr.Dataset]:
     """The gold standard with "drop" and with "mask", the same seeds, over the first fifth of the horizon."""
     masked = masked_runs(panel)
-    return {"drop": panel.gold.isel(step=slice(0, masked.sizes["step"])), "mask": masked}
+    return {"drop": panel.gold.sel(step=masked.step), "mask": masked}
 
 
 def masked_runs(panel: Panel) -> xr.Dataset:

@@ -7,9 +7,10 @@ import pytest
 import xarray as xr
 from plain import train as train_plainly
 
-from fimoda_lib import attribute
+from fimoda_lib import attribute, load_task
 from fimoda_lib.experiments import horizons as study
 from fimoda_lib.experiments.panel import Panel
+from fimoda_lib.experiments.settings import log_spaced, settings
 from fimoda_lib.plots import selection as plot
 
 
@@ -96,3 +97,22 @@ def test_intervals_hold_the_gain_and_random_gains_nothing_over_itself(panel):
     assert best["after_epoch"].is_monotonic_increasing and set(best["epoch"]) <= set(table["epoch"].dropna())
     assert plot.table(panel.other(compute=False)).equals(table)  # found, not computed again
     assert plot.table(panel.other(compute=False, results=panel.folder / "elsewhere")) is None
+
+
+def test_long_further_training_is_evaluated_evenly_on_a_log_axis():
+    """... at the ends of about fifty epochs, the first and the last among them; short training after every epoch."""
+    task = load_task("diabetes")
+    for profile, epochs, at_most in (("quick", 62, 60), ("laptop", 500, 60)):
+        found = settings(task, profile).further
+        steps = np.array(found.evaluate) / -(-task.n_train // found.batch_size)
+        assert found.epochs == epochs and (steps == steps.round()).all() and (np.diff(steps) > 0).all()
+        assert (steps[0], steps[-1]) == (1, epochs) and 30 < len(steps) <= at_most
+        gaps = np.diff(np.log(steps))[np.diff(steps) > 1]
+        assert gaps.max() < 0.2
+    assert settings(task, "smoke").further.evaluate is None
+
+
+def test_horizons_are_picked_by_their_steps_not_by_their_place():
+    assert log_spaced([8, 16, 24, 32, 40, 48, 56, 64], 4) == [8, 16, 32, 64]
+    assert log_spaced([8, 16, 32, 64], 4) == [8, 16, 32, 64]
+    assert log_spaced([1, 2, 5, 10, 20, 50, 100], 3) == [1, 10, 100] and log_spaced([7], 5) == [7]

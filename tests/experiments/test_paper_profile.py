@@ -90,11 +90,11 @@ def test_a_seed_that_is_finished_is_kept(paper, monkeypatch):
     """The run stops in its second seed, as if it were killed, and goes on from there."""
     run, seeds = runs.Runner.run, []
 
-    def stopping(runner, seed, bar):
-        seeds.append(seed)
+    def stopping(runner, together, bar):
+        seeds.extend(together)
         if len(seeds) == 2:
             raise KeyboardInterrupt
-        return run(runner, seed, bar)
+        return run(runner, together, bar)
 
     monkeypatch.setattr(runs.Runner, "run", stopping)
     with pytest.raises(KeyboardInterrupt):

@@ -28,9 +28,9 @@ def trained(monkeypatch):
     """The seeds that were trained and not found, in order."""
     seeds, run = [], Runner.run
 
-    def counted(self, seed, bar):
-        seeds.append(seed)
-        return run(self, seed, bar)
+    def counted(self, together, bar):
+        seeds.extend(together)
+        return run(self, together, bar)
 
     monkeypatch.setattr(Runner, "run", counted)
     return seeds
@@ -167,10 +167,10 @@ def test_an_interrupted_call_goes_on_where_it_was(tmp_path, trained, monkeypatch
     task, params = tiny()
     counted = Runner.run
 
-    def interrupted(self, seed, bar):
-        if seed == 5:
+    def interrupted(self, together, bar):
+        if 5 in together:
             raise KeyboardInterrupt
-        return counted(self, seed, bar)
+        return counted(self, together, bar)
 
     settings = {**SETTINGS, "seeds": [2, 5, 9]}
     monkeypatch.setattr(Runner, "run", interrupted)

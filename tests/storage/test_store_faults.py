@@ -72,9 +72,9 @@ def at_moment(moment, reached):
         if second(path):
             stop_here(reached)
 
-    def slow_run(self, seed, bar):
-        result = run(self, seed, bar)
-        if seed == 1:
+    def slow_run(self, seeds, bar):
+        result = run(self, seeds, bar)
+        if 1 in seeds:
             stop_here(reached)
         return result
 
@@ -108,10 +108,10 @@ def train_and_count(folder, diary, name, start, pause=0.3):
     """Trains all seeds, slowly, with a note of every seed trained and every message."""
     run = Runner.run
 
-    def counted(self, seed, bar):
-        note(diary, f"{name} trains {seed}")
+    def counted(self, seeds, bar):
+        note(diary, f"{name} trains {seeds[0]}")
         time.sleep(pause)
-        return run(self, seed, bar)
+        return run(self, seeds, bar)
 
     class ToDiary(logging.Handler):
         def emit(self, record):
@@ -166,7 +166,7 @@ def uninterrupted():
 def trained(monkeypatch):
     """The seeds that this process trains."""
     seeds, run = [], Runner.run
-    monkeypatch.setattr(Runner, "run", lambda self, seed, bar: seeds.append(seed) or run(self, seed, bar))
+    monkeypatch.setattr(Runner, "run", lambda self, more, bar: seeds.extend(more) or run(self, more, bar))
     return seeds
 
 
