@@ -11,8 +11,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from ..experiments.panel import Panel
+from ..experiments.rounded import published_runs
 from ..experiments.studies import first_order_runs, removal_runs
-from ..plots import filters, first_order, removal
+from ..plots import filters, first_order, removal, rounded
 from ..plots.captions import provenance
 from ..plots.drawing import panel_figure
 from ..plots.kept import panels_and_tables
@@ -80,6 +81,15 @@ def figure_precision(panels: Panels, folder: Path | str) -> Figure:
     )  # fmt: skip
 
 
+def figure_rounding(panels: Panels, folder: Path | str) -> Figure:
+    """Grad-Dot's similarity on text with the published learning rate, weight and float32 losses."""
+    return study_figure(
+        "fig_rounding", panels, folder, rounded.table, rounded.draw, rounded.WHAT, rounded.MARKS,
+        measured=published_runs, title="Text as published: is it rounding?",
+        ylabel="cosine similarity to further training",
+    )  # fmt: skip
+
+
 def figure_removal(panels: Panels, folder: Path | str) -> Figure:
     """How many seeds `drop` and `mask` need for the same noise ceiling."""
     return study_figure(
@@ -130,6 +140,7 @@ FIGURES: dict[str, Callable] = {
     "fig_limit": figure_limit,
     "fig_units": figure_units,
     "fig_precision": figure_precision,
+    "fig_rounding": figure_rounding,
     "fig_removal": figure_removal,
     "table_horizons": table_horizons,
 }

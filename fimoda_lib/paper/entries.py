@@ -40,6 +40,7 @@ TITLES = {  # in the order of the page; a figure's own title goes first
     "fig_limit": "The first-order limit",
     "fig_units": "Rectified and smooth units",
     "fig_precision": "Precision audit",
+    "fig_rounding": "Text as published: is it rounding?",
     "fig_removal": "mask against drop",
     "fig_lds": "Linear datamodeling score",
     "fig_removal_curves": "Removal curves",
@@ -57,6 +58,7 @@ SHORT = {  # in the list of contents, where the heading has no number
     "fig_limit": "First-order limit",
     "fig_units": "Units",
     "fig_precision": "Precision",
+    "fig_rounding": "Rounding",
     "fig_removal": "Removal",
 }
 UNITS = {"epochs": "epoch", "steps": "step", "seeds_averaged": "seeds averaged:"}  # before a number

@@ -29,7 +29,7 @@ OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
 RETRAINED = "fig11"  # its runs start from scratch; all others are further training
 # described in their captions
 STUDIES = (
-    *("fig_limit", "fig_units", "fig_precision"),
+    *("fig_limit", "fig_units", "fig_precision", "fig_rounding"),
     *("fig_lds", "fig_removal_curves", "fig_mislabelled", "fig_selection"),
 )
 

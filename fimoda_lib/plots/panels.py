@@ -37,6 +37,7 @@ LETTERS: dict[str, dict[str, str]] = {  # figure -> letter of each of its panels
     "fig_limit": {"a": "a", "b": "b"},
     "fig_units": {"a": "b", "b": "e"},
     "fig_precision": ALL,
+    "fig_rounding": {"a": "f"},
     "fig_removal": {"a": "a", "b": "b"},
     "table_horizons": ALL,
     "fig_lds": {k: k for k in "abcde"},

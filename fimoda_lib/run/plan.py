@@ -20,6 +20,7 @@ BEYOND = (  # what notebook 06 draws; keys of `beyond.FIGURES`
     "fig_limit",
     "fig_units",
     "fig_precision",
+    "fig_rounding",
     "fig_removal",
     "table_horizons",
 )
@@ -33,7 +34,14 @@ FIGURES = (
     *SELECTION,
 )
 FOLLOWED_BY_LFT = {"sgd": {"fig02plus", "table_horizons"}, "adam": {"fig04plus"}}  # optimiser -> figures with LFT
-FINAL_MODEL_ONLY = {"fig01", "fig_limit", "fig_units", "fig_precision", *SELECTION}  # need no gold standard, no scores
+FINAL_MODEL_ONLY = {
+    "fig01",
+    "fig_limit",
+    "fig_units",
+    "fig_precision",
+    "fig_rounding",
+    *SELECTION,
+}  # need no gold standard, no scores
 OPTIMIZERS_OF = {"fig01": (), "fig04": ("adam",), "fig08": ("adam",), "fig04plus": ("adam",)}  # all others: SGD
 
 
