@@ -26,10 +26,10 @@ SHRUNK = (1.0, 0.1, 0.01)  # as if all sensitivities were so much smaller before
 def published_runs(panel: Panel) -> xr.Dataset:
     """Further training with every seed, the paper's learning rate and weight of an instance, and the paper's steps.
 
-    They are fewer where embedded data stand in.
+    Only a profile with the paper's model goes as far as the paper; others stop after the steps of `paper_sized`.
     """
     (further, whole), here = paper_sized(panel), experiment_of(panel.dataset, panel.profile)
-    if not get_profile(panel.profile).embedded:
+    if get_profile(panel.profile).full_size:
         last = steps_per_epoch(here.n_all or panel.task.n_train, further.batch_size)
         per_epoch = steps_per_epoch(panel.task.n_train, further.batch_size)
         steps = [step for step in EXPERIMENTS[panel.dataset].further[further.optimizer].evaluate if step < last]
