@@ -37,6 +37,7 @@ log = logging.getLogger(__name__)
 
 STORED = Path(__file__).parent / "benchmark"
 BITS = 11  # of the 23 of a float32's fraction that are kept: 2e-4 of each number, far below the noise of the seeds
+COMPRESSED = {"zlib": True, "shuffle": True, "complevel": 9}
 Method = str | Callable[..., Any]
 
 
@@ -76,7 +77,7 @@ def write_standard(panel: Panel, *, methods: Sequence[str] | None = None) -> Pat
     found = xr.Dataset({"delta": means.copy(data=_rounded(means.values))})
     ceiling = ceiling_interval(gold.sel(step=steps)).rename(mean="ceiling", low="ceiling_low", high="ceiling_high")
     found = found.assign(ceiling.drop_vars("noise_dimensions").data_vars)
-    found["delta"].encoding = {"zlib": True, "shuffle": True, "complevel": 9}
+    found["delta"].encoding = COMPRESSED
     for name, p in panel.params.items():
         found[f"param:{name}"] = ([f"{name}.{d}" for d in range(p.dim())], p.numpy())
     everything = (*panel.methods, *(["lft"] if panel.lft else [])) if methods is None else methods
@@ -88,6 +89,25 @@ def write_standard(panel: Panel, *, methods: Sequence[str] | None = None) -> Pat
     return path
 
 
+def renew_rows(dataset: str, data_dir: Path | str | None = None, *, methods: Sequence[str] | None = None) -> Path:
+    """Runs the known methods anew on this machine against a stored gold standard, which stays as it is.
+
+    For a gold standard from another machine, or after the settings of a method have changed. Its sidecar then says
+    who has made the rows, and `found["trained"]` of `read_standard` goes on saying who has made the gold standard.
+    """
+    started = time.perf_counter()
+    panel, gold, _, note = read_standard(dataset, data_dir)
+    everything = (*panel.methods, *(["lft"] if panel.lft else [])) if methods is None else methods
+    rows = pd.concat([rows_of(panel, gold, name) for name in everything], ignore_index=True)
+    spec = {k: v for k, v in note["specification"].items() if k != "format"}
+    found = load(_path(dataset), spec)
+    found.attrs |= {"rows": rows.to_json(orient="records", double_precision=6), "trained": json.dumps(note["trained"])}
+    found["delta"].encoding = COMPRESSED
+    path = _path(dataset)
+    save(path, spec, found, seconds=time.perf_counter() - started)
+    return path
+
+
 def read_standard(
     dataset: str, data_dir: Path | str | None = None
 ) -> tuple[Panel, xr.Dataset, pd.DataFrame, dict[str, Any]]:
@@ -96,7 +116,8 @@ def read_standard(
     Returns:
         the panel, with the stored final model; the gold standard (`delta[seed, left_out, step, test]`, two means of
         half of the seeds each; `ceiling`, `ceiling_low`, `ceiling_high`, each [step], of all seeds); the rows of the
-        known methods, as from `rows_of`; the sidecar (commit, profile, ...).
+        known methods, as from `rows_of`; the sidecar (commit, profile, ...) of the rows, where `trained` has commit,
+        day and device of the gold standard.
 
     Raises:
         ValueError: there is none for this data set.
@@ -123,7 +144,7 @@ def read_standard(
         replace(panel, given_params=params),
         found.drop_vars([f"param:{k}" for k in params]),
         pd.DataFrame(json.loads(found.attrs["rows"])),
-        note,
+        _with_origin(note, found),
     )
 
 
@@ -137,7 +158,13 @@ def read_rows(dataset: str) -> tuple[pd.DataFrame, dict[str, Any]]:
     path = _path(dataset)
     note = read_sidecar(path)
     found = load(path, {k: v for k, v in note["specification"].items() if k != "format"})
-    return pd.DataFrame(json.loads(found.attrs["rows"])), note
+    return pd.DataFrame(json.loads(found.attrs["rows"])), _with_origin(note, found)
+
+
+def _with_origin(note: dict[str, Any], found: xr.Dataset) -> dict[str, Any]:
+    """The sidecar, and under "trained" who has made the gold standard: the same run, unless the rows were renewed."""
+    own = {key: note[key] for key in ("commit", "written", "device")}
+    return {**note, "trained": json.loads(found.attrs.get("trained", json.dumps(own)))}
 
 
 def rows_of(panel: Panel, gold: xr.Dataset, method: Method, **hyper: Any) -> pd.DataFrame:

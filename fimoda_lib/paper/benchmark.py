@@ -92,10 +92,12 @@ def standings() -> tuple[pd.DataFrame, list[str]]:
 
 
 def made_by(note: dict[str, Any]) -> str:
-    """Which run made a stored gold standard, from its sidecar."""
-    spec = note["specification"]
-    return (
+    """Which run made a stored gold standard, and which the rows of the known methods, if another; from its sidecar."""
+    spec, trained = note["specification"], note["trained"]
+    said = (
         f"profile {spec['profile']}, {len(spec['seeds'])} seeds, {len(spec['left_out'])} left-out and "
-        f"{len(spec['test'])} test instances, {spec['further']['optimizer']}, commit {note['commit']}, "
-        f"{note['written'][:10]}, {note['device']}"
+        f"{len(spec['test'])} test instances, {spec['further']['optimizer']}, commit {trained['commit']}, "
+        f"{trained['written'][:10]}, {trained['device']}"
     )
+    renewed = trained["written"] != note["written"]
+    return said + (f"; known methods by commit {note['commit']}, {note['device']}" if renewed else "")

@@ -24,6 +24,11 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("--data", metavar="DIR", help="folder with data files (also: the environment variable FIMODA_DATA)")
     p.add_argument("--plot", metavar="FILE", help="draw it, too: a .png or .pdf")
     p.add_argument("--make", action="store_true", help="make gold standards, in place of those that are stored")
+    p.add_argument(
+        "--rows",
+        action="store_true",
+        help="with --make: run the known methods anew; the gold standards stay as they are",
+    )
     p.add_argument("--profile", default="laptop", help="with --make: the profile of the run (laptop)")
     p.add_argument("--results", default="results", metavar="DIR", help="with --make: where its work is kept (results)")
     p.add_argument("--seeds", type=int, metavar="N", help="with --make: the first N seeds, in place of the profile's")
@@ -78,9 +83,12 @@ def score(options: argparse.Namespace) -> int:
 def make(options: argparse.Namespace) -> int:
     """Writes the gold standards."""
     from ..experiments.panel import Panel
-    from ..experiments.standards import stored_names, write_standard
+    from ..experiments.standards import renew_rows, stored_names, write_standard
 
     for dataset in options.dataset or stored_names():
+        if options.rows:
+            print(renew_rows(dataset, options.data), flush=True)
+            continue
         panel = Panel(dataset, options.profile, results=options.results, data_dir=options.data)
         if options.seeds is not None:
             panel = replace(panel, given_settings=replace(panel.settings, seeds=tuple(range(options.seeds))))

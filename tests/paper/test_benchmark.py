@@ -1,11 +1,14 @@
 """The benchmark: a new method beside all known ones, against a stored gold standard."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
+import xarray as xr
 
 from fimoda_lib import METHODS, benchmark, sensitivity, similarity
 from fimoda_lib.datasets import DATASETS, DataFileError
@@ -15,6 +18,7 @@ from fimoda_lib.paper import report
 from fimoda_lib.paper.benchmark import leaderboard, made_by, standings
 from fimoda_lib.paper.notebook_pages import pages
 from fimoda_lib.run.command import main
+from fimoda_lib.storage import provenance
 from fimoda_lib.storage.folders import StoreError
 
 KNOWN = ("grad_dot", "grad_cos", "lft")
@@ -227,6 +231,25 @@ def test_the_command_makes_gold_standards(made, tmp_path, monkeypatch, capsys):
     assert main(command) == 0 and "wine.nc" in capsys.readouterr().out
     assert standards.stored_names() == ["wine"]
     assert main(command) == 0  # again, in its place
+
+
+def test_rows_are_made_anew_and_the_gold_standard_stays(made, tmp_path, monkeypatch, capsys):
+    for file in made[1].iterdir():
+        shutil.copy(file, tmp_path)
+    monkeypatch.setattr(standards, "STORED", tmp_path)
+    _, gold, before, first = standards.read_standard("wine")
+    monkeypatch.setattr(Panel, "methods", ("grad_dot", "grad_cos"))
+    monkeypatch.setattr(Panel, "lft", False)
+    monkeypatch.setattr(provenance, "code_version", lambda: "0123456789")
+    for _ in range(2):
+        assert main("benchmark --make --rows --dataset wine".split()) == 0 and "wine.nc" in capsys.readouterr().out
+        _, same, after, note = standards.read_standard("wine")
+        xr.testing.assert_identical(same.drop_attrs(), gold.drop_attrs())
+        assert note["trained"] == first["trained"] and note["commit"] == "0123456789"
+    kept = before[before["method"] != "lft"]
+    columns = ["method", "step", "similarity", "low", "high"]
+    pd.testing.assert_frame_equal(after[columns], kept[columns].reset_index(drop=True), rtol=1e-4)
+    assert made_by(note).count("commit") == 2 and made_by(first).count("commit") == 1
 
 
 # What is committed
