@@ -154,7 +154,7 @@ def save(figure: Figure, table: pd.DataFrame | None, folder: Path | str, name: s
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     figure.savefig(folder / f"{name}.pdf", metadata={"Subject": line_of(note), "CreationDate": None})
-    figure.set_layout_engine("none")  # it is laid out now, and finding the places takes as long as drawing
+    figure.set_layout_engine(None)  # it is laid out now, and finding the places takes as long as drawing
     figure.savefig(folder / f"{name}.png", metadata={"Description": line_of(note)})
     save_numbers(table, folder, name, note)
 

@@ -35,6 +35,7 @@ def run(stages: list[list[NotebookRun]], options: argparse.Namespace) -> int:
 
     from ..datasets import DataFileError
     from ..storage.folders import StoreError
+    from .kernels import warm_up
     from .spread import gpus
     from .workers import SpreadError
 
@@ -48,6 +49,7 @@ def run(stages: list[list[NotebookRun]], options: argparse.Namespace) -> int:
                 file=sys.stderr,
             )
             return 1
+    warm_up()
     started, total, done = time.perf_counter(), sum(map(len, stages)), 0
     threads = os.environ.get("OMP_NUM_THREADS")
     executed = Path(options.results) / options.profile / "notebooks"
@@ -113,6 +115,7 @@ def execute(item: NotebookRun, folder: Path, *, shown: bool) -> str | None:
     import papermill
     from papermill.exceptions import PapermillExecutionError
 
+    from .kernels import ForkedKernels
     from .tidy import tidy
 
     print(f"... {item.label}", flush=True)
@@ -126,6 +129,7 @@ def execute(item: NotebookRun, folder: Path, *, shown: bool) -> str | None:
             resources={"metadata": {"path": str(ROOT / "notebooks")}},
             stderr_file=sys.stderr if shown else None,
             kernel_name="python3",
+            kernel_manager_class=ForkedKernels,
             extra_arguments=["--IPKernelApp.log_level=CRITICAL"],
         )
     except PapermillExecutionError as error:

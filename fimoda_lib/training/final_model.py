@@ -70,9 +70,9 @@ def train_final_model(
     steps = tuple(per_epoch * (e + 1) for e in range(plan.epochs)) if keep_best else (plan.epochs * per_epoch,)
     plan = dataclasses.replace(plan, steps=steps)
     where = choose_device(device)
-    check_training(task, initial, where, replicas=1)
 
     def compute() -> xr.Dataset:
+        check_training(task, initial, where, replicas=1)  # what the store holds was tried when it was made
         runner = Runner(task, initial, plan, device=where, replicas=1, compile=None)
         best: list[tuple[float, Params]] = []
 

@@ -24,7 +24,6 @@ from .ensembles import Optimizer, check_trainable
 from .minibatches import steps_per_epoch
 from .plans import Plan, check_seeds, evaluation_steps, specification
 from .runs import Runner
-from .trial import check_training
 
 
 def further_train(
@@ -96,7 +95,6 @@ def further_train(
     )
     _check_enough(task, plan)
     runner = Runner(task, params, plan, device=device, replicas=replicas, compile=compile, store=store)
-    check_training(task, params, runner.device, removal=removal, replicas=replicas if plan.left_out else 1)
     spec = specification(task, params, plan)
     name = f"further-{task.name}-{optimizer}-{removal}-seed"
     pieces = {seed: (f"{name}{seed}", {**spec, "seed": seed}) for seed in seeds}

@@ -28,6 +28,7 @@ from .engines import Engine, choose_engine
 from .ensembles import Ensemble
 from .minibatches import run_batches, steps_per_epoch
 from .plans import Plan
+from .trial import check_training
 from .working import draws_random_numbers
 
 log = logging.getLogger(__name__)
@@ -157,7 +158,10 @@ class Runner:
 
         Where the device runs out of memory, fewer seeds are trained together, or the chunk is halved.
         """
-        plan, started = self.plan, time.perf_counter()
+        plan, together = self.plan, self.replicas if self.plan.left_out else 1
+        # Not for what the store holds: that was tried when it was made.
+        check_training(self.task, self.params, self.device, removal=plan.removal, replicas=together)
+        started = time.perf_counter()
         self.replicas = self.replicas or replicas_that_fit(self.task, self.params, plan, self.device, self.engine)
         shape = (len(plan.steps), len(plan.test))
         full = None
