@@ -7,7 +7,7 @@ will use. What does not hold is said in one sentence of its own: numbers that wo
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import numpy as np
@@ -37,6 +37,7 @@ def check_evaluation(
     dtype: torch.dtype = torch.float64,
     gradients: bool = False,
     replicas: Replicas = "single",
+    parts: Sequence[str] = ("test", "train"),
 ) -> None:
     """Raises ValueError, in one sentence, unless the model can be relied upon, in evaluation mode, for a call.
 
@@ -44,19 +45,19 @@ def check_evaluation(
         device, dtype: where, and in which precision, the call computes.
         gradients: whether it takes gradients of single instances.
         replicas: whether it evaluates several models at once.
+        parts: which instances it evaluates.
     """
 
     def check() -> None:
-        (precision, *_) = precisions(params, dtype)
-        trial = Trial(task, params, precision, device)
-        for part in ("test", "train"):
+        trial = Trial(task, params, precisions(params, dtype)[0], device)
+        for part in parts:
             few = trial.honest(part)
         if gradients:
             trial.differentiable(few)
         if replicas != "single":
             trial.replicated(few)
 
-    once(task, params, ("evaluation", device, dtype, gradients, replicas), check)
+    once(task, params, ("evaluation", device, dtype, gradients, replicas, *parts), check)
 
 
 def check_training(
@@ -85,7 +86,7 @@ def check_training(
             trial = Trial(task, params, dtype, device, training=True)
             trial.trainable(trial.honest("train"), kind)
 
-    check_evaluation(task, params, device, replicas=kind)
+    check_evaluation(task, params, device, replicas=kind, parts=("test",))
     once(task, params, ("training", device, kind), check)
 
 
@@ -108,6 +109,7 @@ class Trial:
         self.params = {k: p.detach().to(device, dtype) for k, p in params.items()}
         self.working = Working(task, params, dtype=dtype, device=device, training=training)
         self.rounding = ROUNDING.get(dtype, (0.1, 0.1))
+        self.precise = dtype == torch.float64 and not self.working.noisy  # too much rounding, or other masks
 
     def honest(self, part: str) -> Instances:
         """All that is asked of forward passes; returns the few instances of the part."""
@@ -143,7 +145,6 @@ class Trial:
         return [tree_map(torch.clone, take(few, slice(k, k + 1))) for k in range(FEW)]
 
     def buffers(self) -> dict[str, Tensor]:
-        """What the model holds besides parameters."""
         return {k: v.clone() for k, v in self.working.model.named_buffers()}
 
     def leaves_alone(
@@ -229,7 +230,7 @@ class Trial:
             return self.working.losses(p, take(instance, None))[0]
 
         found = self.attempt(lambda: vmap(grad(loss), in_dims=(None, 0))(self.params, few))
-        for k, one in enumerate(self.alone(few)):
+        for k, one in enumerate(self.alone(few)[: FEW if self.precise else 1]):
             self.compare({name: g[k] for name, g in found.items()}, one)
 
     def trainable(self, few: Instances, training: Replicas) -> None:
@@ -242,7 +243,7 @@ class Trial:
             with own_randomness(self.device, 0):
                 if training == "single":
                     return grad(total)(self.params, few)
-                two = tree_map(lambda p: torch.stack([p, p]), self.params)
+                two = tree_map(lambda p: p.expand(2, *p.shape), self.params)
                 own = training == "own"
                 batch = tree_map(lambda x: torch.stack([x, x]), few) if own else few
                 both = vmap(grad(total), in_dims=(0, 0 if own else None), randomness="same")(two, batch)
@@ -260,7 +261,7 @@ class Trial:
                 f"The losses of task '{self.task.name}' do not depend on the parameters, expected some that can be "
                 "differentiated: no forward pass under torch.no_grad(), no result that is detached."
             )
-        if self.working.noisy or self.working.dtype != torch.float64:  # other masks, or too much rounding
+        if not self.precise:
             return
         plain = torch.autograd.grad(losses.sum(), list(leaves.values()), materialize_grads=True)
         pairs = [torch.cat([g.flatten() for g in gradients]) for gradients in (found.values(), plain)]
@@ -273,7 +274,7 @@ class Trial:
 
     def replicated(self, few: Instances) -> None:
         """Losses of replicas that are evaluated together."""
-        two = tree_map(lambda p: torch.stack([p, p]), self.params)
+        two = tree_map(lambda p: p.expand(2, *p.shape), self.params)
         with torch.no_grad():
             self.attempt(lambda: vmap(lambda p: self.working.losses(p, few))(two), "evaluated for several models")
 
