@@ -30,6 +30,7 @@ class GaussNewton:
 
     def __init__(self, at: Gradients, rows: Tensor, *, hold: bool | None = None, scale: Tensor | None = None) -> None:
         self.at, self.rows, self.n, self.scale = at, rows, len(rows), scale
+        check_curved(at, rows)
         self.rank = max(output_factors(at, at.train(piece)).shape[1] for piece in rows.split(4096))  # rows of A each
         size = self.n * self.rank * at.n_params * torch.finfo(at.dtype).bits // 8
         self.held: Tensor | None = None
@@ -141,6 +142,24 @@ class Reduction:
     def out_of(self, coordinates: Tensor) -> Tensor:
         """Q times every row of coordinates: [k, q] -> [k, P]."""
         return self.G.combine(coordinates.double() / self.roots @ self.vectors.T).to(self.dtype)
+
+
+def check_curved(at: Gradients, rows: Tensor) -> None:
+    """Raises ValueError if the loss of every one of these training instances is linear in the model's outputs.
+
+    All curvature then lies in the model, where the Gauss-Newton matrix has none: it is zero, and what is made of it is
+    Grad-Dot at best. Looks only as far as the first instances with a curved loss.
+    """
+    for piece in rows.split(256):
+        inputs, targets = at.train(piece)
+        outputs = at.outputs(inputs).detach().double()
+        if any(at.loss_hessians(o, targets).any() for o in (outputs, torch.zeros_like(outputs))):
+            return
+    raise ValueError(
+        f"The loss of task '{at.task.name}' is linear in the model's outputs, as an absolute error is, so that the "
+        "Gauss-Newton matrix is zero; expected a curved one, such as a squared error, or cross-entropy; grad_dot, "
+        "grad_cos, datainf and trak do without that matrix."
+    )
 
 
 def output_factors(at: Gradients, instances: tuple, rank: int | None = None) -> Tensor:

@@ -6,7 +6,7 @@ a copy in evaluation mode and in the precision asked for does the work.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from typing import Any
 
@@ -122,9 +122,26 @@ class Gradients:
         """Model outputs [n, C], whatever their shape, at the fixed parameters, or at the given ones."""
         return self.working.outputs(self.params if params is None else params, inputs)
 
+    @cached_property
+    def log_likelihood(self) -> bool:
+        """Whether the model returns log-probabilities, and the loss is linear in them, as nn.NLLLoss is."""
+        inputs, targets = self.train(torch.arange(min(ROWS, self.task.n_train)))
+        with torch.no_grad():
+            outputs = self.outputs(inputs).double()
+        if outputs.shape[1] == 1 or not bool((outputs.logsumexp(1).abs() < 1e-5).all()):
+            return False
+        return not self._hessians(self.working.loss, outputs, targets).any()
+
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
-        """Losses [n] at the given outputs [n, C], in their precision."""
-        return self.working.loss(outputs, targets)
+        """Losses [n] at the given outputs [n, C], in their precision.
+
+        A log-likelihood is written as cross-entropy, for which log-probabilities are logits: the same numbers, but all
+        curvature of the model's last step lies in the loss, where the Gauss-Newton matrix has it.
+        """
+        found = self.working.loss(outputs, targets)
+        if not self.log_likelihood:
+            return found
+        return found + (found - self.working.loss(outputs + 1, targets)) * outputs.logsumexp(1)
 
     def _loss(self, params: Params, instance: Instances) -> Tensor:
         return self.working.losses(params, take(instance, None))[0]  # one instance, as a batch of one
@@ -181,9 +198,11 @@ class Gradients:
 
     def loss_hessians(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Second derivative of each instance's loss in its outputs, [n, C, C]."""
+        return self._hessians(self.losses if self.log_likelihood else self.working.loss, outputs, targets)
 
+    def _hessians(self, losses: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor) -> Tensor:
         def one(output: Tensor, target: Tensor) -> Tensor:
-            return self.losses(output[None], target[None])[0]
+            return losses(output[None], target[None])[0]
 
         with second_derivative_of(self.task.name):
             return vmap(hessian(one))(outputs, targets)

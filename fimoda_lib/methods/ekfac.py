@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .. import checks
 from ..derivatives import gradients
-from ..derivatives.curvature import output_factors
+from ..derivatives.curvature import check_curved, output_factors
 from ..derivatives.gradients import Gradients
 from ..devices import eigh
 from ..tasks import Params, Task, cross_entropy
@@ -176,6 +176,8 @@ def pseudo_gradients(at: Gradients, rows: Tensor, fisher: str = "true", seed: in
     checks.choice("fisher", fisher, ("true", "empirical"), "'true' or 'empirical'")
     checks.whole("seed", seed, at_least=0)
     labels = at.task.loss is cross_entropy
+    if not labels and fisher == "true":
+        check_curved(at, rows)
     draw, size = (torch.rand, 1) if labels else (torch.randn, at.outputs(at.train(rows[:1])[0]).numel())
     # Drawn for all training instances in float64: neither blocks, nor other rows, nor the precision change a draw.
     noise = draw(at.task.n_train, size, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)

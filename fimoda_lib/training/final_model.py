@@ -21,7 +21,7 @@ from .ensembles import Ensemble, Optimizer
 from .minibatches import FULL_RUN, steps_per_epoch
 from .plans import Plan, check_seeds, specification
 from .runs import Runner
-from .trial import check_evaluation, check_training
+from .trial import check_evaluation
 
 PIECE = 1024  # instances whose mean loss is computed at once
 
@@ -72,7 +72,6 @@ def train_final_model(
     where = choose_device(device)
 
     def compute() -> xr.Dataset:
-        check_training(task, initial, where, replicas=1)  # what the store holds was tried when it was made
         runner = Runner(task, initial, plan, device=where, replicas=1, compile=None)
         best: list[tuple[float, Params]] = []
 

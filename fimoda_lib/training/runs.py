@@ -72,15 +72,18 @@ class Runner:
 
     @cached_property
     def engine(self) -> Engine:
-        """Measured when the first run is to be trained: a result found in the store needs none."""
+        """Chosen, and measured, when the first run is to be trained, after the trial of the model: a result found in
+        the store needs neither."""
+        removal, replicas = self.plan.removal, self.replicas if self.plan.left_out else 1
+        check_training(self.task, self.params, self.device, removal=removal, replicas=replicas)
         return choose_engine(
             self.task,
             self.params,
             self.plan.optimizer,
             self.plan.batch_size,
-            removal=self.plan.removal,
+            removal=removal,
             device=self.device,
-            replicas=1 if not self.plan.left_out else self.replicas,
+            replicas=replicas,
             store=self.store,
         )
 
@@ -158,10 +161,7 @@ class Runner:
 
         Where the device runs out of memory, fewer seeds are trained together, or the chunk is halved.
         """
-        plan, together = self.plan, self.replicas if self.plan.left_out else 1
-        # Not for what the store holds: that was tried when it was made.
-        check_training(self.task, self.params, self.device, removal=plan.removal, replicas=together)
-        started = time.perf_counter()
+        plan, started = self.plan, time.perf_counter()
         self.replicas = self.replicas or replicas_that_fit(self.task, self.params, plan, self.device, self.engine)
         shape = (len(plan.steps), len(plan.test))
         full = None
