@@ -27,6 +27,7 @@ from .linearised import loss_changes
 from .spectra import Spectrum
 from .splitting import Drift, Motion, boundaries, interpolated, midpoint
 
+MOST = 0.5  # see `limited`
 VECTORS = 8  # at least so many at once in products, and so fewer instances: both fill matrices
 
 
@@ -173,10 +174,11 @@ def follow_whole(
             motion = Motion(*[torch.zeros(len(train), here.at.n_params, dtype=how.dtype, device=run.device)] * 2)
         drift = replace(drift, share=run.share())
 
-        def force(delta: Tensor, here: Surroundings = here, drift: Drift = drift) -> Tensor:
+        def force(delta: Tensor, here: Surroundings = here, drift: Drift = drift, steps: int = end - first) -> Tensor:
             few = task.n_train > how.sample
             some = torch.randperm(task.n_train, generator=generator)[: how.sample] if few else everyone
-            return here.hessian(delta, some) + decay * delta - drift.curvature(delta) - here.source(delta)
+            rest = here.hessian(delta, some) + decay * delta - drift.curvature(delta)
+            return limited(rest, delta, drift, steps) - here.source(delta)
 
         motion = midpoint(drift, motion, force, first, end - first)
         there = Surroundings(gradients_at(task, run.advance(end), how.dtype), train, whole=how.whole)
@@ -184,6 +186,20 @@ def follow_whole(
         bar.update(end - first)
         first = end
     return interpolated(torch.stack(found).cpu(), ends, horizons), sizes
+
+
+def limited(rest: Tensor, delta: Tensor, drift: Drift, steps: int) -> Tensor:
+    """The force (H - G)δ, [b, P], shortened where over so many steps it would move δ by more than `MOST` of its length.
+
+    A unit that lingers at its kink would let δ explode, as no difference of two runs does: there it has switched.
+    Single steps are the recursion itself.
+    """
+    if steps == 1:
+        return rest
+    s = 1.0 if drift.scale is None else drift.scale
+    moved = drift.rule.learning_rate * steps * drift.share * (rest * s).norm(dim=1, keepdim=True)
+    most = MOST * (delta / s).norm(dim=1, keepdim=True)
+    return rest * (most / moved.clamp(min=torch.finfo(rest.dtype).tiny)).clamp(max=1.0)
 
 
 def gradients_at(task: Task, params: Params, dtype: torch.dtype) -> Gradients:

@@ -13,6 +13,7 @@ from torch import nn
 from fimoda_lib.derivatives.splitting import Drift, Motion, boundaries, interpolated, midpoint, propagator
 from fimoda_lib.derivatives.tangents import tangent_train
 from fimoda_lib.derivatives.trajectories import record_full_run
+from fimoda_lib.derivatives.whole_hessian import limited
 from fimoda_lib.methods import attribute
 from fimoda_lib.tasks import parameters_of
 from fimoda_lib.training.ensembles import Optimizer
@@ -209,6 +210,19 @@ def test_the_error_is_of_second_order_in_the_number_of_steps_at_once(rule):
     assert errors[-1] < 1e-3
     for coarse, fine in zip(errors[:-1], errors[1:], strict=True):
         assert 6 < coarse / fine < 20, errors
+
+
+@pytest.mark.parametrize("scale", [None, torch.tensor([0.1, 2.0, 30.0], dtype=torch.float64)])
+def test_a_unit_that_lingers_at_its_kink_cannot_let_the_difference_explode(scale):
+    rest = torch.tensor([[1.0, -2.0, 3.0], [1e-6, 0.0, 0.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
+    delta = torch.tensor([[0.1, 0.3, -0.2], [0.5, 1.0, 2.0], [0.0, 0.0, 0.0]], dtype=torch.float64)
+    drift = Drift(None, Optimizer("sgd" if scale is None else "adam", 0.1), scale, share=0.5)
+    found, s = limited(rest, delta, drift, 8), 1.0 if scale is None else scale
+    moved, length = (0.1 * 8 * 0.5 * found * s).norm(dim=1), (delta / s).norm(dim=1)
+    torch.testing.assert_close(moved[0], 0.5 * length[0])
+    torch.testing.assert_close(found[0] / found[0].norm(), rest[0] / rest[0].norm())
+    assert torch.equal(found[1:], rest[1:])
+    assert torch.equal(limited(rest, delta, drift, 1), rest)  # the recursion itself
 
 
 def test_directions_in_which_steps_would_explode_settle_at_once():
