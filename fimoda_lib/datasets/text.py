@@ -96,6 +96,11 @@ def load_sst2(data_dir: DataDir = None, model: str = "minilm") -> Task:
     )
 
 
+def has_minilm() -> bool:
+    """Whether the package with MiniLM is installed."""
+    return importlib.util.find_spec(MINILM_PACKAGE) is not None
+
+
 def load_minilm(data_dir: DataDir = None) -> tuple[Any, Any]:
     """MiniLM and its tokenizer, from the installed package; `data_dir` is not needed."""
     package = importlib.util.find_spec(MINILM_PACKAGE)

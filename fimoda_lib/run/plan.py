@@ -123,11 +123,20 @@ def plan(options: argparse.Namespace) -> list[list[NotebookRun]]:
 
 
 def handed_over(options: argparse.Namespace) -> dict[str, Any]:
-    """Parameters of notebook 08."""
-    folder = {"folder": str(Path(options.results).resolve() / options.profile / "handed_over")}
+    """Parameters of notebook 08: MiniLM and reviews where both are at hand, else the small model; each in a folder of
+    its own."""
+    from ..datasets import available
+    from ..datasets.text import has_minilm
+    from ..experiments.handed_over import HEAD
+
+    folder = Path(options.results).resolve() / options.profile
     if options.profile == "smoke":
-        return {**folder, "n_by_lot": 3, "n_seeds": 2, "epochs": 1}
-    return folder if options.profile == "quick" else {**folder, "n_by_lot": 20, "n_seeds": 10}
+        return {"folder": str(folder / "handed_over"), "n_by_lot": 3, "n_seeds": 2, "epochs": 1}
+    model = "minilm" if has_minilm() and available("sst2") else "small"
+    chosen = {"folder": str(folder / f"handed_over-{model}"), "model": model}
+    if model == "minilm":
+        return {**chosen, "trained": HEAD}
+    return chosen if options.profile == "quick" else {**chosen, "n_by_lot": 20, "n_seeds": 10}
 
 
 def work_of(stages: list[list[NotebookRun]]) -> list[tuple[str, str]]:

@@ -14,7 +14,7 @@ from ..tasks import Params, Task, take, to
 from .engines import Engine
 from .minibatches import FULL_RUN
 from .plans import Plan
-from .working import Working
+from .working import Working, draws_random_numbers
 
 GPU_REPLICAS = 2_048  # in all seeds that are trained together: more take memory and gain little (benchmarks/gpu.py)
 CPU_REPLICAS = 34  # per chunk: the measured optimum on CPU, where a chunk's activations stay in cache (benchmarks/)
@@ -67,24 +67,30 @@ def replica_bytes(task: Task, params: Params, plan: Plan, engine: Engine) -> int
     size = sum(p.numel() for p in params.values())
     if not engine.batched:
         return 4 * 5 * size
-    activations = activation_numbers(task, params) * 3
+    everything, moving = (3 * numbers for numbers in activation_numbers(task, params))
+    # Where replicas share their batches, what lies below the first parameter that moves is computed once for all.
+    activations = moving if plan.removal == "mask" and not draws_random_numbers(task, params) else everything
     rows = plan.batch_size + (as_matrix(plan.left_out)[:1].numel() if plan.removal == "subtract" else 0)
-    return 4 * (7 * size + activations * rows) + 8 * activations * len(plan.test)
+    return 4 * (7 * size + activations * rows) + 8 * moving * len(plan.test)
 
 
-def activation_numbers(task: Task, params: Params) -> int:
-    """Numbers that the model's modules put out for one training instance."""
-    total = 0
+def activation_numbers(task: Task, params: Params) -> tuple[int, int]:
+    """Numbers that the model's modules put out for one training instance: all, and those that depend on `params`."""
+    everything, moving = 0, 0
 
     def add(module: nn.Module, inputs: Any, output: Any) -> None:
-        nonlocal total
-        total += output.numel() if isinstance(output, Tensor) else 0
+        nonlocal everything, moving
+        numbers = output.numel() if isinstance(output, Tensor) else 0
+        everything += numbers
+        moving += numbers if numbers and output.requires_grad else 0
 
     like = next(iter(params.values()))
     working = Working(task, params, dtype=like.dtype, device=like.device)
+    working.model.requires_grad_(False)
     for module in working.model.modules():
         if not list(module.children()):
             module.register_forward_hook(add)
-    with torch.no_grad():
-        working.outputs(params, to(take(task.train, slice(0, 1)), like.device, like.dtype)[0])
-    return max(total, 1)
+    leaves = {k: p.detach().requires_grad_() for k, p in params.items()}
+    with torch.enable_grad():
+        working.outputs(leaves, to(take(task.train, slice(0, 1)), like.device, like.dtype)[0])
+    return max(everything, 1), max(moving, 1)

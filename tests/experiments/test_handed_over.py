@@ -6,8 +6,12 @@ import torch
 from small_files import refusal
 from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
+from fimoda_lib import datasets
+from fimoda_lib.datasets import text
 from fimoda_lib.experiments import handed_over
 from fimoda_lib.experiments.handed_over import hand_over
+from fimoda_lib.run import plan
+from fimoda_lib.run.command import parser
 
 
 @pytest.fixture(autouse=True)
@@ -50,3 +54,13 @@ def test_what_is_there_is_kept_and_what_is_half_is_not_made(tmp_path, monkeypatc
     monkeypatch.setattr(handed_over, "train_final_model", interrupted)
     assert hand_over(str(folder)) == folder
     assert "model: got 'gpt', expected one of small, minilm" in refusal(hand_over, folder, "gpt", error=ValueError)
+
+
+@pytest.mark.parametrize(("package", "data", "made"), [(1, 1, "minilm"), (0, 1, "small"), (1, 0, "small")])
+def test_notebook_8_takes_minilm_where_it_is_at_hand(package, data, made, monkeypatch):
+    monkeypatch.setattr(text, "has_minilm", lambda: package)
+    monkeypatch.setattr(datasets, "available", lambda name: data and name == "sst2")
+    chosen = plan.handed_over(parser().parse_args(["--profile", "quick"]))
+    assert chosen["model"] == made and chosen["folder"].endswith(f"quick/handed_over-{made}")
+    assert chosen.get("trained") == (handed_over.HEAD if made == "minilm" else None)
+    assert "model" not in plan.handed_over(parser().parse_args(["--profile", "smoke"]))  # which is for tests

@@ -46,7 +46,7 @@ def test_the_figure_from_tiny_runs(tmp_path, monkeypatch):
     np.testing.assert_allclose(table.loc[("float64", 1.0, 2)]["mean"], expected, rtol=1e-9)
     by_hand = similarity(panel.scores("grad_dot"), sensitivity(rounded(gold, 0.01)))["mean"]
     np.testing.assert_allclose(table.loc[("float32", 0.01, 2)]["mean"], by_hand, rtol=1e-9)
-    assert (table.loc[("float32", 0.01, 2)]["zero"].mean() >= table.loc[("float32", 1.0, 2)]["zero"].mean())
+    assert table.loc[("float32", 0.01, 2)]["zero"].mean() >= table.loc[("float32", 1.0, 2)]["zero"].mean()
     figure = beyond.figure_rounding({"f": panel.other(compute=False)}, tmp_path / "figures")
     assert len(figure.axes[0].get_lines()) == 4 * 2 + 1  # no published points beside a stand-in
     note = json.loads((tmp_path / "figures" / "fig_rounding.json").read_text())

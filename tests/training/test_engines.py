@@ -6,14 +6,17 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
+from problems import tiny
 from torch import nn
 
 from fimoda_lib import Task, further_train
 from fimoda_lib.datasets import models
 from fimoda_lib.tasks import cross_entropy, parameters_of, take
 from fimoda_lib.training import engines, runs
+from fimoda_lib.training.chunks import activation_numbers, replica_bytes
 from fimoda_lib.training.engines import Engine, choose_engine, needs_measuring
 from fimoda_lib.training.ensembles import Ensemble, Optimizer
+from fimoda_lib.training.plans import Plan
 
 SETTINGS = dict(learning_rate=0.05, batch_size=4, epochs=2, seeds=[3], left_out=[0, 2, 5, 7, 8], progress=False)
 
@@ -193,3 +196,13 @@ def test_chunks_hold_every_instance_once_and_a_full_run_where_it_belongs():
             assert left_out == [4, 5, 6, 7]
             assert full == ([True] + [False] * (len(found) - 1) if removal == "drop" else [True] * len(found))
     assert [c.tolist() for c in runs.chunks([4], "drop", 5, first=False)] == [[4]]
+
+
+def test_what_lies_below_the_parameters_that_move_is_counted_once_for_all_replicas():
+    task, params = tiny(width=50)  # Linear, Tanh, Linear: 50 + 50 + 1
+    last = {k: p for k, p in params.items() if k.startswith("2.")}
+    assert activation_numbers(task, params) == (101, 101) and activation_numbers(task, last) == (101, 1)
+    rule, engine = Optimizer("sgd", 0.1), Engine(batched=True)
+    plans = {way: Plan(rule, 8, 1, way, 1.0, left_out=(0, 1), test=(0,), steps=(1,)) for way in ("mask", "drop")}
+    masked, dropped = (replica_bytes(task, last, plan, engine) for plan in plans.values())
+    assert dropped - masked == 4 * 3 * (101 - 1) * 8  # with batches of their own, replicas share nothing
