@@ -4,8 +4,8 @@
 
 Digits as images, the panel's net with ReLU in place of smooth units, `subtract`, 50 steps of further training.
 Differences of runs over many seeds, in float64, against the exact tangents of a few other seeds: between kinks, and
-with softened ones. A row per step and derivative: cosine to the mean over all seeds (mean adjustment), to a single seed on average,
-and the noise ceilings of both.
+with softened ones. A row per step and derivative: cosine to the mean over all seeds (mean adjustment), to a single seed
+on average, and the noise ceilings of both.
 
 With 50 seeds (rectified_images.csv) all derivatives predict the mean to .998 and more over 50 steps, and a single seed
 to .994: on this small net a seed is not noise within so few steps, and kinks do not matter yet.
