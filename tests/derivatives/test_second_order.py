@@ -13,6 +13,7 @@ from problems import tiny
 from small_files import refusal
 from torch import nn
 from torch.func import jvp
+from torch.utils._pytree import tree_map
 
 from fimoda_lib.derivatives.adjoints import adjoint_train
 from fimoda_lib.derivatives.gradients import Gradients
@@ -181,7 +182,7 @@ def test_the_check_notices_what_the_batching_rules_of_normalising_layers_lose(na
 
     def under_vmap(batch, weights, along):
         def gradients(p):
-            return run.ensemble.gradients(p, batch, weights[None], True)
+            return run.ensemble.gradients(p, tree_map(lambda t: t[None], batch), weights[None], 1)
 
         with twice_differentiable():
             return jvp(gradients, (run.params,), (along,))[1]
