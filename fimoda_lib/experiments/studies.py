@@ -224,10 +224,14 @@ def removal_runs(panel: Panel) -> dict[str, xr.Dataset]:
 def masked_runs(panel: Panel) -> xr.Dataset:
     """The gold standard with "mask", over the first fifth of the horizon."""
     s = panel.settings
+    short = s.further.scaled(SHORT)
+    if short.evaluate:
+        last = short.epochs * steps_per_epoch(panel.task.n_train, short.batch_size)
+        short = replace(short, evaluate=tuple(step for step in short.evaluate if step <= last))
     return further_train(
         panel.task,
         panel.params,
-        **s.further.scaled(SHORT).arguments(),
+        **short.arguments(),
         seeds=s.seeds,
         left_out=s.left_out,
         test=s.test,

@@ -63,6 +63,16 @@ def close_figures():
 
 
 @pytest.mark.slow
+def test_mask_and_drop_are_compared_where_both_were_evaluated(tmp_path):
+    """Also where long further training is evaluated evenly on a log axis, as it is but for the smallest size."""
+    panel = Panel("wine", "quick", results=tmp_path)
+    few = replace(panel.settings, seeds=(0,), left_out=(3,), test=(0, 1), final=panel.settings.final.scaled(0.01))
+    runs = removal_runs(replace(panel, given_settings=few))
+    steps = runs["mask"].step.values
+    assert steps[-1] <= 12 * 2 < panel.settings.further.evaluate[-1] and len(steps) >= 10
+    np.testing.assert_array_equal(runs["drop"].step, steps)
+
+
 def test_precision_of_steps_and_weights_of_the_papers_size(tmp_path, monkeypatch):
     """Sentences: left out by `subtract`, counted in steps; once more as if the paper had ten times as many of them."""
     monkeypatch.setattr(sentences, "N_TRAIN", 320)
