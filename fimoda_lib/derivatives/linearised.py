@@ -20,7 +20,7 @@ from .gradients import Gradients
 from .spectra import Spectrum
 from .trajectories import Segment, Trajectory
 
-GROUP_BLOCKS = 12  # of the usual size: Jacobians of all members of groups, which are held at once
+GROUP_BYTES = 3 * 2**30  # Jacobians of all members of groups, which are held at once
 
 
 def output_directions(at: Gradients) -> Tensor:
@@ -174,10 +174,11 @@ def effects_of(
         ValueError: groups hold so many instances that their Jacobians do not fit.
     """
     members, size, grouped = everyone(train), at.block_size(len(D)), train.dim() == 2
-    if grouped and len(members) > GROUP_BLOCKS * size:
+    most = max(GROUP_BYTES // (len(D) * at.n_params * torch.finfo(at.dtype).bits // 8), 1)
+    if grouped and len(members) > most:
         raise ValueError(
-            f"train: got groups of {len(members):,} different instances, expected at most {GROUP_BLOCKS * size:,} of "
-            "this model, whose Jacobians are held at once; group_scores sums scores of single instances."
+            f"train: got groups of {len(members):,} different instances, expected at most {most:,} of this "
+            "model, whose Jacobians are held at once; group_scores sums scores of single instances."
         )
     for some in torch.arange(len(members)).split(len(members) if grouped else size):
         J = torch.cat([jacobians(at, at.train(members[block]), D, scale) for block in some.split(size)])

@@ -462,8 +462,7 @@ def test_of_a_linear_model_a_whole_group_is_leaving_it_out(mode):
 
 def test_groups_whose_jacobians_do_not_fit_are_refused(monkeypatch):
     task, params = tiny()
-    monkeypatch.setattr(linearised, "GROUP_BLOCKS", 1)
-    monkeypatch.setattr(gradients, "BLOCK_BYTES", 8 * 31 * 2)
+    monkeypatch.setattr(linearised, "GROUP_BYTES", 8 * 31 * 2)
     arguments = dict(train=GROUPS, horizon=[2], further_training=RUN)
     message = refusal(attribute, "lft", task, params, **arguments, error=ValueError)
     assert "4 different instances" in message and "at most" in message and "group_scores" in message
