@@ -17,6 +17,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..experiments.standards import read_rows
 from ..methods import METHODS
 from ..plots.look import LOOK
 from ..plots.published import published_curves
@@ -45,14 +46,17 @@ def fill(text: str, folder: Path | str) -> str:
 
 
 def value_of(source: str, folder: Path | str) -> float:
-    """The number that a source names: `figure:data set:method:which` or `published:panel:method:which`, where which is
-    first, last, lowest, highest, or an x."""
+    """The number that a source names: `figure:data set:method:which`, `published:panel:method:which` or, of a stored gold
+    standard, `standard:data set:method:which`, where which is first, last, lowest, highest, or an x."""
     try:
         figure, where, method, which = source.split(":")
         if figure == "published":
             table = published_curves()
             rows = table[[where in names.split("+") for names in table.figure]]
             rows = rows[rows.method == method].set_index("x")["value"]
+        elif figure == "standard":
+            rows = read_rows(where)[0]
+            rows = rows[rows.method == method].set_index("epoch")["similarity"]
         else:
             table = read_table(folder, figure)
             rows = table[(table.dataset == where) & (table.method == method)]
