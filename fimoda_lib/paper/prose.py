@@ -46,8 +46,8 @@ def fill(text: str, folder: Path | str) -> str:
 
 
 def value_of(source: str, folder: Path | str) -> float:
-    """The number that a source names: `figure:data set:method:which`, `published:panel:method:which` or, of a stored gold
-    standard, `standard:data set:method:which`, where which is first, last, lowest, highest, or an x."""
+    """The number that a source names: `figure:data set:method:which`, `published:panel:method:which` or, of a stored
+    gold standard, `standard:data set:method:which`, where which is first, last, lowest, highest, or an x."""
     try:
         figure, where, method, which = source.split(":")
         if figure == "published":
