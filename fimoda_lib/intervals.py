@@ -39,7 +39,7 @@ def ceiling_interval(gold: xr.Dataset, adjustment: Adjustment = "mean", level: f
     """
     level = _level(level)
     found, S = [], gold.sizes["seed"]
-    chosen = gold.isel(step=_log_spaced(gold.step.values))
+    chosen = gold.isel(step=_some(gold.step.values))
     for s in _steps(chosen, adjustment):
         mean = s.mean(0)  # [test, left_out]
         size = np.square(mean).sum(-1)
@@ -125,7 +125,7 @@ def bands(
     """
     checks.choice("metric", metric, METRICS)
     width = norm.ppf((1 + _level(level)) / 2)
-    delta = gold["delta"].isel(step=_log_spaced(gold.step.values))
+    delta = gold["delta"].isel(step=_some(gold.step.values))
     s = np.ascontiguousarray(delta.transpose("seed", "left_out", "step", "test").values, dtype=float)
     measured = delta.isel(seed=0, drop=True)
     given = {m: _prepared(matching(a, measured), metric) for m, a in scores.items()}
@@ -183,12 +183,16 @@ def _steps(gold: xr.Dataset, adjustment: str) -> Iterator[np.ndarray]:
             yield np.divide(s, largest, out=np.zeros_like(s), where=(largest > 0) & np.isfinite(largest))
 
 
-def _log_spaced(steps: np.ndarray) -> list[int]:
-    """The positions of at most `MOST_STEPS` of the steps, the first and the last among them, evenly on a log axis."""
-    if len(steps) <= MOST_STEPS:
-        return [*range(len(steps))]
-    wanted = np.geomspace(max(steps[0], 1), steps[-1], MOST_STEPS)
-    return sorted({int(np.abs(steps - step).argmin()) for step in wanted})
+def log_spaced(steps: Sequence[int] | np.ndarray, count: int) -> list[int]:
+    """The positions of about so many of the ascending steps, evenly on a log axis, first and last among them."""
+    known = np.asarray(steps)
+    wanted = np.geomspace(max(known[0], 1), known[-1], count)
+    return sorted({int(np.abs(known - step).argmin()) for step in wanted})
+
+
+def _some(steps: np.ndarray) -> list[int]:
+    """The positions at which intervals are computed."""
+    return [*range(len(steps))] if len(steps) <= MOST_STEPS else log_spaced(steps, MOST_STEPS)
 
 
 def _level(level: float) -> float:

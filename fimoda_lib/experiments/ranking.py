@@ -13,11 +13,11 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
+from ..intervals import log_spaced
 from ..methods import METHODS
 from ..storage.store import cached, fingerprint
 from ..tasks import Instances
 from .panel import Panel, attribute_or_outcome
-from .settings import log_spaced
 
 log = logging.getLogger(__name__)
 
@@ -29,7 +29,8 @@ def ranking_methods(panel: Panel) -> tuple[str, ...]:
 
 def some_horizons(panel: Panel, count: int) -> list[int]:
     """About so many of the steps at which further training is evaluated, evenly on a log axis, the last among them."""
-    return log_spaced(panel.hyper("lft")["horizon"], count)
+    steps = panel.hyper("lft")["horizon"]
+    return [steps[k] for k in log_spaced(steps, count)]
 
 
 def epochs_of(panel: Panel, steps: Sequence[int]) -> np.ndarray:

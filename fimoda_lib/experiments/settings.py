@@ -49,13 +49,6 @@ def log_epochs(epochs: int, count: int = 14) -> list[int]:
     return sorted({round(e) for e in np.geomspace(1, epochs, count)})
 
 
-def log_spaced(steps: Sequence[int], count: int = 14) -> list[int]:
-    """About so many of the ascending steps, evenly on a log axis, the first and the last among them."""
-    known = np.asarray(steps)
-    wanted = np.geomspace(max(known[0], 1), known[-1], count)
-    return known[sorted({int(np.abs(known - step).argmin()) for step in wanted})].tolist()
-
-
 def counted_in_steps(dataset: str) -> bool:
     """Whether a data set's further training is counted in optimiser steps, not in epochs."""
     return all(training.evaluate is not None for training in EXPERIMENTS[dataset].further.values())

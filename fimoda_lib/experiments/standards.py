@@ -24,19 +24,19 @@ import xarray as xr
 from ..checks import known, reason
 from ..comparison import instance_similarity, seed_blocks, sensitivity
 from ..datasets import DATASETS
-from ..intervals import bands, ceiling_interval
+from ..intervals import bands, ceiling_interval, log_spaced
 from ..methods import METHODS, attribute, entry_of
 from ..storage.provenance import peak_memory
 from ..storage.store import fingerprint as checksum
 from ..storage.store import load, read_sidecar, save
 from .followed import curved
 from .panel import Panel
-from .settings import log_spaced
 
 log = logging.getLogger(__name__)
 
 STORED = Path(__file__).parent / "benchmark"
 BITS = 11  # of the 23 of a float32's fraction that are kept: 2e-4 of each number, far below the noise of the seeds
+AT_MOST = 14  # horizons in a file
 COMPRESSED = {"zlib": True, "shuffle": True, "complevel": 9}
 Method = str | Callable[..., Any]
 
@@ -70,7 +70,7 @@ def write_standard(panel: Panel, *, methods: Sequence[str] | None = None) -> Pat
     gold = panel.gold
     if gold.sizes["seed"] < 2:
         raise ValueError(f"{panel.title}: got 1 seed of further training, expected at least 2, for two halves.")
-    steps = log_spaced(gold.step.values)
+    steps = gold.step.values[log_spaced(gold.step.values, AT_MOST)]
     delta = gold.delta.sel(step=steps)
     halves = [half.astype("float64").mean("seed") for half in seed_blocks(delta, gold.sizes["seed"] // 2)[:2]]
     means = xr.concat(halves, dim="seed").assign_coords(seed=[0, 1]).astype("float32")

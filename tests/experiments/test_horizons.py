@@ -10,7 +10,8 @@ from plain import train as train_plainly
 from fimoda_lib import attribute, load_task
 from fimoda_lib.experiments import horizons as study
 from fimoda_lib.experiments.panel import Panel
-from fimoda_lib.experiments.settings import log_spaced, settings
+from fimoda_lib.experiments.settings import settings
+from fimoda_lib.intervals import log_spaced
 from fimoda_lib.plots import selection as plot
 
 
@@ -113,6 +114,9 @@ def test_long_further_training_is_evaluated_evenly_on_a_log_axis():
 
 
 def test_horizons_are_picked_by_their_steps_not_by_their_place():
-    assert log_spaced([8, 16, 24, 32, 40, 48, 56, 64], 4) == [8, 16, 32, 64]
-    assert log_spaced([8, 16, 32, 64], 4) == [8, 16, 32, 64]
-    assert log_spaced([1, 2, 5, 10, 20, 50, 100], 3) == [1, 10, 100] and log_spaced([7], 5) == [7]
+    def picked(steps, count):
+        return [steps[k] for k in log_spaced(steps, count)]
+
+    assert picked([8, 16, 24, 32, 40, 48, 56, 64], 4) == [8, 16, 32, 64]
+    assert picked([8, 16, 32, 64], 4) == [8, 16, 32, 64]
+    assert picked([1, 2, 5, 10, 20, 50, 100], 3) == [1, 10, 100] and picked([7], 5) == [7]
