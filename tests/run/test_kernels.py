@@ -60,12 +60,12 @@ async def started(manager, code=None):
 def test_a_forked_kernel_ends_when_it_is_shut_down(ending):
     async def run():
         manager = ForkedKernels(kernel_name="python3")
-        client, _ = await started(manager, "import time; time.sleep(600)" if ending == "while busy" else None)
+        client, _ = await started(manager, "print('busy', flush=True)\nimport time\ntime.sleep(600)" if ending == "while busy" else None)
         process = manager.provisioner.process
         assert isinstance(process, Forked) and process.poll() is None and await manager.is_alive()
         if ending == "while busy":
-            while (await client.get_iopub_msg(timeout=60))["msg_type"] != "execute_input":
-                pass
+            while (await client.get_iopub_msg(timeout=60))["msg_type"] != "stream":
+                pass  # before the code itself runs, an interrupt would meet the kernel's
             await manager.interrupt_kernel()
             reply = await client.get_shell_msg(timeout=60)
             while reply["msg_type"] != "execute_reply":
