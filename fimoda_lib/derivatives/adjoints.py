@@ -26,7 +26,7 @@ from ..training.ensembles import Optimizer
 from ..training.minibatches import FULL_RUN, run_batches
 from ..training.plans import MOST_STEPS, Plan, check_seeds
 from ..training.trial import check_training
-from .kinks import with_kinks
+from .kinks import widen, with_kinks
 from .second_order import check_run, twice_differentiable
 from .tangents import DifferentiableRun
 
@@ -126,6 +126,7 @@ def backward(
     run: DifferentiableRun, number: int, seed: int, rows: Tensor, weights: Tensor, state: Any, adjoint: Any
 ) -> tuple[Any, Tensor]:
     """The adjoints of (parameters, state) before a step, and those of the instance weights [k, B]."""
+    widen(run.task, {k: p[0] for k, p in state[0].items()})
     with run.ensemble.masks(seed, number):
         pull = vjp(run.update(number, run.batch(rows), regular=True), *state, run.weights(weights))[1]
         params, moments, slopes = vmap(pull)(adjoint)

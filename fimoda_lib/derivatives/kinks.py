@@ -6,6 +6,9 @@ later path by the jump of the gradient times the shift of the moment. Averaged o
 data, these impulses make a density, that of pre-activations at the kink. Here the step's derivative is a Gaussian,
 which estimates it; value and first derivative are what they were, so that a run of training is the same.
 
+How wide? Along a run, a unit is as likely to be at its kink as it is anywhere between where the run began and where it
+is: the width is how far what goes into the units has moved by then. A run that hardly moves has sharp kinks.
+
 Every unit is written with the rectified one (`units`), so that there is one derivative to soften. Calls of PyTorch's
 functions are intercepted, whether a module or the model's own code makes them. What cannot be intercepted (a kernel of
 one's own, a compiled model) is reached by `difference_products`, which knows gradients only.
@@ -32,9 +35,9 @@ from .units import UNITS
 
 KINKS = ("between", "softened")
 FLOOR = 0.03  # of Adam's denominator where kinks are softened, in units of its root mean square
-# Of the Gaussian, in units of the spread of pre-activations: benchmarks/choose_width.py chose it.
-USUAL_WIDTH = 0.001
+SHARE = 1.0  # width of a kink in units of how far pre-activations have moved: benchmarks/choose_width.py chose it
 SAMPLE = 2_048  # training instances that tell the spread of pre-activations
+FEW = 256  # that tell how far these have moved
 
 
 class Step(torch.autograd.Function):
@@ -121,9 +124,17 @@ def is_real(value: Any) -> bool:
 
 
 class Softened(nn.Module):
-    """Base, before their own, of models whose kinks are softened; `widths` holds one for every call of a unit."""
+    """Base, before their own, of models whose kinks are softened.
 
-    widths: tuple[float, ...]
+    Args:
+        widths: of the Gaussians, one for every call of a unit in a forward pass.
+        plain: the model itself, and `start`, what went into its units where the run began (`preactivations`), if the
+            widths follow a run, see `widen`.
+    """
+
+    widths: list[float]
+    plain: tuple[nn.Module, ...]
+    start: list[Tensor]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         def relu(k: int, x: Tensor) -> Tensor:
@@ -135,17 +146,48 @@ class Softened(nn.Module):
             return super().forward(*args, **kwargs)
 
 
-def softened(model: nn.Module, widths: Sequence[float]) -> nn.Module:
+def softened(model: nn.Module, widths: Sequence[float], start: Sequence[Tensor] = ()) -> nn.Module:
     """A copy of the model, its kinks softened; itself if it has none.
 
     Args:
-        widths: of the Gaussians, one for every call of a unit in a forward pass, in the order of `spreads`.
+        widths: of the Gaussians, one for every call of a unit in a forward pass, in the order of `preactivations`.
+        start: what goes into the units where a run begins, if the widths are to follow it.
     """
     if not widths:
         return model
     copied = copy.deepcopy(model)
-    copied.__class__ = type(type(model).__name__, (Softened, type(model)), {"widths": tuple(widths)})
+    own = {"widths": [*widths], "plain": (model,), "start": [*start]}  # of the class: copies of the model share them
+    copied.__class__ = type(type(model).__name__, (Softened, type(model)), own)
     return copied
+
+
+def widen(task: Task, params: Params) -> None:
+    """At a place of a run, in a model whose kinks follow it: they become as wide as what goes into each unit has moved.
+
+    Root mean square over instances and the units of a call, times `SHARE`. Other models stay as they are.
+    """
+    model = task.model
+    if isinstance(model, Softened) and model.start:
+        now = preactivations(replace(task, model=model.plain[0]), params, FEW)
+        moved = [float((b - a).double().square().mean().sqrt()) for a, b in zip(model.start, now, strict=True)]
+        model.widths[:] = [SHARE * distance for distance in moved]
+
+
+def preactivations(task: Task, params: Params, instances: int = SAMPLE) -> list[Tensor]:
+    """What goes into the units for so many training instances: a tensor [instances, ...] for every call."""
+    rows = torch.arange(task.n_train)[:: -(-task.n_train // instances)]
+    like = next(iter(params.values()))
+    inputs, _ = to(take(task.train, rows), like.device, like.dtype)
+    model = copy.deepcopy(task.model).to(like.device, like.dtype).eval()
+    found: list[Tensor] = []
+
+    def keep(k: int, x: Tensor) -> Tensor:
+        found.append(x.clone())
+        return x.clamp(min=0)
+
+    with torch.no_grad(), Intercepted(keep):
+        functional_call(model, params, (inputs,))
+    return found
 
 
 def spreads(task: Task, params: Params) -> list[float]:
@@ -153,32 +195,21 @@ def spreads(task: Task, params: Params) -> list[float]:
 
     Root mean square over the units of a call, whose means differ.
     """
-    rows = torch.arange(task.n_train)[:: -(-task.n_train // SAMPLE)]
-    like = next(iter(params.values()))
-    inputs, _ = to(take(task.train, rows), like.device, like.dtype)
-    model = copy.deepcopy(task.model).to(like.device, like.dtype).eval()
-    found: list[float] = []
-
-    def measure(k: int, x: Tensor) -> Tensor:
-        found.append(float(x.double().var(0, correction=0).mean().sqrt()))
-        return x.clamp(min=0)
-
-    with torch.no_grad(), Intercepted(measure):
-        functional_call(model, params, (inputs,))
-    return found
+    return [float(x.double().var(0, correction=0).mean().sqrt()) for x in preactivations(task, params)]
 
 
 def check_kinks(kinks: str, width: float | None) -> float | None:
     """The width; raises ValueError for another word than "between" or "softened", or a width that cannot be."""
     checks.choice("kinks", kinks, KINKS)
-    return None if width is None else checks.number("width", width, "a positive number, or None for the usual one")
+    return None if width is None else checks.number("width", width, "a positive number, or None to follow the run")
 
 
 def with_kinks(task: Task, params: Params, kinks: str, width: float | None = None) -> Task:
     """The task, its model's kinks softened if that is what `kinks` says.
 
     Args:
-        width: of the Gaussian, in units of the spread of what goes into a unit; None for `USUAL_WIDTH`.
+        width: of the Gaussian, in units of the spread of what goes into a unit; by default it follows the run, which
+            begins at `params`: see `widen`.
 
     Raises:
         ValueError: another word than "between" or "softened", or a width that cannot be.
@@ -186,8 +217,10 @@ def with_kinks(task: Task, params: Params, kinks: str, width: float | None = Non
     width = check_kinks(kinks, width)
     if kinks == "between":
         return task
-    relative = USUAL_WIDTH if width is None else width
-    return replace(task, model=softened(task.model, [relative * spread for spread in spreads(task, params)]))
+    if width is not None:
+        return replace(task, model=softened(task.model, [width * spread for spread in spreads(task, params)]))
+    start = preactivations(task, params, FEW)
+    return replace(task, model=softened(task.model, [0.0] * len(start), start))
 
 
 def regularised(state: dict, gradients: Params, rule: Optimizer) -> dict:

@@ -30,7 +30,7 @@ from ..training.minibatches import FULL_RUN, run_batches, steps_per_epoch
 from ..training.plans import Plan, check_seeds, evaluation_steps
 from ..training.trial import check_training
 from ..training.working import draws_random_numbers
-from .kinks import Softened, regularised, with_kinks
+from .kinks import Softened, regularised, widen, with_kinks
 from .second_order import check_run, twice_differentiable
 
 TANGENTS = 64  # carried at once; more leave the cache
@@ -65,8 +65,8 @@ def tangent_train(
 
     Args:
         kinks: "between" is the derivative where it exists; "softened" counts the switches of units, too: with Gaussians
-            of this `width`, in units of the spread of pre-activations (`kinks.USUAL_WIDTH` by default). With Adam, the
-            derivative's denominator is then `kinks.regularised`.
+            of this `width`, in units of the spread of pre-activations; by default as wide as these have moved by then
+            (`kinks.widen`). With Adam, the derivative's denominator is then `kinks.regularised`.
 
     Returns:
         `delta[seed, left_out, step, test]` (float64: change of the loss per whole weight removed; positive = the
@@ -199,7 +199,7 @@ class DifferentiableRun:
             square.fill_(torch.finfo(square.dtype).tiny ** 0.75)
         self.train = to(task.train, device, self.ensemble.dtype)
         self.noisy, self.softened = self.ensemble.trained.noisy, isinstance(task.model, Softened)
-        self.name = task.name
+        self.task, self.name = task, task.name
 
     def batch(self, rows: Tensor) -> Instances:
         """The training instances of a step, where they are used."""
@@ -278,6 +278,7 @@ class DifferentiableRun:
         def pushed(dp: Params, ds: dict, dg: Params) -> Any:
             return jvp(self.rule(number, regular=True), (self.params, self.state, here), (dp, ds, dg))[1]
 
+        widen(self.task, {k: p[0] for k, p in self.params.items()})
         with torch.no_grad(), self.ensemble.masks(seed, number):
             here, moved = self.products(batch, weights, tangents[0], self.weights(change), own)
             here = tree_map(lambda g: g[0], here) if own else here

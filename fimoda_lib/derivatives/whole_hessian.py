@@ -22,7 +22,7 @@ from ..tasks import Instances, Params, Task, count, take, to
 from ..training.ensembles import Ensemble, Optimizer, clip_grad_norm
 from ..training.minibatches import FULL_RUN, run_batches
 from .gradients import Gradients
-from .kinks import FLOOR
+from .kinks import FLOOR, widen
 from .linearised import loss_changes
 from .spectra import Spectrum
 from .splitting import Drift, Motion, boundaries, interpolated, midpoint
@@ -166,6 +166,7 @@ def follow_whole(
         middle = first + (end - first) // 2
         params = run.advance(middle)
         run.advance(middle + 1)  # the step from there has its own preconditioner and clipping
+        widen(task, params)
         here = Surroundings(gradients_at(task, params, how.dtype), train, whole=how.whole)
         if number * how.segments // len(ends) > (number - 1) * how.segments // len(ends):
             drift = renewed(here.at, run, how)

@@ -84,7 +84,8 @@ def lft(
             losses at the linearised outputs.
         products, sample: "split" takes about so many Hessian-vector products per instance and run, of all training
             instances or, if these are more, of a sample: others each time.
-        kinks, width: "split" softens rectified units and the like, see `tangents.tangent_train`; "between" does not.
+        kinks, width: "split" softens rectified units and the like, by default as far as they have moved, see
+            `tangents.tangent_train`; "between" does not.
 
     Returns:
         scores [horizons, n_test, n_train], in units of the loss: what `further_train` measures. The report holds the
@@ -202,7 +203,7 @@ def split_runs(
         soft: the task with the model whose Hessian counts; `task` is trained.
         along: the settings of the full runs.
     """
-    at = Gradients(soft, params, dtype=dtype)
+    at = Gradients(task, params, dtype=dtype)
     if backend == "auto":
         backend = choose_backend(GRAM_ROWS + 1, at.n_params)  # few directions are needed: those are quickly found
     check_backend(backend, along["optimizer"], at)

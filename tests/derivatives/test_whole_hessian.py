@@ -130,7 +130,7 @@ def rectified(dead=False):
 
 
 @pytest.mark.parametrize("problem", ["smooth", "rectified"])
-@pytest.mark.parametrize("width", [0.05, 0.3])
+@pytest.mark.parametrize("width", [0.05, 0.3, None])
 def test_by_full_batches_it_is_the_tangent(problem, width):
     task, params = tiny("classification") if problem == "smooth" else rectified(dead=True)
     run, kinks = dict(optimizer="sgd", learning_rate=0.2), dict(kinks="softened", width=width)

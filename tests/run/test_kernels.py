@@ -60,7 +60,9 @@ async def started(manager, code=None):
 def test_a_forked_kernel_ends_when_it_is_shut_down(ending):
     async def run():
         manager = ForkedKernels(kernel_name="python3")
-        client, _ = await started(manager, "print('busy', flush=True)\nimport time\ntime.sleep(600)" if ending == "while busy" else None)
+        client, _ = await started(
+            manager, "print('busy', flush=True)\nimport time\ntime.sleep(600)" if ending == "while busy" else None
+        )
         process = manager.provisioner.process
         assert isinstance(process, Forked) and process.poll() is None and await manager.is_alive()
         if ending == "while busy":
