@@ -15,7 +15,7 @@ LFT_SEED = 1000  # of its first full run: none of the gold standard's, whose noi
 LFT_RUNS = 5  # averaged
 SPLIT_RUNS = 2  # likewise, where the whole Hessian is followed along each
 SPLIT_SEGMENTS = 10  # at least, with Adam, whose preconditioner is taken anew in each
-SPLIT_LEAST, SPLIT_MOST = 64, 4_096  # training instances in one of its products
+SPLIT_LEAST, SPLIT_MOST = 64, 1_024  # training instances in one of its products
 SPLIT_CURVED = 1_000  # at most so many define its G: products of the Hessian make up for the others
 
 

@@ -175,7 +175,7 @@ def test_without_jobs_there_is_one_process_for_each_gpu(monkeypatch, tmp_path, a
 
 
 @pytest.mark.parametrize(
-    ("profile", "cores", "jobs"), [("quick", 1, 1), ("quick", 2, 2), ("quick", 64, 4), ("laptop", 2, 1)]
+    ("profile", "cores", "jobs"), [("quick", 1, 1), ("quick", 2, 2), ("quick", 64, 4), ("laptop", 2, 2)]
 )
 def test_without_a_gpu_small_models_take_a_process_for_each_core(monkeypatch, profile, cores, jobs):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
