@@ -77,7 +77,7 @@ class Shard:
             return False
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=8)  # more than a profile has data sets: they are asked for in turns
 def _task(dataset: str, profile: str, results: str, data_dir: str | None) -> Task:
     return Panel(dataset, profile, results=results, data_dir=data_dir).task
 
