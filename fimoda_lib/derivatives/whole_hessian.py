@@ -1,4 +1,4 @@
-"""The effect of leaving an instance out, followed along a full run with the whole Hessian.
+"""The effect of leaving an instance, or a group of them, out, followed along a full run with the whole Hessian.
 
 To first order, by full batches, the difference δ between the run without instance i and the full run obeys
 
@@ -15,9 +15,11 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 from torch.func import grad, jvp, vmap
+from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
 from ..devices import strict_arithmetic
+from ..groups import NOBODY
 from ..tasks import Instances, Params, Task, count, take, to
 from ..training.ensembles import Ensemble, Optimizer, clip_grad_norm
 from ..training.minibatches import FULL_RUN, run_batches
@@ -80,32 +82,37 @@ def what_clipping_leaves(gradients: Params, max_norm: float) -> float:
 
 
 class Surroundings:
-    """Gradients and Hessian products at one place of the run, for b instances left out.
+    """Gradients and Hessian products at one place of the run, for b instances left out, or groups of them.
 
     Args:
         at: the model there, its kinks softened if they are to be.
-        train: the instances left out.
+        train: the instances left out [b], or groups of them [b, g], see `groups.as_matrix`.
         whole: an instance is gone, so that its residual is the one in the run without it; else that of the full run.
     """
 
     def __init__(self, at: Gradients, train: Tensor, *, whole: bool) -> None:
-        self.at, self.instances, self.whole = at, at.train(train), whole
+        self.at, self.members, self.whole = at, train.reshape(len(train), -1), whole
 
     def source(self, delta: Tensor) -> Tensor:
-        """Gradient of each instance's loss over n, [b, P]."""
-        at = self.at
+        """Gradient of the loss of each instance, or the sum over each group, over n, [b, P]."""
+        at, size = self.at, self.members.shape[1]
 
-        def one(instance: Instances, change: Tensor) -> Tensor:
-            inputs, targets = take(instance, None)
+        def one(instances: Instances, there: Tensor, change: Tensor) -> Tensor:
+            inputs, targets = instances
 
             def outputs(p: Params) -> Tensor:
                 return at.outputs(inputs, p)
 
             moved = jvp(outputs, (at.params,), (at.unflatten(change),))[1] if self.whole else 0.0
-            return at.flatten(grad(lambda p: at.losses(outputs(p) + moved, targets)[0])(at.params))
+            return at.flatten(grad(lambda p: (there * at.losses(outputs(p) + moved, targets)).sum())(at.params))
 
-        pieces = torch.arange(len(delta)).split(at.block_size())
-        return torch.cat([vmap(one)(take(self.instances, rows), delta[rows]) for rows in pieces]) / at.task.n_train
+        found = []
+        for rows in torch.arange(len(delta)).split(max(at.block_size() // size, 1)):
+            there = self.members[rows] != NOBODY
+            instances = at.train(self.members[rows].where(there, 0).flatten())
+            instances = tree_map(lambda x, shape=there.shape: x.unflatten(0, shape), instances)
+            found.append(vmap(one)(instances, there.to(delta), delta[rows]))
+        return torch.cat(found) / at.task.n_train
 
     def hessian(self, delta: Tensor, rows: Tensor) -> Tensor:
         """The Hessian of the mean loss of training instances times every row of δ, [b, P]."""

@@ -74,7 +74,7 @@ def lft(
         mode: "one_run" takes residuals from that full run; "closed_form" trains nothing and lets them evolve by full
             batches in the model linearised at the final parameters (SGD only). "split" has the whole Hessian in place
             of G, along the run, and Adam's momentum, weight decay and clipping: closest to further training, and the
-            dearest. It suits some instances (`train`), as δ itself is carried for each.
+            dearest. It suits some instances (`train`) or groups, as δ itself is carried for each.
         runs: so many full runs, with seeds from `seed` on, whose outputs (with "split", scores) are averaged: what the
             batches of a single run happen to be matters after few steps (not "closed_form").
         segments: so many times along the run, G (and, but for "split", gradients) are taken anew (not "closed_form").
@@ -98,8 +98,6 @@ def lft(
     check(wanted, further_training, mode, runs, segments, backend, order, products, sample)
     check_kinks(kinks, width)
     if mode == "split":
-        if train.dim() > 1:
-            raise ValueError("mode: 'split' follows single instances; got groups, for which take 'one_run'.")
         along = full_settings(further_training)
         soft, how = with_kinks(task, params, kinks, width), (products, segments, backend, order == 2, dtype, sample)
         scores, found = split_runs(soft, task, params, along, runs, train, test, wanted, curvature, *how)

@@ -300,13 +300,3 @@ def test_a_recorded_run_is_refused():
     stored = record_full_run(task, params, steps=3, batch_size=8, progress=False, **RULES["sgd"])
     message = refusal(split, task, params, {}, further_training=stored, error=ValueError)
     assert "mode: 'split' takes no recorded run; give its settings as a dict" in message
-
-
-def test_groups_are_refused():
-    task, params = rectified()
-    run = dict(learning_rate=0.1, batch_size=8)
-    message = refusal(
-        attribute, "lft", task, params, train=[[1, 2], [3]], horizon=[2], further_training=run, mode="split",
-        error=ValueError,
-    )  # fmt: skip
-    assert "'split' follows single instances; got groups, for which take 'one_run'" in message

@@ -429,7 +429,8 @@ def test_a_group_follows_the_recursion_of_all_its_members(kind, outputs, starts)
 
 
 @pytest.mark.parametrize(
-    "options", [{}, dict(segments=3, runs=2), dict(mode="closed_form"), dict(optimizer="adam"), dict(backend="krylov")],
+    "options", [{}, dict(segments=3, runs=2), dict(mode="closed_form"), dict(optimizer="adam"), dict(backend="krylov"),
+     dict(mode="split", runs=2), dict(mode="split", optimizer="adam")],
     ids=str,
 )  # fmt: skip
 def test_to_first_order_a_group_is_the_sum_and_a_group_of_one_the_instance(options):
@@ -443,7 +444,7 @@ def test_to_first_order_a_group_is_the_sum_and_a_group_of_one_the_instance(optio
     check(alone, attribute("lft", task, params, train=TRAIN, **options), 1e-9)
 
 
-@pytest.mark.parametrize("mode", ["one_run", "closed_form"])
+@pytest.mark.parametrize("mode", ["one_run", "closed_form", "split"])
 def test_of_a_linear_model_a_whole_group_is_leaving_it_out(mode):
     task, params = linear(outputs=2)
     groups, steps = [[3, 8, 21], [5], [*range(0, 22, 2)]], [1, 5, 30]
