@@ -11,14 +11,11 @@ lowest, last; the noise ceiling; and which commit it was. A width is a share of 
 of how far they have moved (1x, see `kinks.widen`); "between" is the derivative between kinks, "without" LFT with G
 alone. Rows that the file has are not computed again.
 
-What was chosen, by the mean over horizons along a single run (choose_width.csv): as wide as pre-activations have moved.
-The best constant depends on how far a run moves them. SGD, breast cancer, at 1, 3, 10 and 30 times its learning rate:
-.915 (for .0003), .909 (.001), .894 (.001), .874 (.003); at 1x .915, .915, .908, .884; at .3x .915, .912, .903, .867; at
-3x .902, .898, .891, .870; between kinks .862, .850, .838, .830; G alone .859, .847, .834, .827. Wine, diabetes and
-digits cannot tell widths apart. Adam needs its preconditioner anew, ten times along the run, and says little of the
-width: breast cancer .892 at 1x, .900 for .001, .882 with G alone; diabetes .968, .965 and .968.
-Products of few instances miss kinks where a run moves far: breast cancer at 10 times its rate .854 with 128 of its 455
-instances, .894 with 256, .908 with all; digits .974 with 128, .975 with 512 or more. So panels take 1,024.
+What was chosen, by the mean over horizons along a single run (choose_width.csv; `docs/beyond.md` has the table): kinks
+as wide as pre-activations have moved. The best constant depends on how far a run moves them, and a share of the
+movement does not. Wine, diabetes and digits cannot tell widths apart. Adam needs its preconditioner anew, ten times
+along the run, and says little of the width. Products of few instances miss kinks where a run moves far (breast cancer
+at ten times its rate), and digits do as well with 512 instances as with all: panels take 1,024.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python -m fimoda_lib.paper.prose figures/laptop
 
 A number stands behind a comment that no reader sees and that names its source: `<!--fig02:energy:grad_dot:first-->.68`;
-a table stands between `<!--verdicts-->` or `<!--lft-->` and `<!--end-->`. A test fails where a page says
-something else.
+a table stands between `<!--NAME-->` and `<!--end-->`, where NAME is verdicts, lft, width or unpublished. A test fails
+where a page says something else.
 """
 
 from __future__ import annotations
@@ -26,7 +26,8 @@ from .rules import number
 
 PAGES = ("README.md", "docs/results.md", "docs/beyond.md")
 NUMBER = re.compile(r"<!--([\w:.]+)-->(−?\d*\.\d+|–)")
-BLOCK = re.compile(r"(<!--(verdicts|lft)-->\n).*?(<!--end-->)", re.S)
+BLOCK = re.compile(r"(<!--(verdicts|lft|width|unpublished)-->\n).*?(<!--end-->)", re.S)
+BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 WHICH: dict[str, Callable[[pd.Series], float]] = {
     "first": lambda curve: curve.iloc[0],
     "last": lambda curve: curve.iloc[-1],
@@ -41,7 +42,13 @@ def fill(text: str, folder: Path | str) -> str:
     Raises:
         ValueError: a comment names a figure, data set, method or place that is not there.
     """
-    text = BLOCK.sub(lambda m: m[1] + {"verdicts": verdicts, "lft": horizons}[m[2]](folder) + m[3], text)
+    tables = {
+        "verdicts": lambda: verdicts(folder),
+        "lft": lambda: horizons(folder),
+        "width": widths,
+        "unpublished": unpublished,
+    }
+    text = BLOCK.sub(lambda m: m[1] + tables[m[2]]() + m[3], text)
     return NUMBER.sub(lambda m: f"<!--{m[1]}-->{written(value_of(m[1], folder))}", text)
 
 
@@ -119,6 +126,45 @@ def horizons(folder: Path | str) -> str:
             label = f", {best.method}" if words.startswith("best") else ""
             cells.append(f"{mean} ({written(best.lowest)}{cost}){label}")
         lines.append(f"| {words} | {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"
+
+
+def widths() -> str:
+    """LFT on breast cancer with kinks of several widths, by `benchmarks/choose_width.py`: similarity over horizons."""
+    table = pd.read_csv(BENCHMARKS / "choose_width.csv", dtype={"width": str})
+    table = table[(table.dataset == "breast_cancer") & (table["sample"] == table["sample"].max())]
+    names = {
+        **{"without": "G alone", "between": "between kinks"},
+        **{w: f"width {w.removeprefix('0')} of the spread" for w in ("0.0003", "0.001", "0.003", "0.01")},
+        **{"0.3x": ".3 of the movement", "1x": "**the movement**", "3x": "3 times the movement"},
+    }
+    cells = table.pivot_table(index="width", columns=["optimizer", "rate"], values="mean").reindex(names.keys())
+    cells = cells.sort_index(axis=1, ascending=[False, True])
+    heads = [f"{'Adam' if o == 'adam' else 'SGD'}, rate × {rate:g}" for o, rate in cells.columns]
+    lines = [f"| breast cancer | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
+    for width, row in cells.iterrows():
+        lines.append(f"| {names[width]} | {' | '.join('–' if pd.isna(v) else f'{v:.3f}'[1:] for v in row)} |")
+    return "\n".join(lines) + "\n"
+
+
+def unpublished() -> str:
+    """Of the settings that `benchmarks/unpublished_settings.py` tried, those that come nearest to published curves."""
+    table = pd.read_csv(BENCHMARKS / "unpublished_settings.csv")
+    lines = [
+        "| | published, first → last | nearest setting tried | ours with it | farthest | tried |",
+        "|---|---|---|---|---|---|",
+    ]
+
+    def pair(row: pd.Series, prefix: str = "") -> str:
+        return f"{written(row[f'{prefix}first'])} → {written(row[f'{prefix}last'])}"
+
+    for (dataset, method), rows in table.groupby(["dataset", "method"], sort=False):
+        done = rows.dropna(subset="distance").sort_values("distance")
+        best, worst = done.iloc[0], done.iloc[-1]
+        lines.append(
+            f"| {dataset.capitalize()}, {METHODS[method].label} | {pair(best, 'published_')} | {best.setting} | "
+            f"{pair(best)} | {worst.setting}: {pair(worst)} | {len(rows)} |"
+        )
     return "\n".join(lines) + "\n"
 
 
