@@ -270,6 +270,8 @@ PATCHED = {"laptop"}  # drawn by several commits; goes when a run of one commit 
 )
 def test_the_committed_figures_are_of_one_commit_and_their_page_is_as_new(name):
     assert faults(ROOT / "figures" / name) == []
+    note = json.loads((ROOT / "figures" / name / "fig02.json").read_text())
+    assert f"`{note['commit']}`" in (ROOT / "figures" / "README.md").read_text()  # which says how to repeat the run
 
 
 # Executed notebooks
