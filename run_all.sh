@@ -78,7 +78,7 @@ Options (the main ones; the full list needs $wanted):
   --only fig2 fig11 ...          these figures only
   --datasets energy ...          these data sets only
   --data DIR                     the folder of the data files
-  --jobs N                       so many processes share the work (one for each GPU; else 1, quick: one for each core)
+  --jobs N                       so many processes share the work (one for each GPU; else for each core, at most 4)
   --scheduler tcp://host:port    the workers of a running dask scheduler do the work
 TEXT
 }

@@ -91,7 +91,7 @@ PROFILES: dict[str, Profile] = {
         Profile(
             "quick",
             "20 left-out instances, 5 seeds (images and text 3), an eighth of the epochs, data that ships with "
-            "scikit-learn in place of what is not on this machine: about nine minutes on 2 cores",
+            "scikit-learn in place of what is not on this machine",
             {"sgd": {"digit_images": 3, "sentences": 3, "*": 5}, "adam": {"*": 5}},
             left_out=20,
             further=0.125,

@@ -24,7 +24,7 @@ from ..plots.published import published_curves
 from .claims import check_claims, read_table
 from .rules import number
 
-PAGES = ("README.md", "docs/results.md", "docs/beyond.md")
+PAGES = ("README.md", "docs/results.md", "docs/beyond.md", "docs/images_and_text.md")
 NUMBER = re.compile(r"<!--([\w:.]+)-->(−?\d*\.\d+|–)")
 BLOCK = re.compile(r"(<!--(verdicts|lft|width|unpublished)-->\n).*?(<!--end-->)", re.S)
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"

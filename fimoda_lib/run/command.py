@@ -60,8 +60,8 @@ def parser() -> argparse.ArgumentParser:
         "--jobs",
         type=int,
         metavar="N",
-        help="processes that share the work of this machine (one for each GPU; without a GPU 1, or with the profile "
-        f"quick one for each core, up to {MOST_JOBS})",
+        help=f"processes that share the work of this machine (one for each GPU; without a GPU one for each core, at "
+        f"most {MOST_JOBS})",
     )
     p.add_argument(
         "--scheduler",
