@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_flatten, tree_map
 from . import checks
 
 Params = dict[str, Tensor]
+INFERENCE = "where nothing can be differentiated; expected torch.no_grad() in its place, or tensors made outside."
 Instances = tuple[Any, Tensor]  # (inputs: a tensor or any pytree of tensors, targets), instances along dimension 0
 
 
@@ -86,6 +87,8 @@ class Task:
             )
         for part, instances in (("train", self.train), ("test", self.test)):
             leaves = tree_flatten(instances)[0] if isinstance(instances, tuple | list) and len(instances) == 2 else []
+            if any(isinstance(x, Tensor) and x.is_inference() for x in leaves):
+                raise ValueError(f"Task '{self.name}': {part} was made in torch.inference_mode(), {INFERENCE}")
             odd = [x for x in leaves if isinstance(x, Tensor) and (x.layout != torch.strided or x.is_nested)]
             if odd:
                 kind = "nested" if odd[0].is_nested else str(odd[0].layout).removeprefix("torch.")
@@ -126,6 +129,8 @@ def check_task(task: Any) -> None:
     """Raises ValueError unless this is a task that can be used."""
     if not isinstance(task, Task):
         raise ValueError(f"task: got {checks.shown(task)}, expected a Task, such as load_task('wine').")
+    if torch.is_inference_mode_enabled():
+        raise ValueError(f"Task '{task.name}' came to be used in torch.inference_mode(), {INFERENCE}")
     task.check()
 
 
@@ -159,12 +164,20 @@ def different(instances: Instances, k: int) -> Tensor:
 
 
 def to(instances: Instances, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Instances:
-    """Moves instances to a device; `dtype` applies to floating-point tensors only (tokens and classes stay whole)."""
+    """Moves instances to a device; `dtype` is that of real numbers (tokens and classes stay whole)."""
+    return tree_map(lambda leaf: leaf.to(device=device, dtype=counterpart(leaf.dtype, dtype)), instances)
 
-    def move(leaf: Tensor) -> Tensor:
-        return leaf.to(device=device, dtype=dtype if leaf.is_floating_point() else None)
 
-    return tree_map(move, instances)
+def model_to(model: nn.Module, device: torch.device | str, dtype: torch.dtype) -> nn.Module:
+    """Moves a model in place, as `model.to` does, which would make complex buffers real without a word."""
+    return model._apply(lambda tensor: tensor.to(device, counterpart(tensor.dtype, dtype)))
+
+
+def counterpart(kind: torch.dtype, dtype: torch.dtype | None) -> torch.dtype:
+    """The type of numbers of this kind in the precision of `dtype`: complex ones stay complex, whole ones whole."""
+    if dtype is None or not (kind.is_floating_point or kind.is_complex):
+        return kind
+    return dtype.to_complex() if kind.is_complex else dtype
 
 
 def resolve_rows(rows: Iterable[int] | None, n: int, what: str) -> Tensor:
@@ -212,7 +225,15 @@ def check_params(model: nn.Module, params: Params) -> None:
             f"(got {got.get(odd[0][0])}, expected {expected.get(odd[0][0])})."
         )
     for name, value in params.items():
+        if value.is_inference():
+            raise ValueError(f"Parameter {name!r} was made in torch.inference_mode(), {INFERENCE}")
         if not value.isfinite().all():
             raise ValueError(
                 f"Parameter {name!r} holds NaN or infinite values; give the parameters of a trained model."
+            )
+        if not value.is_floating_point() or not value.numel():
+            what = f"numbers of {value.dtype}" if value.numel() else "no numbers"
+            raise ValueError(
+                f"Parameter {name!r} holds {what}, expected real ones: in place of a complex parameter take two, its "
+                "real and its imaginary part, and torch.complex; remove one that is empty, or requires_grad_(False)."
             )

@@ -28,7 +28,7 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
 from .. import checks
-from ..tasks import Instances, Params, Task, take, to
+from ..tasks import Instances, Params, Task, model_to, take, to
 from ..training.ensembles import Optimizer
 from .gradients import Gradients
 from .units import UNITS
@@ -178,7 +178,7 @@ def preactivations(task: Task, params: Params, instances: int = SAMPLE) -> list[
     rows = torch.arange(task.n_train)[:: -(-task.n_train // instances)]
     like = next(iter(params.values()))
     inputs, _ = to(take(task.train, rows), like.device, like.dtype)
-    model = copy.deepcopy(task.model).to(like.device, like.dtype).eval()
+    model = model_to(copy.deepcopy(task.model), like.device, like.dtype).eval()
     found: list[Tensor] = []
 
     def keep(k: int, x: Tensor) -> Tensor:

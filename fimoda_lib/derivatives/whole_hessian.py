@@ -26,6 +26,7 @@ from ..training.minibatches import FULL_RUN, run_batches
 from .gradients import Gradients
 from .kinks import FLOOR, widen
 from .linearised import loss_changes
+from .second_order import twice_differentiable
 from .spectra import Spectrum
 from .splitting import Drift, Motion, boundaries, interpolated, midpoint
 
@@ -111,7 +112,8 @@ class Surroundings:
             there = self.members[rows] != NOBODY
             instances = at.train(self.members[rows].where(there, 0).flatten())
             instances = tree_map(lambda x, shape=there.shape: x.unflatten(0, shape), instances)
-            found.append(vmap(one)(instances, there.to(delta), delta[rows]))
+            with twice_differentiable():  # forward mode is what attention's fused kernels lack, too
+                found.append(vmap(one)(instances, there.to(delta), delta[rows]))
         return torch.cat(found) / at.task.n_train
 
     def hessian(self, delta: Tensor, rows: Tensor) -> Tensor:
@@ -130,7 +132,8 @@ class Surroundings:
             return jvp(outputs, (at.params,), (at.unflatten(v),))[1]
 
         pieces = delta.split(max(at.block_size() // 16, 1))
-        change = torch.cat([vmap(moved, out_dims=1)(piece) for piece in pieces], 1)
+        with twice_differentiable():
+            change = torch.cat([vmap(moved, out_dims=1)(piece) for piece in pieces], 1)
         return loss_changes(at, outputs(at.params).detach().double(), change.double(), test, whole=self.whole)
 
 

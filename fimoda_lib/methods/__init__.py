@@ -15,6 +15,7 @@ import xarray as xr
 from torch import Tensor
 
 from .. import checks
+from ..derivatives.gradients import Gradients
 from ..devices import choose_device, strict_arithmetic
 from ..groups import as_matrix, group_scores, is_grouped, numbered, resolve_left_out
 from ..tasks import Params, Task, check_params, check_task, resolve_rows
@@ -112,9 +113,16 @@ def attribute(
     dtype = hyper.get("dtype", torch.float64)
     check_evaluation(task, params, where, dtype=dtype, gradients=entry.name in METHODS)
     with strict_arithmetic(where):
-        result = entry.function(task, {k: p.to(where) for k, p in params.items()}, **rows, **hyper)
+        try:
+            result = entry.function(task, {k: p.to(where) for k, p in params.items()}, **rows, **hyper)
+        except (RuntimeError, ValueError) as error:
+            if not isinstance(error, torch.OutOfMemoryError):
+                _check_gradients(task, params, rows, where)
+            raise
     scores, report = result if isinstance(result, tuple) else (result, {})
     horizons = {"horizon": report["horizon"]} if "horizon" in report else {}
+    if isinstance(scores, Tensor) and not scores.isfinite().all():
+        _check_gradients(task, params, rows, where)
     _check(scores, entry.name, [len(h) for h in horizons.values()] + [len(rows["test"]), len(rows["train"])])
     settings = {**entry.defaults, **hyper, **report}
     return xr.DataArray(
@@ -161,6 +169,22 @@ def _check_signature(function: Callable) -> None:
             f"method: got {checks.shown(function)}, which cannot be called as method(task, params, *, train, test, "
             "curvature); expected a function of that signature, or a name in METHODS."
         ) from None
+
+
+def _check_gradients(task: Task, params: Params, rows: dict[str, Tensor], device: torch.device) -> None:
+    """Raises ValueError if the loss of an instance has no finite gradient, of which nothing finite can follow."""
+    at = Gradients(task, params, device=device)
+    for name, chosen in rows.items():
+        pick = at.test if name == "test" else at.train
+        chosen = chosen[chosen >= 0].unique()
+        pieces = chosen.split(at.block_size())
+        odd = torch.cat([piece[~at.of_losses(pick(piece)).isfinite().all(1).cpu()] for piece in pieces])
+        if len(odd):
+            raise ValueError(
+                f"Task '{task.name}': the gradient of the loss is not finite for {len(odd)} of the {name} instances "
+                f"({checks.shown(odd[:9].tolist())}); expected a loss that is smooth there: look for 0/0, for log or "
+                "sqrt of zero, and for a branch of torch.where that is not finite."
+            )
 
 
 def _check(scores: Tensor, name: str, expected: list[int]) -> None:

@@ -99,6 +99,11 @@ def resolve_damping(damping: float | str, multiple: float, recommended: Callable
     """
     if isinstance(damping, str) and damping == "recommended":
         damping = recommended()
+        if damping == 0:
+            raise ValueError(
+                "damping: the recommended one is 0, since all loss gradients of the curvature's instances are zero; "
+                "expected a positive number."
+            )
     given = float(number("damping", damping, "a positive number or 'recommended'"))
     expected = f"a positive number (the damping would be {given:g} times {shown(multiple)})"
     return given * number("multiple", multiple, expected)

@@ -27,6 +27,7 @@ from ..derivatives.whole_hessian import Following, LiveRun, follow_whole
 from ..tasks import Params, Task
 from ..training.ensembles import Optimizer
 from ..training.minibatches import steps_per_epoch
+from ..training.trial import check_training
 from .base import Report, method
 from .ekfac import EkfacFactors
 from .lft_settings import OF_OPTIMIZER, check, check_backend, check_recorded, check_stored, full_settings, horizons
@@ -205,6 +206,7 @@ def split_runs(
     if backend == "auto":
         backend = choose_backend(GRAM_ROWS + 1, at.n_params)  # few directions are needed: those are quickly found
     check_backend(backend, along["optimizer"], at)
+    check_training(task, params, at.device)
     Gradients(task, params).check_hessian()  # between kinks, where quotients can tell
     rule = Optimizer(along["optimizer"], **{name: along[name] for name in OF_OPTIMIZER if name in along})
     longest = max(b - a for a, b in pairwise([0, *boundaries(wanted, products // 2)]))

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import xarray as xr
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
@@ -63,6 +64,8 @@ def fingerprint(*trees: Any) -> str:
         leaves, structure = tree_flatten(tree)
         digest.update(str(structure).encode())
         for leaf in leaves:
+            if isinstance(leaf, Tensor) and leaf.dtype == torch.bfloat16:  # which NumPy does not have
+                leaf = leaf.view(torch.int16)
             array = leaf.detach().cpu().contiguous().numpy() if isinstance(leaf, Tensor) else np.asarray(leaf)
             digest.update(f"{array.dtype}{array.shape}".encode())
             digest.update(array.tobytes())

@@ -79,7 +79,7 @@ class Optimizer:
 
 def clip_grad_norm(grads: Params, max_norm: float) -> Params:
     """Scales each replica's gradient (all parameters together) down to norm `max_norm` where it is longer."""
-    squares = torch.stack([g.flatten(1).square().sum(1) for g in grads.values()]).sum(0)
+    squares = torch.stack([g.unsqueeze(-1).flatten(1).square().sum(1) for g in grads.values()]).sum(0)
     # The root of a gradient of exactly zero has no derivative; a clamped one has zero, and its product with 0 is right.
     norm = squares.clamp(min=torch.finfo(squares.dtype).tiny).sqrt()  # [M]
     factor = (max_norm / (norm + 1e-6)).clamp(max=1.0)

@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_map
 
 from ..checks import reason
 from ..devices import own_randomness
 from ..tasks import Instances, Params, Task, different, take, to
 from .engines import needs_measuring
+from .ties import check_doors, check_left_alone, check_sum, check_ties, check_unchanged, check_writes, equal
 from .working import Working, cause, failure, once
 
 FEW, LARGE = 3, 1_000_000  # instances that are tried, parameters of a large model
@@ -76,7 +77,7 @@ def check_training(
         replicas: how many are trained at once; None for as many as fit.
         batched: False where a run is trained that is no ensemble.
     """
-    if next(iter(params.values())).dtype == torch.bfloat16:  # which NumPy does not have: nothing could be stored
+    if any(p.dtype == torch.bfloat16 for p in params.values()):  # which NumPy does not have: nothing could be stored
         raise ValueError("params: got parameters in bfloat16, expected float32 or float64; convert them by p.float().")
     kind: Replicas = "shared" if removal == "mask" and replicas != 1 else "own"
     kind = "single" if not batched or (replicas == 1 and needs_measuring(task, params)) else kind
@@ -106,17 +107,18 @@ class Trial:
         self, task: Task, params: Params, dtype: torch.dtype, device: torch.device, *, training: bool = False
     ) -> None:
         self.task, self.training, self.device = task, training, device
-        self.params = {k: p.detach().to(device, dtype) for k, p in params.items()}
+        self.params = {k: p.detach().to(device, dtype, copy=True) for k, p in params.items()}
         self.working = Working(task, params, dtype=dtype, device=device, training=training)
         self.rounding = ROUNDING.get(dtype, (0.1, 0.1))
         self.precise = dtype == torch.float64 and not self.working.noisy  # too much rounding, or other masks
 
     def honest(self, part: str) -> Instances:
         """All that is asked of forward passes; returns the few instances of the part."""
+        check_ties(self.task.name, self.task.model)
         rows = different(getattr(self.task, part), FEW)
         few = to(take(getattr(self.task, part), rows), self.device, self.working.dtype)
         with torch.no_grad():
-            state, others, given = self.buffers(), elsewhere(), tree_map(torch.clone, few)
+            state, others, given = self.held(), elsewhere(), tree_map(torch.clone, few)
             try:
                 alone = [] if self.training else [self.forward(one) for one in self.alone(few)]
                 outputs, losses = self.forward(given)
@@ -125,9 +127,13 @@ class Trial:
             except Exception as error:  # whatever the caller's model and loss may raise
                 raise failure(self.task.name, part, error, self.working.model) from error
             drawn = elsewhere() != others and all(self.draws(few) for _ in range(4))
-            self.leaves_alone(few, given, kept, outputs, state)
+            check_left_alone(self.task.name, few, given, kept, outputs)
+            check_unchanged(self.task.name, state, self.held())
             self.repeats(few, kept, losses, drawn)
             self.each_on_its_own(few, alone, kept, losses, part)
+        with own_randomness(self.device, 0):
+            check_doors(self.task.name, self.working, self.params, few)
+            check_writes(self.task.name, self.working, self.params, few)
         return few
 
     def forward(self, instances: Instances) -> tuple[Tensor, Tensor]:
@@ -144,32 +150,9 @@ class Trial:
         """Each of the instances as a batch of one."""
         return [tree_map(torch.clone, take(few, slice(k, k + 1))) for k in range(FEW)]
 
-    def buffers(self) -> dict[str, Tensor]:
-        return {k: v.clone() for k, v in self.working.model.named_buffers()}
-
-    def leaves_alone(
-        self, few: Instances, given: Instances, outputs: Tensor, used: Tensor, state: dict[str, Tensor]
-    ) -> None:
-        """Neither what is handed in may change nor the model: `given` is what became of `few`, `used` of `outputs`."""
-        name = self.task.name
-        if not all(map(equal, tree_leaves(given[0]), tree_leaves(few[0]))):
-            raise ValueError(
-                f"The model of task '{name}' changes its inputs in place, expected it to leave them as they are: every "
-                "later pass would see other data; write x = x - 1 in place of x -= 1, or begin with x = x.clone()."
-            )
-        if not equal(given[1], few[1]) or not equal(used, outputs):
-            what = "outputs" if equal(given[1], few[1]) else "targets"
-            raise ValueError(
-                f"The loss of task '{name}' changes its {what} in place, expected it to leave them as they are; write "
-                "x = x - 1 in place of x -= 1."
-            )
-        changed = [k for k, value in self.buffers().items() if not equal(value, state[k])]
-        if changed:
-            raise ValueError(
-                f"The model of task '{name}' changes its own {changed[0]!r} in a forward pass, so that an instance "
-                "would depend on all that were seen before; expected one that stays as it is: call model.eval(), or "
-                "use a layer without running statistics."
-            )
+    def held(self) -> dict[str, Tensor]:
+        """Copies of the parameters that the model is called with, and of its buffers."""
+        return {k: v.clone() for k, v in [*self.params.items(), *self.working.model.named_buffers()]}
 
     def repeats(self, few: Instances, outputs: Tensor, losses: Tensor, drawn: bool) -> None:
         """A second pass must find what the first found; random numbers are PyTorch's own, and none in evaluation."""
@@ -250,20 +233,22 @@ class Trial:
                 return {name: g[1] for name, g in both.items()}
 
         self.compare(self.attempt(by_transforms), few)
+        if self.precise:
+            check_sum(self.task.name, self.working, self.params, few)
 
     def compare(self, found: Params, instances: Instances) -> None:
         """Raises ValueError unless these are the gradients of the sum of the losses."""
         leaves = {k: p.clone().requires_grad_() for k, p in self.params.items()}
         with torch.enable_grad(), own_randomness(self.device, 0):
-            losses = self.working.losses(leaves, instances)
-        if not losses.requires_grad:
+            total = self.working.losses(leaves, instances).sum()
+        if not total.requires_grad:
             raise ValueError(
                 f"The losses of task '{self.task.name}' do not depend on the parameters, expected some that can be "
                 "differentiated: no forward pass under torch.no_grad(), no result that is detached."
             )
         if not self.precise:
             return
-        plain = torch.autograd.grad(losses.sum(), list(leaves.values()), materialize_grads=True)
+        plain = torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
         pairs = [torch.cat([g.flatten() for g in gradients]) for gradients in (found.values(), plain)]
         if error := self.error(*pairs):
             raise ValueError(
@@ -294,7 +279,3 @@ def elsewhere() -> list[Any]:
     """Where the random generators of Python and NumPy stand."""
     kind, keys, *rest = np.random.get_state()
     return [random.getstate(), kind, keys.tobytes(), *rest]
-
-
-def equal(a: Tensor, b: Tensor) -> bool:  # NaN being NaN
-    return torch.equal(a, b) or (a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True))

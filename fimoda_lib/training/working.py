@@ -21,7 +21,7 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 
 from .. import checks
 from ..devices import check_memory, own_randomness, random_state
-from ..tasks import Instances, Params, Task, different, take, to
+from ..tasks import Instances, Params, Task, counterpart, different, model_to, take, to
 
 # What PyTorch says -> what it is about, and what to do.
 CAUSES = (
@@ -44,6 +44,7 @@ CAUSES = (
     ),
     ("data pointer", "it leaves PyTorch, for NumPy say", "write it with PyTorch's operations"),
     ("Sparse", "it uses sparse tensors or gradients", "make them dense (nn.Embedding(sparse=False))"),
+    ("DataParallel", "it is wrapped by nn.DataParallel", "give the module inside, model.module"),
     ("ScriptModule", "it is a scripted model", "give the module that it was made of"),
     ("Jitted", "it is a scripted model", "give the module that it was made of"),
     ("inplace", "it writes batched values into a tensor that has none", "put results together by torch.stack or cat"),
@@ -71,15 +72,14 @@ class Working:
         self, task: Task, params: Params, *, dtype: torch.dtype, device: torch.device, training: bool = False
     ) -> None:
         self.name, self.dtype, self.device = task.name, dtype, device
-        self.model = self._copied(task.model).to(device=device, dtype=dtype)
+        self.model = model_to(self._copied(task.model), device, dtype)
         if not training:
             self.model.eval()
         self.criterion = self._copied(task.loss).to(device) if isinstance(task.loss, nn.Module) else task.loss
-        own = next((p.dtype for p in task.model.parameters()), dtype)
         # In the model's own precision its code, and the loss, are taken at their word.
-        self.converts = dtype != own
+        self.converts = any(p.dtype != dtype for p in task.model.parameters())
         instances = to(take(task.train, different(task.train, 2)), device, dtype)
-        params = {k: p.detach().to(device, dtype) for k, p in params.items()}
+        params = {k: p.detach().to(device, dtype, copy=True) for k, p in params.items()}  # some models write to them
         mode = InPrecision(dtype) if self.converts else None
         with torch.no_grad(), own_randomness(device, 0), mode or contextlib.nullcontext():
             before = random_state(device)
@@ -204,21 +204,20 @@ class InPrecision(TorchFunctionMode):
         self.dtype, self.changed = dtype, False
 
     def convert(self, value: Any) -> Any:
-        """Tensors and types of real numbers in this precision; anything else as it is."""
-        if isinstance(value, torch.dtype) and value.is_floating_point and value != self.dtype:
-            self.changed = True
-            return self.dtype
-        if is_real(value) and value.dtype != self.dtype:
-            self.changed = True
-            return value.to(self.dtype)
-        return value
+        """Tensors and types of real and complex numbers in this precision; anything else as it is."""
+        if not isinstance(value, Tensor | torch.dtype):
+            return value
+        kind = value.dtype if isinstance(value, Tensor) else value
+        wanted = counterpart(kind, self.dtype)
+        if kind == wanted:
+            return value
+        self.changed = True
+        return value.to(wanted) if isinstance(value, Tensor) else wanted
 
     def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         name, kwargs = getattr(function, "__name__", ""), kwargs or {}
-        if function in CASTS and args[0].dtype != self.dtype:
-            self.changed = self.changed or args[0].is_floating_point()
-        if function in CASTS:
-            return args[0].to(self.dtype)
+        if function in CASTS:  # of whole numbers, too: x.float() / 255
+            return args[0].to(self.convert(CASTS[function]))
         # What is written to stays what it is.
         kept = 1 if name in WRITING or (name.endswith("_") and not name.endswith("__")) else 0
         args = (*args[:kept], *tree_map(self.convert, args[kept:]))
@@ -229,7 +228,9 @@ class InPrecision(TorchFunctionMode):
         return tree_map(self.convert, result) if type(result) in (tuple, list) else self.convert(result)
 
 
-CASTS = (Tensor.float, Tensor.double, Tensor.half, Tensor.bfloat16)
+CASTS = {getattr(Tensor, dtype_name): getattr(torch, dtype_name) for dtype_name in (
+    "float", "double", "half", "bfloat16", "cfloat", "cdouble", "chalf"
+)}  # fmt: skip
 WRITING = ("__setitem__", "__set__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__")
 
 

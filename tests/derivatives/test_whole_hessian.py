@@ -300,3 +300,52 @@ def test_a_recorded_run_is_refused():
     stored = record_full_run(task, params, steps=3, batch_size=8, progress=False, **RULES["sgd"])
     message = refusal(split, task, params, {}, further_training=stored, error=ValueError)
     assert "mode: 'split' takes no recorded run; give its settings as a dict" in message
+
+
+class Attentive(nn.Module):
+    """Attention as PyTorch has it: its fused kernels have no forward derivative."""
+
+    def __init__(self, causal):
+        super().__init__()
+        self.up, self.causal = nn.Linear(1, 4), causal
+        self.layer = nn.MultiheadAttention(4, 2, batch_first=True)
+        self.out = nn.Linear(4, 1)
+
+    def forward(self, x):
+        h = self.up(x[..., None])
+        if self.causal:
+            q = self.layer.out_proj(h).unflatten(2, (2, 2)).transpose(1, 2)
+            mixed = nn.functional.scaled_dot_product_attention(q, q.sin(), q.cos(), is_causal=True)
+            return self.out(mixed.transpose(1, 2).flatten(2)[:, -1])
+        padded = (x < 0) & (x < x.amax(1, keepdim=True))
+        return self.out(self.layer(h, h, h, key_padding_mask=padded, need_weights=False)[0].mean(1))
+
+
+@pytest.mark.filterwarnings("ignore")  # attention has no batching rule, and is slow
+@pytest.mark.parametrize("causal", [False, True])
+def test_attention_has_a_forward_derivative(causal):
+    torch.manual_seed(0)
+    task, _ = tiny()
+    task = dataclasses.replace(task, model=Attentive(causal).double())
+    if causal:  # which does without them
+        task.model.layer.in_proj_weight.requires_grad = task.model.layer.in_proj_bias.requires_grad = False
+    params = parameters_of(task.model)
+    expected = oracles.grad_dot(task, params, TRAIN, TEST, None) * 1e-6 / N
+    for order in (1, 2):
+        tiny_step = split(task, params, dict(optimizer="sgd", learning_rate=1e-6), horizon=[1], order=order)
+        check(tiny_step[0], expected, 1e-4)
+    rule = dict(optimizer="sgd", learning_rate=1e-3)
+    full = split(task, params, rule, horizon=[3], batch_size=N, kinks="between")
+    tangent = tangent_train(
+        task, params, **rule, batch_size=N, epochs=3, seeds=[4], left_out=TRAIN, test=TEST, evaluate=[3], progress=False
+    )
+    check(full[0], tangent.delta[0, :, 0].T, 1e-6)
+
+
+def test_a_model_that_changes_as_it_is_trained_is_refused():
+    task, _ = tiny()
+    layer = nn.utils.parametrizations.spectral_norm(nn.Linear(3, 3))
+    odd = dataclasses.replace(task, model=nn.Sequential(layer, nn.Linear(3, 1)).double())
+    run = dict(optimizer="sgd", learning_rate=0.1)
+    message = refusal(split, odd, parameters_of(odd.model), run, error=ValueError)
+    assert "changes its own" in message and "model.eval()" in message

@@ -298,6 +298,76 @@ def test_float64_constants_in_float32():
     relative(a.delta, b.delta, 1e-2)
 
 
+class Turned(nn.Module):
+    """Instances as complex numbers, turned by a buffer or a constant of complex64: rotary embeddings, in short."""
+
+    def __init__(self, net, turn, kind):
+        super().__init__()
+        self.net, self.kind = net, kind
+        if kind == "buffer":
+            self.register_buffer("turn", turn)
+        else:
+            self.turn = turn
+
+    def forward(self, x):
+        z = torch.complex(x, x.flip(1)) * self.turn
+        if self.kind == "cast":
+            z = (x.cfloat() + 1j * x.flip(1).to(torch.complex64)) * self.turn.cfloat()
+        return self.net(z.real + z.imag.tanh())
+
+
+class Apart(nn.Module):
+    """The same in real numbers."""
+
+    def __init__(self, net, turn):
+        super().__init__()
+        self.net, self.cos, self.sin = net, turn.real.double(), turn.imag.double()
+
+    def forward(self, x):
+        y = x.flip(1)
+        return self.net(x * self.cos - y * self.sin + (x * self.sin + y * self.cos).tanh())
+
+
+def in_float64(odd, named, model):
+    """A float32 task and its parameters in float64, with another model."""
+    parts = {part: tuple(x.double() for x in getattr(odd, part)) for part in ("train", "test")}
+    return dataclasses.replace(odd, model=model.double(), **parts), {k: p.double() for k, p in named.items()}
+
+
+@pytest.mark.parametrize("kind", ["buffer", "constant", "cast"])
+def test_complex_numbers_stay_complex_in_any_precision(kind):
+    turn = torch.polar(torch.ones(3), torch.tensor([0.5, 1.3, 2.0]))
+    task, _ = tiny(dtype=torch.float32)
+    odd = dataclasses.replace(task, model=Turned(task.model, turn, kind))
+    named = parameters_of(odd.model)
+    twin, exact = in_float64(task, named, Apart(tiny(dtype=torch.float32)[0].model, turn))
+    all_methods(odd, named, twin, exact, ["grad_dot", "cg", "lissa_h"])
+    all_functions(odd, exact, twin, exact, final_model=1e-5)
+    with torch.no_grad():  # in its own precision, too
+        expected = task.loss(odd.model(odd.test[0]), odd.test[1])
+    relative(further_train(odd, named, **{**FURTHER, "evaluate": [0]}, progress=False).full_loss[0, 0], expected, 1e-6)
+
+
+def test_whole_numbers_as_inputs_of_a_float32_model():
+    """Pictures as they are stored, `x.float()` in the forward pass: evaluated in float64."""
+
+    class Scaled(nn.Module):
+        def __init__(self, net):
+            super().__init__()
+            self.net = net
+
+        def forward(self, x):
+            return self.net((x.float() if x.dtype == torch.uint8 else x) / 16)
+
+    task, _ = tiny(dtype=torch.float32)
+    whole = {part: ((getattr(task, part)[0] * 3 + 9).byte(), getattr(task, part)[1]) for part in ("train", "test")}
+    odd = dataclasses.replace(task, model=Scaled(task.model), **whole)
+    named = parameters_of(odd.model)
+    twin, exact = in_float64(odd, named, Scaled(tiny(dtype=torch.float32)[0].model))
+    all_methods(odd, named, twin, exact, ["grad_dot", "cg", "lissa_h"])
+    all_functions(odd, exact, twin, exact, final_model=1e-5)
+
+
 # Labels
 
 

@@ -258,3 +258,44 @@ def test_scores_of_groups_are_sums_over_their_members():
 
 def own_method(task, params, *, train, test, curvature=None):
     return (test[:, None] + 1.0) * (train + 2.0) ** 2
+
+
+# What has no finite gradient, or none at all
+
+
+@pytest.mark.parametrize("name", [*BASIC, "ekfac", "trak", "lft"])
+def test_instances_whose_gradient_is_not_finite_are_named(name):
+    """A mean over the outputs that count, where for one instance there is none: 0/0."""
+    task, params = tiny()
+    hyper = quick(name) if name != "lft" else dict(horizon=[2], further_training=dict(learning_rate=0.1, batch_size=8))
+    targets = task.train[1].clone()
+    targets[[4, 9]] = 0.0
+
+    def masked(o, t):
+        counts = (t != 0).to(o.dtype)
+        return ((o - t).square() * counts).sum(1) / counts.sum(1)
+
+    odd = dataclasses.replace(task, loss=masked, train=(task.train[0], targets))
+    message = refusal(attribute, name, odd, params, train=[2, 4, 9], test=[1], error=ValueError, **hyper)
+    assert "not finite for 2 of the train instances ([4, 9])" in message and "0/0" in message
+
+
+def test_where_all_gradients_are_zero_no_damping_is_recommended():
+    task, _ = tiny()
+    model = torch.nn.Linear(3, 1, bias=False).double()
+    odd = dataclasses.replace(task, model=model, train=(0 * task.train[0], task.train[1]))
+    for name in (*DAMPED, "ekfac"):
+        message = refusal(attribute, name, odd, {"weight": model.weight.detach()}, error=ValueError, **quick(name))
+        assert "the recommended one is 0" in message
+
+
+def test_a_single_training_instance():
+    """Of which the size of a forward pass is measured, too."""
+    task, params = tiny(n=1)
+    pair = (task, params, [0], range(5), [0])
+    found = attribute("lissa_h", task, params, damping=12.0, scale=50, depth=800, batch_size=None)
+    np.testing.assert_allclose(found, oracles.hessian_influence(*pair, 12.0), rtol=1e-7)
+    along = dict(horizon=[1], further_training=dict(learning_rate=1e-6, batch_size=4), order=1)
+    for mode in ("one_run", "split"):
+        found = attribute("lft", task, params, mode=mode, **along)[0]
+        np.testing.assert_allclose(found, oracles.grad_dot(*pair) * 1e-6, rtol=1e-3)

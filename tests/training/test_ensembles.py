@@ -5,9 +5,11 @@ import logging
 import shutil
 
 import numpy as np
+import plain
 import pytest
 import torch
 from problems import tiny
+from torch import nn
 
 from fimoda_lib.tasks import parameters_of
 from fimoda_lib.training.ensembles import Ensemble, Optimizer
@@ -97,3 +99,26 @@ def test_losses_are_float64_even_where_training_is_float32():
     exact = task.loss(task.model.double()(task.test[0].double()), task.test[1].double()).detach()
     assert losses.dtype == torch.float64
     torch.testing.assert_close(losses, exact.expand(2, -1), rtol=1e-14, atol=0)
+
+
+class Scalars(nn.Module):
+    """Parameters of any shape: none at all, not contiguous, fixed, in a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.scale, self.shift = nn.Parameter(torch.tensor(1.3)), nn.Parameter(torch.ones(2), requires_grad=False)
+        self.maps = nn.ParameterList([torch.linspace(-1, 1, 12).reshape(4, 3).t(), torch.linspace(1, 2, 8).view(4, 2)])
+
+    def forward(self, x):
+        return self.scale * (x @ self.maps[0]).tanh() @ self.maps[1] + self.shift
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_parameters_without_a_dimension_are_clipped_with_the_others(optimizer):
+    task = dataclasses.replace(tiny(outputs=2)[0], model=Scalars().double())
+    params = parameters_of(task.model)
+    rule = dict(optimizer=optimizer, learning_rate=0.05, batch_size=8, epochs=1, max_grad_norm=0.5)
+    gold = further_train(task, params, **rule, seeds=[0], left_out=[4], evaluate=[1, 2, 3], progress=False)
+    full, without = (np.stack([*plain.train(task, params, **rule, seed=0, removed=i)]) for i in (None, 4))
+    np.testing.assert_allclose(gold.full_loss[0], full, rtol=1e-9)
+    np.testing.assert_allclose(gold.delta[0, 0], without - full, rtol=1e-5, atol=1e-9)

@@ -470,3 +470,163 @@ def test_a_device_without_memory_is_not_taken_for_a_wrong_model(call, words):
 
     with pytest.raises(torch.OutOfMemoryError, match="memory is full.*--jobs"):
         call(*problem(Own(full)))
+
+
+# What ties a model to more than its parameters, inputs and outputs
+
+
+class Tied(nn.Module):
+    """Two layers, the second of which is reached as `reach(self, h)`; `prepare(self)` may tie them in other ways."""
+
+    def __init__(self, reach=None, prepare=lambda model: None):
+        super().__init__()
+        self.first, self.second, self.reach = nn.Linear(3, 3), nn.Linear(3, 1), reach
+        prepare(self.double())
+
+    def forward(self, x):
+        h = self.first(x).tanh()
+        return self.reach(self, h) if self.reach else self.second(h)
+
+
+def through_a_lambda(model):
+    model.reach = lambda _, h: model.second(h)
+
+
+def penalised(model):
+    return lambda o, t: squared_error(o, t) + sum(p.square().sum() for p in model.parameters())
+
+
+class Weighted(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.log_variance = nn.Parameter(torch.zeros(()))
+
+    def forward(self, o, t):
+        return squared_error(o, t) * torch.exp(-self.log_variance) + self.log_variance
+
+
+def a_view(model):
+    model.register_buffer("view", model.second.weight.detach().t())
+
+
+def an_attribute(model):
+    model.view = model.first.weight.data[1:]
+
+
+def of_one_memory(model):
+    model.third = nn.Linear(3, 3)
+    model.third.weight = nn.Parameter(model.first.weight.data)
+
+
+def clipped(model, h):
+    model.second.weight.data.clamp_(min=0)
+    return model.second(h)
+
+
+class Centred(torch.autograd.Function):
+    """Centres gradients over a batch: a rule of one's own that mixes instances."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x):
+        return x.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, g):
+        return g / (g.square().mean() + 1).sqrt() / len(g)
+
+
+TIES = {  # a model, a loss of it, and words of the refusal
+    "a lambda that holds the model": (lambda: Tied(prepare=through_a_lambda), None, "The model of task"),
+    "layers in a plain list": (
+        lambda: Tied(lambda model, h, hidden=[nn.Linear(3, 1).double()]: hidden[0](h)), None, "not among the parameters"
+    ),
+    "a penalty in the loss": (Tied, penalised, "weight_decay="),
+    "a loss that learns": (Tied, lambda _: Weighted(), "The loss of task"),
+    "a buffer that is a view": (lambda: Tied(prepare=a_view), None, "'second.weight' and 'view' of task"),
+    "an attribute that is a view": (lambda: Tied(prepare=an_attribute), None, "share memory"),
+    "two parameters in one memory": (lambda: Tied(prepare=of_one_memory), None, "'first.weight' and 'third.weight'"),
+    "a hook on a gradient": (
+        lambda: Tied(prepare=lambda model: model.first.weight.register_hook(lambda g: 0 * g)), None, "handle.remove()"
+    ),
+    "weights that are clipped": (lambda: Tied(clipped), None, "changes its own 'second.weight'"),
+    "weights that may be clipped": (
+        lambda: Tied(clipped, lambda model: model.second.weight.data.abs_()), None, "changes its own 'second.weight'"
+    ),
+    "embeddings of a largest norm": (
+        lambda: nn.Sequential(nn.Embedding(7, 3, max_norm=0.1), nn.Flatten(), nn.Linear(9, 1)), None, "max_norm"
+    ),
+    "embeddings with shared gradients": (
+        lambda: nn.Sequential(nn.Embedding(7, 3, scale_grad_by_freq=True), nn.Flatten(), nn.Linear(9, 1)),
+        None, "scale_grad_by_freq",
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("tie", TIES)
+def test_what_a_copy_of_the_model_would_not_see(tie):
+    make, loss, fragment = TIES[tie]
+    model = make()
+    tokens = [(torch.arange(3 * n).reshape(n, 3) % 7, data(3)[0][1][:n]) for n in (N, Z)]
+    parts = tokens if "embeddings" in tie else (None, None)
+    task, params = problem(model, loss(model) if loss else squared_error, *parts, dtype=torch.float64)
+    before = {k: p.clone() for k, p in params.items()}
+    everywhere(task, params, fragment)
+    assert all(torch.equal(p, before[k]) for k, p in params.items())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_gradients_that_mix_instances():
+    mixing = Tied(lambda model, h: model.second(Centred.apply(h)))
+    everywhere(*problem(mixing, dtype=torch.float64), "gradient", "depends on which others", calls=TRAINING)
+
+
+def test_what_is_tied_in_ways_that_are_seen():
+    """One parameter in two places, one that is fixed, views that are taken anew in every pass."""
+    model = Tied(lambda model, h: model.second(h @ model.first.weight.t()[:, :3]), lambda m: m.second.weight.data.abs_())
+    model.again, model.first.bias.requires_grad = model.first, False
+    model.fixed = nn.Linear(1, 1).requires_grad_(False).weight.data.expand(3, 1)
+    task, params = problem(model, dtype=torch.float64)
+    gold = further_train(task, params, **FURTHER, removal="mask", evaluate=[1, 2, 3])
+    np.testing.assert_allclose(gold.full_loss[0], by_hand(task, params, seed=0), rtol=1e-10)
+
+
+# Numbers, and where they were made
+
+
+def test_complex_and_empty_parameters():
+    for extra, words in ((torch.ones(2, dtype=torch.complex64), "complex64"), (torch.zeros(0, 3), "no numbers")):
+        task, _ = problem(nn.Linear(3, 1))
+        task.model.extra = nn.Parameter(extra)
+        for call in (*EVALUATING.values(), *TRAINING.values()):
+            message = refusal(call, task, parameters_of(task.model), error=ValueError)
+            assert "'extra'" in message and words in message and "expected real ones" in message
+
+
+@pytest.mark.parametrize("call", [*EVALUATING.values(), *TRAINING.values()])
+def test_inference_mode_is_named_and_no_grad_does_no_harm(call):
+    task, params = problem(nn.Linear(3, 1), dtype=torch.float64)
+    with torch.inference_mode():
+        assert "expected torch.no_grad()" in refusal(call, task, params, error=ValueError)
+        made = {k: p.clone() for k, p in params.items()}
+        inputs = task.train[0].clone()
+    odd = problem(nn.Linear(3, 1), train=(inputs, task.train[1]))[0]
+    assert "train was made in torch.inference_mode()" in refusal(call, odd, params, error=ValueError)
+    if call is not TRAINING["train_final_model"]:
+        assert "Parameter 'weight' was made in" in refusal(call, task, made, error=ValueError)
+    again, _ = problem(nn.Linear(3, 1), dtype=torch.float64)
+    with torch.no_grad():
+        found = call(again, params)
+    assert str(found) == str(call(task, params)) or not hasattr(found, "shape")
+
+
+def test_bfloat16_and_wrappers_are_named(tmp_path):
+    task, params = problem(nn.Linear(3, 1).bfloat16(), dtype=torch.bfloat16)
+    for call in TRAINING.values():
+        assert "expected float32 or float64" in refusal(call, task, params, error=ValueError)
+    everywhere(*problem(nn.DataParallel(nn.Linear(3, 1))), "nn.DataParallel", "model.module")
