@@ -35,13 +35,14 @@ CAUSES = (
     (
         "data-dependent control flow",
         "it branches on data or calls .item()",
-        "write both branches and torch.where in place of them",
+        "write both branches and torch.where in place of them, and F.one_hot as x[..., None] == torch.arange(classes)",
     ),
     (
         "dynamic shape",
         "it picks by a boolean mask or torch.nonzero, so that sizes depend on data",
         "multiply by the mask or use torch.where",
     ),
+    ("requires_grad_()", "it takes derivatives in its forward pass", "take them by torch.func.grad"),
     ("data pointer", "it leaves PyTorch, for NumPy say", "write it with PyTorch's operations"),
     ("Sparse", "it uses sparse tensors or gradients", "make them dense (nn.Embedding(sparse=False))"),
     ("DataParallel", "it is wrapped by nn.DataParallel", "give the module inside, model.module"),

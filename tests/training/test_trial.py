@@ -588,12 +588,25 @@ def test_gradients_that_mix_instances():
 
 def test_what_is_tied_in_ways_that_are_seen():
     """One parameter in two places, one that is fixed, views that are taken anew in every pass."""
-    model = Tied(lambda model, h: model.second(h @ model.first.weight.t()[:, :3]), lambda m: m.second.weight.data.abs_())
+    model = Tied(
+        lambda model, h: model.second(h @ model.first.weight.t()[:, :3]), lambda m: m.second.weight.data.abs_()
+    )
     model.again, model.first.bias.requires_grad = model.first, False
     model.fixed = nn.Linear(1, 1).requires_grad_(False).weight.data.expand(3, 1)
     task, params = problem(model, dtype=torch.float64)
     gold = further_train(task, params, **FURTHER, removal="mask", evaluate=[1, 2, 3])
     np.testing.assert_allclose(gold.full_loss[0], by_hand(task, params, seed=0), rtol=1e-10)
+
+
+def test_a_derivative_in_the_inputs_is_no_tie():
+    """Of a forward pass that makes a tensor anew to differentiate in it: what cannot be done has its own sentence."""
+
+    def force(linear, x, training):
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            return torch.autograd.grad(linear(x.sin()).sum(), x, create_graph=True)[0][:, :1]
+
+    everywhere(*problem(Own(force)), "derivatives in its forward pass", "torch.func.grad", calls=["attribute"])
 
 
 # Numbers, and where they were made
