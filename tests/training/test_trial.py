@@ -11,7 +11,7 @@ from small_files import refusal
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from fimoda_lib import Task, attribute, further_train, mean_loss, squared_error, train_final_model
+from fimoda_lib import Task, attribute, cross_entropy, further_train, mean_loss, squared_error, train_final_model
 from fimoda_lib.derivatives.adjoints import adjoint_train
 from fimoda_lib.derivatives.tangents import tangent_train
 from fimoda_lib.derivatives.trajectories import record_full_run
@@ -643,3 +643,21 @@ def test_bfloat16_and_wrappers_are_named(tmp_path):
     for call in TRAINING.values():
         assert "expected float32 or float64" in refusal(call, task, params, error=ValueError)
     everywhere(*problem(nn.DataParallel(nn.Linear(3, 1))), "nn.DataParallel", "model.module")
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+@pytest.mark.parametrize("value", [7, -1])
+@pytest.mark.parametrize("what", ["classes", "tokens"])
+def test_classes_and_tokens_that_do_not_exist_are_named_with_their_instance(what, value, part):
+    """In an instance that is none of the few that are tried first."""
+    parts = {}
+    for name, n in (("train", 9), ("test", 7)):
+        tokens, classes = torch.arange(3 * n).reshape(n, 3) % 7, torch.arange(n) % 4
+        if name == part:
+            ({"classes": classes[:, None], "tokens": tokens}[what])[5, 0] = value
+        parts[name] = tokens, classes
+    model = nn.Sequential(nn.Embedding(7, 2), nn.Flatten(), nn.Linear(6, 4))
+    task, params = problem(model, cross_entropy, **parts, dtype=torch.float64)
+    calls = [*EVALUATING, *TRAINING] if part == "test" else [k for k in ("attribute", *TRAINING)]
+    calls = [k for k in calls if k != "train_final_model" or part == "train"]
+    everywhere(task, params, f"fails on its {part} instance 5", calls=calls)
