@@ -44,14 +44,23 @@ def choose_device(value: str | torch.device | None) -> torch.device:
 
 @contextlib.contextmanager
 def strict_arithmetic(device: torch.device) -> Iterator[None]:
-    """Inside, a GPU multiplies float32 matrices in float32, and adds up in an order that does not change.
+    """Inside, nothing is computed in less than its own precision, and a GPU adds up in an order that does not change.
 
-    By default convolutions run in TF32, which keeps 10 bits after the point: a run and its partner without one instance
-    differ by far less than that. A kernel that has no deterministic version is named in a warning of PyTorch's.
+    That is so whatever torch.autocast the caller is in; a model's own stays. By default convolutions run in TF32, which
+    keeps 10 bits after the point: a run and its partner without one instance differ by far less than that. A kernel
+    that has no deterministic version is named in a warning of PyTorch's.
     """
-    if device.type != "cuda":
+    with contextlib.ExitStack() as inside:
+        if torch.is_autocast_enabled(device.type):
+            inside.enter_context(torch.autocast(device.type, enabled=False))
+        if device.type == "cuda":
+            inside.enter_context(on_gpu())
         yield
-        return
+
+
+@contextlib.contextmanager
+def on_gpu() -> Iterator[None]:
+    """`strict_arithmetic` of GPUs."""
     backends = (torch.backends.cuda.matmul, torch.backends.cudnn.conv, torch.backends.cudnn.rnn)
     precisions = [backend.fp32_precision for backend in backends]
     try:

@@ -14,11 +14,12 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils._pytree import tree_flatten, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 from . import checks
 
 Params = dict[str, Tensor]
+WHOLE = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 INFERENCE = "where nothing can be differentiated; expected torch.no_grad() in its place, or tensors made outside."
 Instances = tuple[Any, Tensor]  # (inputs: a tensor or any pytree of tensors, targets), instances along dimension 0
 
@@ -161,6 +162,12 @@ def different(instances: Instances, k: int) -> Tensor:
     other = (targets != targets[0]).flatten(1).any(1) if targets.dim() > 1 else targets != targets[0]
     second = int(other.int().argmax()) or min(1, n - 1)
     return torch.tensor([0, second, n - 1 if n - 1 != second else n // 2])[:k]
+
+
+def extreme(instances: Instances) -> list[int]:
+    """Numbers of the instances that hold the smallest and the largest of the whole numbers: of classes, tokens."""
+    leaves = [x.reshape(len(x), -1) for x in tree_leaves(instances) if x.dtype in WHOLE and x.numel()]
+    return sorted({int(f(x)) for x in leaves for f in (lambda x: x.amin(1).argmin(), lambda x: x.amax(1).argmax())})
 
 
 def to(instances: Instances, device: torch.device | str | None = None, dtype: torch.dtype | None = None) -> Instances:

@@ -1,10 +1,12 @@
 """An accelerator changes nothing: the same results as on the CPU, and no operation that mixes devices."""
 
+import dataclasses
 import warnings
 
 import numpy as np
 import pytest
 import torch
+from problems import tiny
 from torch import nn
 
 from fimoda_lib import (
@@ -290,3 +292,24 @@ def test_eigendecompositions_take_one_thread_and_leave_the_others_as_they_were(m
         assert threads == [1] and torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_callers_autocast_rounds_nothing(dtype):
+    task, params = tiny(dtype=dtype)
+    rule = dict(optimizer="sgd", learning_rate=0.05, batch_size=8)
+
+    def results():
+        again = dataclasses.replace(task)  # of which nothing is known
+        return [
+            attribute("cg", again, params, dtype=str(dtype).removeprefix("torch."), damping=0.1).values,
+            further_train(again, params, **rule, epochs=1, seeds=[0], left_out=[2], progress=False).delta.values,
+            train_final_model(again, **rule, epochs=1, seed=0, progress=False)["0.weight"].numpy(),
+        ]
+
+    plainly = results()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        inside = results()
+        assert torch.mm(torch.ones(2, 2), torch.ones(2, 2)).dtype == torch.bfloat16  # it is on again
+    for a, b in zip(inside, plainly, strict=True):
+        np.testing.assert_array_equal(a, b)

@@ -87,8 +87,10 @@ def apply_operator(
 
 
 def unit(gradients: Tensor) -> Tensor:
-    """Rows scaled to length 1; zero rows stay zero."""
-    return gradients / gradients.norm(dim=1, keepdim=True).clamp(min=torch.finfo(gradients.dtype).tiny)
+    """Rows scaled to length 1; zero rows stay zero. First by their largest entries, whose squares may underflow."""
+    for length in (lambda g: g.abs().amax(1, keepdim=True), lambda g: g.norm(dim=1, keepdim=True)):
+        gradients = gradients / length(gradients).clamp(min=torch.finfo(gradients.dtype).tiny)
+    return gradients
 
 
 def resolve_damping(damping: float | str, multiple: float, recommended: Callable[[], float]) -> float:

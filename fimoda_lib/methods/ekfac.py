@@ -13,6 +13,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from .. import checks
 from ..derivatives import gradients
@@ -228,6 +229,8 @@ def _second_moments(
     def recorder(name: str) -> Callable:
         def record(module: nn.Module, args: tuple, kwargs: dict, output: Tensor) -> Tensor:
             x = (args[0] if args else kwargs["input"]).detach()
+            if is_functorch_wrapped_tensor(x):
+                raise ValueError(f"EK-FAC: layer '{name}' is called under torch.func, expected batches; freeze it.")
             if _by_position(x, present):
                 x = x[present]
             A[name] = A[name] + _input_moment(x, module, _join(name, "bias") in at.names)

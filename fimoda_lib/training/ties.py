@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from functools import partial
 from itertools import combinations
 
 import torch
@@ -114,17 +115,39 @@ def equal(a: Tensor, b: Tensor) -> bool:  # NaN being NaN
 def check_doors(task: str, working: Working, params: Params, few: Instances) -> None:
     """Raises ValueError if a model or a loss computes with tensors that are trained, but are not handed in."""
     inputs, targets = tree_map(Tensor.detach, few)
-    with torch.enable_grad():
-        outputs = working.outputs({k: p.detach() for k, p in params.items()}, inputs)
-        losses = working.loss(outputs.detach(), targets)
-    for what, found in (("model", outputs), ("loss", losses)):
-        if found.requires_grad:
+
+    def model() -> Tensor:
+        return working.outputs({k: p.detach() for k, p in params.items()}, inputs)
+
+    def loss(outputs: Tensor) -> Tensor:
+        return working.loss(outputs, targets)
+
+    outputs = model().detach()
+    for what, call in (("model", model), ("loss", partial(loss, outputs))):
+        with torch.enable_grad():
+            found = trained_by(call())
+            # Not what a forward pass makes anew, to take a derivative in its inputs.
+            stay = found and {id(t) for t in found} & {id(t) for t in trained_by(call())}
+        if stay:
             raise ValueError(
                 f"The {what} of task '{task}' computes with trainable tensors that are not among the parameters as "
                 "they are handed in, and would stay as they are: of a loss, of layers in a plain list, or of the model "
                 "itself, through a lambda or a penalty; expected all in the forward pass of the model, as self.name, "
                 "weight_decay= for a penalty, and requires_grad_(False) for what is to stay fixed."
             )
+
+
+def trained_by(found: Tensor) -> list[Tensor]:
+    """The tensors at which a backward pass would end."""
+    ahead, seen, leaves = [found.grad_fn], set(), []
+    while ahead:
+        node = ahead.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        leaves += [node.variable] if hasattr(node, "variable") else []
+        ahead += [following for following, _ in node.next_functions]
+    return leaves
 
 
 def check_sum(task: str, working: Working, params: Params, few: Instances) -> None:

@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_map
 
 from ..checks import reason
 from ..devices import own_randomness
-from ..tasks import Instances, Params, Task, different, take, to
+from ..tasks import Instances, Params, Task, different, extreme, take, to
 from .engines import needs_measuring
 from .ties import check_doors, check_left_alone, check_sum, check_ties, check_unchanged, check_writes, equal
 from .working import Working, cause, failure, once
@@ -131,10 +131,20 @@ class Trial:
             check_unchanged(self.task.name, state, self.held())
             self.repeats(few, kept, losses, drawn)
             self.each_on_its_own(few, alone, kept, losses, part)
+            self.extremes(part)
         with own_randomness(self.device, 0):
             check_doors(self.task.name, self.working, self.params, few)
             check_writes(self.task.name, self.working, self.params, few)
         return few
+
+    def extremes(self, part: str) -> None:
+        """Classes and tokens that do not exist fail before the first step: the largest, and those below zero."""
+        instances = getattr(self.task, part)
+        for row in extreme(instances):
+            try:
+                self.forward(to(take(instances, torch.tensor([row, row])), self.device, self.working.dtype))
+            except Exception as error:  # whatever the caller's model and loss may raise
+                raise failure(self.task.name, part, error, self.working.model, row) from error
 
     def forward(self, instances: Instances) -> tuple[Tensor, Tensor]:
         """Outputs and losses, always from the same random state."""

@@ -35,13 +35,14 @@ CAUSES = (
     (
         "data-dependent control flow",
         "it branches on data or calls .item()",
-        "write both branches and torch.where in place of them",
+        "write both branches and torch.where in place of them, and F.one_hot as x[..., None] == torch.arange(classes)",
     ),
     (
         "dynamic shape",
         "it picks by a boolean mask or torch.nonzero, so that sizes depend on data",
         "multiply by the mask or use torch.where",
     ),
+    ("requires_grad_()", "it takes derivatives in its forward pass", "take them by torch.func.grad"),
     ("data pointer", "it leaves PyTorch, for NumPy say", "write it with PyTorch's operations"),
     ("Sparse", "it uses sparse tensors or gradients", "make them dense (nn.Embedding(sparse=False))"),
     ("DataParallel", "it is wrapped by nn.DataParallel", "give the module inside, model.module"),
@@ -234,11 +235,12 @@ CASTS = {getattr(Tensor, dtype_name): getattr(torch, dtype_name) for dtype_name 
 WRITING = ("__setitem__", "__set__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__")
 
 
-def failure(task: str, part: str, error: Exception, model: nn.Module) -> ValueError:
-    """What to raise where a model or a loss fails on a part of the data."""
+def failure(task: str, part: str, error: Exception, model: nn.Module, row: int | None = None) -> ValueError:
+    """What to raise where a model or a loss fails on a part of the data, or on one instance of it."""
     what, advice = cause(error, model)
+    which = "instances" if row is None else f"instance {row}"
     return ValueError(
-        f"The model or the loss of task '{task}' fails on its {part} instances{what} ({checks.reason(error)}); "
+        f"The model or the loss of task '{task}' fails on its {part} {which}{what} ({checks.reason(error)}); "
         f"expected loss(model(inputs), targets) to give one value per instance, for one instance as for many{advice}."
     )
 

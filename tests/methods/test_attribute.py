@@ -299,3 +299,33 @@ def test_a_single_training_instance():
     for mode in ("one_run", "split"):
         found = attribute("lft", task, params, mode=mode, **along)[0]
         np.testing.assert_allclose(found, oracles.grad_dot(*pair) * 1e-6, rtol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "size"), [("float32", 1e-25), ("float32", 1e25), ("float64", 1e-200), ("float64", 1e160)]
+)
+def test_cosines_of_gradients_whose_squares_leave_the_range_of_numbers(dtype, size):
+    task, params = tiny("classification")
+    scaled = dataclasses.replace(task, loss=lambda o, t: size * task.loss(o, t))
+    found = attribute("grad_cos", scaled, params, dtype=dtype)
+    expected = oracles.grad_cos(task, params, range(23), range(5), None)
+    np.testing.assert_allclose(found, expected, rtol=1e-9 if dtype == "float64" else 1e-4, atol=1e-6)
+
+
+def test_a_layer_that_is_called_under_vmap_has_no_kronecker_factors():
+    task, params = tiny()
+    inner = task.model
+
+    class Each(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.net = inner
+
+        def forward(self, x):
+            return torch.func.vmap(torch.func.grad(lambda v: self.net(v).sum()))(x)[:, :1]
+
+    odd = dataclasses.replace(task, model=Each())
+    named = {f"net.{k}": p for k, p in params.items()}
+    assert "expected batches" in refusal(attribute, "ekfac", odd, named, error=ValueError)
+    expected = oracles.grad_dot(odd, named, range(23), range(5), None)
+    np.testing.assert_allclose(attribute("grad_dot", odd, named), expected, rtol=1e-9)

@@ -11,7 +11,7 @@ from small_files import refusal
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from fimoda_lib import Task, attribute, further_train, mean_loss, squared_error, train_final_model
+from fimoda_lib import Task, attribute, cross_entropy, further_train, mean_loss, squared_error, train_final_model
 from fimoda_lib.derivatives.adjoints import adjoint_train
 from fimoda_lib.derivatives.tangents import tangent_train
 from fimoda_lib.derivatives.trajectories import record_full_run
@@ -588,12 +588,25 @@ def test_gradients_that_mix_instances():
 
 def test_what_is_tied_in_ways_that_are_seen():
     """One parameter in two places, one that is fixed, views that are taken anew in every pass."""
-    model = Tied(lambda model, h: model.second(h @ model.first.weight.t()[:, :3]), lambda m: m.second.weight.data.abs_())
+    model = Tied(
+        lambda model, h: model.second(h @ model.first.weight.t()[:, :3]), lambda m: m.second.weight.data.abs_()
+    )
     model.again, model.first.bias.requires_grad = model.first, False
     model.fixed = nn.Linear(1, 1).requires_grad_(False).weight.data.expand(3, 1)
     task, params = problem(model, dtype=torch.float64)
     gold = further_train(task, params, **FURTHER, removal="mask", evaluate=[1, 2, 3])
     np.testing.assert_allclose(gold.full_loss[0], by_hand(task, params, seed=0), rtol=1e-10)
+
+
+def test_a_derivative_in_the_inputs_is_no_tie():
+    """Of a forward pass that makes a tensor anew to differentiate in it: what cannot be done has its own sentence."""
+
+    def force(linear, x, training):
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            return torch.autograd.grad(linear(x.sin()).sum(), x, create_graph=True)[0][:, :1]
+
+    everywhere(*problem(Own(force)), "derivatives in its forward pass", "torch.func.grad", calls=["attribute"])
 
 
 # Numbers, and where they were made
@@ -630,3 +643,21 @@ def test_bfloat16_and_wrappers_are_named(tmp_path):
     for call in TRAINING.values():
         assert "expected float32 or float64" in refusal(call, task, params, error=ValueError)
     everywhere(*problem(nn.DataParallel(nn.Linear(3, 1))), "nn.DataParallel", "model.module")
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+@pytest.mark.parametrize("value", [7, -1])
+@pytest.mark.parametrize("what", ["classes", "tokens"])
+def test_classes_and_tokens_that_do_not_exist_are_named_with_their_instance(what, value, part):
+    """In an instance that is none of the few that are tried first."""
+    parts = {}
+    for name, n in (("train", 9), ("test", 7)):
+        tokens, classes = torch.arange(3 * n).reshape(n, 3) % 7, torch.arange(n) % 4
+        if name == part:
+            ({"classes": classes[:, None], "tokens": tokens}[what])[5, 0] = value
+        parts[name] = tokens, classes
+    model = nn.Sequential(nn.Embedding(7, 2), nn.Flatten(), nn.Linear(6, 4))
+    task, params = problem(model, cross_entropy, **parts, dtype=torch.float64)
+    calls = [*EVALUATING, *TRAINING] if part == "test" else [k for k in ("attribute", *TRAINING)]
+    calls = [k for k in calls if k != "train_final_model" or part == "train"]
+    everywhere(task, params, f"fails on its {part} instance 5", calls=calls)
