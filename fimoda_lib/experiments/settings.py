@@ -90,6 +90,8 @@ def settings(task: Task, profile: str, optimizer: str = "sgd") -> Settings:
     spread = max(len(found) // chosen.left_out, 1)
     left_out = tuple(found[::spread][: chosen.left_out])
     curved = experiment.curvature and min(experiment.curvature, chosen.curvature or experiment.curvature)
+    if not curved and task.n_train > chosen.many:
+        curved = chosen.of_many
     return Settings(
         dataset=task.name,
         title=panel_title(task.name, profile),

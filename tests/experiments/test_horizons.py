@@ -4,6 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 import xarray as xr
 from plain import train as train_plainly
 
@@ -111,6 +112,16 @@ def test_long_further_training_is_evaluated_evenly_on_a_log_axis():
         gaps = np.diff(np.log(steps))[np.diff(steps) > 1]
         assert gaps.max() < 0.2
     assert settings(task, "smoke").further.evaluate is None
+
+
+def test_a_profile_for_two_cores_takes_some_of_many_instances_for_the_curvature():
+    """... the left-out ones among them; the others and smaller data take all."""
+    many = replace(load_task("diabetes"), name="folktables", train=(torch.zeros(32_091, 10), torch.zeros(32_091, 1)))
+    found = settings(many, "laptop")
+    assert len(found.curvature) == 5_000 and {*found.left_out} <= {*found.curvature}
+    few = replace(many, train=(torch.zeros(8_883, 10), torch.zeros(8_883, 1)), name="fico")
+    assert settings(few, "laptop").curvature is None
+    assert settings(many, "overnight").curvature is None and settings(many, "paper").curvature is None
 
 
 def test_horizons_are_picked_by_their_steps_not_by_their_place():
