@@ -142,7 +142,7 @@ def choose_jobs(options: argparse.Namespace) -> int:
         return 1
     if found := gpus():
         return len(found)
-    return min(os.cpu_count() or 1, MOST_JOBS)
+    return 1 if options.profile == "smoke" else min(os.cpu_count() or 1, MOST_JOBS)  # tests share the cores already
 
 
 def preflight(stages: list[list[NotebookRun]], options: argparse.Namespace) -> bool:
