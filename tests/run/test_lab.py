@@ -92,7 +92,9 @@ def test_a_notebook_runs_in_jupyterlab_and_finds_the_projects_folders(browser, p
     found = waited_for("the last cell", lambda: (now := browser.execute_script(LAST))["done"] and now)
     assert (found["failed"], found["stale"], found["kernel"]) == ([], False, "python3")
     (last,) = found["outputs"]
-    assert re.fullmatch(r"norm of the mean training gradient: [\d.e-]+", last["text"].strip())
+    assert re.fullmatch(
+        r"length of the mean gradient: [\d.e-]+; mean length of a single one: [\d.e-]+", last["text"].strip()
+    )
     assert len(list((project / "results" / "smoke").glob("final-diabetes-*.nc"))) == 1
     assert not (project / "notebooks" / "results").exists()
 
