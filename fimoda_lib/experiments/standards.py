@@ -26,6 +26,7 @@ from ..comparison import instance_similarity, seed_blocks, sensitivity
 from ..datasets import DATASETS
 from ..intervals import bands, ceiling_interval, log_spaced
 from ..methods import METHODS, attribute, entry_of
+from ..storage.folders import StoreError
 from ..storage.provenance import peak_memory
 from ..storage.store import fingerprint as checksum
 from ..storage.store import load, read_sidecar, save
@@ -129,7 +130,8 @@ def read_standard(
     note = read_sidecar(path)
     spec = note["specification"]
     panel = Panel(dataset, spec["profile"], spec["optimizer"], data_dir=data_dir, compute=False)
-    settings = replace(panel.settings, seeds=tuple(spec["seeds"]))
+    # The profile's own may have changed since.
+    settings = replace(panel.settings, seeds=tuple(spec["seeds"]), left_out=tuple(spec["left_out"]))
     panel = replace(panel, given_task=panel.task, given_settings=settings)
     here = checksum(panel.task.train, panel.task.test)
     if here != spec["data"]:
@@ -139,6 +141,8 @@ def read_standard(
             f"./run_all.sh benchmark --make --dataset {dataset}"
         )
     found = load(path, _specification(panel, params=spec["params"]))
+    if tuple(found.left_out.values) != settings.left_out:
+        raise StoreError(f"Result {path} differs in left_out from its sidecar; take both from one commit.")
     params = {k.removeprefix("param:"): torch.from_numpy(found[k].values) for k in found if k.startswith("param:")}
     return (
         replace(panel, given_params=params),

@@ -11,8 +11,8 @@ import torch
 import xarray as xr
 
 from fimoda_lib import METHODS, benchmark, sensitivity, similarity
-from fimoda_lib.datasets import DATASETS, DataFileError
-from fimoda_lib.experiments import standards
+from fimoda_lib.datasets import DATASETS, DataFileError, available
+from fimoda_lib.experiments import profiles, standards
 from fimoda_lib.experiments.panel import Panel
 from fimoda_lib.paper import report
 from fimoda_lib.paper.benchmark import leaderboard, made_by, standings
@@ -43,6 +43,21 @@ def stored(made, monkeypatch, request):
     if "committed" not in request.node.name:
         monkeypatch.setattr(standards, "STORED", made[1])
     return made[0]
+
+
+def test_a_gold_standard_is_read_when_its_profile_has_changed(stored, monkeypatch):
+    smaller = replace(profiles.PROFILES["smoke"], left_out=2)
+    monkeypatch.setitem(profiles.PROFILES, "smoke", smaller)
+    panel, gold, _, _ = standards.read_standard("wine")
+    assert panel.settings.left_out == tuple(gold.left_out.values) and len(gold.left_out) == 4
+
+
+@pytest.mark.parametrize("name", COMMITTED)
+def test_what_is_committed_can_be_read_where_its_data_are(name):
+    if not available(name):
+        pytest.skip("needs the data file")
+    panel, gold, rows, _ = standards.read_standard(name)
+    assert panel.settings.left_out == tuple(gold.left_out.values) and {"grad_dot", "lft"} <= {*rows.method}
 
 
 def own(table):
