@@ -74,7 +74,7 @@ TEXT
         PYTHONPATH=$here "$active" -B -P -m fimoda_lib.run --help 2>/dev/null && return
     cat <<TEXT
 Options (the main ones; the full list needs $wanted):
-  --profile quick|laptop|overnight|paper   how much: minutes, two hours, a night, everything (with a GPU)
+  --profile quick|laptop|overnight|paper   how much: minutes, hours, a night, everything (with a GPU)
   --only fig2 fig11 ...          these figures only
   --datasets energy ...          these data sets only
   --data DIR                     the folder of the data files
