@@ -26,13 +26,13 @@ import xarray as xr
 
 from fimoda_lib import attribute, sensitivity, similarity
 from fimoda_lib.experiments.panel import Panel
+from fimoda_lib.experiments.settings import panel_letter
 from fimoda_lib.methods import MethodDiverged
 from fimoda_lib.paper.over_horizons import log_weights
 from fimoda_lib.plots.published import published_points
 from fimoda_lib.storage.provenance import code_version
 from fimoda_lib.tasks import take
 
-PANEL = {"energy": "2b", "folktables": "2d", "concrete": "2a", "fico": "2c"}
 DEPTHS = (200, 1000, 5000)
 
 
@@ -103,7 +103,7 @@ def slopes(panel: Panel, side: str) -> xr.DataArray:
 
 def row_of(panel: Panel, method: str, setting: str, hyper: dict, measured: xr.DataArray) -> dict:
     """How near the curve with these settings comes to the published one."""
-    points = published_points(PANEL[panel.dataset], panel.dataset)
+    points = published_points(f"2{panel_letter(panel.dataset)}", panel.dataset)
     points = points[points.method == method].sort_values("x")
     started, head = time.perf_counter(), {"dataset": panel.dataset, "method": method, "setting": setting}
     try:

@@ -133,7 +133,7 @@ class Softened(nn.Module):
     """
 
     widths: list[float]
-    plain: tuple[nn.Module, ...]
+    plain: nn.Module
     start: list[Tensor]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -156,7 +156,7 @@ def softened(model: nn.Module, widths: Sequence[float], start: Sequence[Tensor] 
     if not widths:
         return model
     copied = copy.deepcopy(model)
-    own = {"widths": [*widths], "plain": (model,), "start": [*start]}  # of the class: copies of the model share them
+    own = {"widths": [*widths], "plain": model, "start": [*start]}  # of the class: copies of the model share them
     copied.__class__ = type(type(model).__name__, (Softened, type(model)), own)
     return copied
 
@@ -168,7 +168,7 @@ def widen(task: Task, params: Params) -> None:
     """
     model = task.model
     if isinstance(model, Softened) and model.start:
-        now = preactivations(replace(task, model=model.plain[0]), params, FEW)
+        now = preactivations(replace(task, model=model.plain), params, FEW)
         moved = [float((b - a).double().square().mean().sqrt()) for a, b in zip(model.start, now, strict=True)]
         model.widths[:] = [SHARE * distance for distance in moved]
 
