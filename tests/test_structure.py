@@ -118,10 +118,7 @@ def test_a_module_under_its_old_name_gives_the_new_one(form, name):
 # Notebooks
 
 
-OWN_CODE = ("07_your_own_model",)  # show the reader's own model, loss and method, so they may define some
-
-
-def complaints(notebook: dict, may_define: bool = False) -> list[str]:
+def complaints(notebook: dict) -> list[str]:
     """What a notebook in git must not have."""
     code = [cell for cell in notebook["cells"] if cell["cell_type"] == "code"]
     found = []
@@ -131,7 +128,7 @@ def complaints(notebook: dict, may_define: bool = False) -> list[str]:
         source = "".join(cell["source"])
         # %magics and !commands are no Python
         lines = ["pass" if line.lstrip().startswith(("%", "!")) else line for line in source.splitlines()]
-        if not may_define and any(
+        if any(
             isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef)
             for node in ast.walk(ast.parse("\n".join(lines)))
         ):
@@ -153,7 +150,7 @@ def code_cell(source, tags=(), outputs=(), count=None):
 
 def test_notebooks_are_clean_and_tell_the_story_only():
     notebooks = sorted((ROOT / "notebooks").glob("*.ipynb"))
-    found = {n.name: complaints(json.loads(n.read_text()), n.stem in OWN_CODE) for n in notebooks}
+    found = {n.name: complaints(json.loads(n.read_text())) for n in notebooks}
     assert found == {n.name: [] for n in notebooks}
 
 
