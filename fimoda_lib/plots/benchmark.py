@@ -6,7 +6,7 @@ import matplotlib as mpl
 import pandas as pd
 from matplotlib.axes import Axes
 
-from .look import LOOK, STYLE
+from .look import LOOK, STYLE, plain_log
 from .panels import horizon_axis
 from .similarity import draw_lines
 
@@ -38,3 +38,4 @@ def draw(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
         handles.append(mpl.lines.Line2D([], [], color=look.colour, ls=look.line, lw=look.width, label=look.label))
     ax.figure.legend(handles=handles, loc="outside right center")
     ax.set(xscale="log", xlabel=label, ylabel="cosine similarity", ylim=(min(-0.06, own["low"].min()), 1.02))
+    plain_log(ax.xaxis)

@@ -24,7 +24,7 @@ from ..experiments.studies import (
     with_units,
 )
 from ..tasks import squared_error
-from .look import LOOK
+from .look import LOOK, plain_log
 from .panels import horizon_axis
 
 SHADES = {0.1: "#9ecae1", 0.5: "#4292c6", 1.0: "#08306b"}  # fractions of the weight removed, light to dark
@@ -140,6 +140,7 @@ def _line(
 
 def _finish(ax: Axes, dataset: str) -> None:
     ax.set(xscale="log", ylim=(-0.06, 1.02), xlabel=horizon_axis(dataset)[1])
+    plain_log(ax.xaxis)
     ax.legend(fontsize=7.5, loc="best")
 
 
@@ -183,5 +184,6 @@ def draw_precision(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
             values = table[column].where(table[column] > 0)
             ax.plot(table[x], values, color=colour, ls=line, marker="o", ms=3, label=label)
     ax.set(xscale="log", yscale="log", xlabel=amount)
+    plain_log(ax.xaxis)
     ax.set_ylim(bottom=ax.get_ylim()[0] / 300)  # room for the legend
     ax.legend(fontsize=7.5, loc="lower right")

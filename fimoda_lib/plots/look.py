@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from matplotlib.axis import Axis
+from matplotlib.ticker import NullFormatter, StrMethodFormatter
+
 
 @dataclass(frozen=True)
 class Look:
@@ -59,3 +62,10 @@ STYLE = {
     "svg.fonttype": "none",
     "axes.titlelocation": "left",
 }
+
+
+def plain_log(axis: Axis) -> None:
+    """Numbers of a logarithmic axis as one writes them, 1 and 10 in place of powers; all of them on a short one."""
+    low, high = axis.get_view_interval()
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(StrMethodFormatter("{x:g}") if high < 9 * low else NullFormatter())

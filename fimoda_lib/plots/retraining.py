@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
-from matplotlib.ticker import StrMethodFormatter
 
 from ..comparison import sensitivity
 from ..experiments.panel import Panel, finished
 from ..intervals import bands, ceiling_interval
+from .look import plain_log
 from .panels import Tables
 from .similarity import curves, diverged, draw_lines, rows_of, with_interval
 
@@ -70,7 +70,7 @@ def draw(ax: Axes, table: pd.DataFrame) -> None:
     ax.set_xscale("log")
     draw_lines(ax, binned(table), "epoch", width=0.7, shade=0.1)
     ax.axhspan(-NEAR_ZERO, NEAR_ZERO, color="#EFEFEF", zorder=0, lw=0)
-    ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    plain_log(ax.xaxis)
     ax.set_xlabel("epochs of training from scratch")
     low, high = ax.get_ylim()
     ax.set_ylim(min(low, -1.6 * NEAR_ZERO), max(high, 1.6 * NEAR_ZERO))

@@ -7,7 +7,7 @@ from matplotlib.axes import Axes
 
 from ..experiments.panel import Panel, finished
 from ..experiments.rounded import rounding_table
-from .look import LOOK
+from .look import LOOK, plain_log
 from .panels import horizon_axis
 from .published import published_curves
 
@@ -46,4 +46,5 @@ def draw(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
         ax.plot(points.x, points.value, "o", mfc="none", mec=LOOK["grad_dot"].colour, ms=5, label="published")
     ax.axhline(0, color="#999999", lw=0.6, zorder=0)
     ax.set(xscale="log", ylim=(min(-0.15, table["mean"].min() - 0.05), 1.02), xlabel=label)
+    plain_log(ax.xaxis)
     ax.legend(fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)

@@ -8,15 +8,15 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
-from matplotlib.ticker import NullFormatter, StrMethodFormatter
 
 from ..comparison import sensitivity, similarity
 from ..experiments.panel import Panel
 from ..intervals import bands, ceiling_interval
-from .look import LOOK
+from .look import LOOK, plain_log
 from .panels import horizon_axis
 
 MARKED = 7  # points of a line, if it has many
+BANDS = 4  # that are drawn with full opacity
 WHAT = (
     "{Measure} of each method's scores and the sensitivities that further training measures ({trained}), mean over "
     "test instances."
@@ -80,9 +80,7 @@ def draw(ax: Axes, table: pd.DataFrame, dataset: str, axis: str = "log") -> None
     ax.set_xscale(axis)
     draw_lines(ax, table, x)
     if axis == "log":
-        low, high = ax.get_xlim()
-        ax.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
-        ax.xaxis.set_minor_formatter(StrMethodFormatter("{x:g}") if high < 9 * low else NullFormatter())
+        plain_log(ax.xaxis)
     ax.set_xlabel(label)
     ax.set_ylim(min(ax.get_ylim()[0], -0.06), 1.02)
 
@@ -95,10 +93,11 @@ def draw_lines(
     Args:
         table: columns method, mean and `x`; low and high, the band; without them sem, for one standard error.
         width: factor on the widths of lines.
-        shade: opacity of the bands.
+        shade: opacity of the bands; of many, which lie over each other, less.
         markers: whether lines have markers, at places of their own where there are many points.
     """
     failed = []
+    shade *= min(BANDS / max(table["method"].nunique(), 1), 1)
     for method, rows in table.groupby("method", sort=False):
         look = LOOK[method]
         if "mean" not in rows or rows["mean"].isna().all():
