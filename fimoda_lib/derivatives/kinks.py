@@ -29,7 +29,7 @@ from torch.overrides import TorchFunctionMode
 
 from .. import checks
 from ..tasks import Instances, Params, Task, model_to, take, to
-from ..training.ensembles import Optimizer
+from ..training.ensembles import Optimizer, clip_grad_norm
 from .gradients import Gradients
 from .units import UNITS
 
@@ -223,16 +223,23 @@ def with_kinks(task: Task, params: Params, kinks: str, width: float | None = Non
     return replace(task, model=softened(task.model, [0.0] * len(start), start))
 
 
-def regularised(state: dict, gradients: Params, rule: Optimizer) -> dict:
+def regularised(params: Params, state: dict, gradients: Params, rule: Optimizer) -> dict:
     """Adam's state before a step, changed so that the step's denominator becomes √(v̂ + τ²) + ε in place of √v̂ + ε.
 
-    τ is `FLOOR` times the root mean square of √v̂ over all parameters. Units that hardly ever fire have a tiny
-    denominator; divided by it, the softened derivative, which sees them at their kink, would blow up.
+    τ is `FLOOR` times the root mean square of √v̂ over all parameters, a constant for the derivative. Units that hardly
+    ever fire have a tiny denominator; divided by it, the softened derivative, which sees them at their kink, would blow
+    up.
     """
-    decay = rule.betas[1]
-    after = [decay * s.detach() + (1 - decay) * gradients[k].detach() ** 2 for k, s in state["square"].items()]
+    kept, after = rule.betas[1], []
+    if rule.max_grad_norm is not None:
+        gradients = clip_grad_norm(gradients, rule.max_grad_norm)
+    for name, square in state["square"].items():
+        g = gradients[name].detach()
+        if rule.name == "adam":
+            g = g + rule.weight_decay * params[name].detach()
+        after.append(kept * square.detach() + (1 - kept) * g**2)
     mean = sum(v.sum() for v in after) / sum(v.numel() for v in after)  # of v: the correction cancels below
-    return {**state, "square": {k: s + FLOOR**2 * mean / decay for k, s in state["square"].items()}}
+    return {**state, "square": {k: s + FLOOR**2 * mean / kept for k, s in state["square"].items()}}
 
 
 def difference_products(at: Gradients, instances: Instances, vectors: Tensor, width: float) -> Tensor:

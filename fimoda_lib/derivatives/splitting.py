@@ -40,10 +40,11 @@ def interpolated(values: Tensor, steps: Sequence[int], wanted: Sequence[int]) ->
 
 
 def propagator(eigenvalues: Tensor, rule: Optimizer, first: int, steps: int) -> Tensor:
-    """What so many steps make of δ, of the change μ of Adam's mean gradient, and of a constant force: [2, 3, q].
+    """What so many steps make of δ, of the change μ of Adam's mean gradient, and of a constant force: [2, 4, q].
 
-    With x = (δ, μ) in a direction of the given eigenvalue and the force f, which adds to the gradient,
-    x(first + steps) = propagator[:, :2] x(first) + propagator[:, 2] f. Without momentum μ is of no use.
+    With x = (δ, μ) in a direction of the given eigenvalue, the force f, which adds to the gradient, and the kick k,
+    which adds to δ, x(first + steps) = propagator[:, :2] x(first) + propagator[:, 2] f + propagator[:, 3] k.
+    Without momentum μ is of no use.
 
     Where the recursion would explode though the run did not, δ settles at once.
     """
@@ -53,20 +54,30 @@ def propagator(eigenvalues: Tensor, rule: Optimizer, first: int, steps: int) -> 
     most = (1 + beta) / (1 - beta) / rule.learning_rate  # half of what makes a constant step unstable
     wild = eigenvalues > 2 * most
     used = torch.where(wild, most, eigenvalues.double())
-    delta, mean, force = torch.eye(3, dtype=torch.float64, device=eigenvalues.device)[..., None].repeat(1, 1, len(used))
+    unit = torch.eye(4, dtype=torch.float64, device=eigenvalues.device)
+    delta, mean, force, kick = unit[..., None].repeat(1, 1, len(used))
     force = torch.where(wild, used / eigenvalues.double().clamp(min=most), 1.0) * force
     for t in range(first + 1, first + steps + 1):
         mean = beta * mean + (1 - beta) * (used * delta + force)
-        delta = kept * delta - rule.learning_rate / (1 - beta**t if adam else 1.0) * mean
+        delta = kept * delta - rule.learning_rate / (1 - beta**t if adam else 1.0) * mean + kick
     return torch.stack([delta, mean])
 
 
 @dataclass(frozen=True)
 class Motion:
-    """δ and the change μ of Adam's mean gradient, each [b, P]."""
+    """δ and the changes of Adam's mean gradient and mean square, each [b, P]; without momentum, δ alone."""
 
     delta: Tensor
-    mean: Tensor
+    mean: Tensor | None = None
+    square: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Force:
+    """What adds to the change of the gradient, and with Adam the change of the gradient's square; each [b, P]."""
+
+    gradient: Tensor
+    square: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -76,31 +87,39 @@ class Drift:
     Args:
         spectrum: of G; with a scale, of G with rows and columns scaled.
         scale: root of what Adam multiplies gradients by, [P]; None for SGD.
+        answer: how a step answers to a change of Adam's mean square, [P].
         share: what clipping leaves of gradients.
     """
 
     spectrum: Spectrum
     rule: Optimizer
     scale: Tensor | None = None
+    answer: Tensor | None = None
     share: float = 1.0
 
-    def __call__(self, start: Motion, force: Tensor, first: int, steps: int) -> Motion:
-        """After so many steps from step `first` on; `force` [b, P] adds to the change of the gradient."""
+    def __call__(self, start: Motion, force: Force, first: int, steps: int) -> Motion:
+        """After so many steps from step `first` on."""
         if steps == 0:
             return start
         values = self.share * torch.cat([self.spectrum.eigenvalues, self.spectrum.eigenvalues.new_zeros(1)])
-        factors = propagator(values, self.rule, first, steps).to(force.dtype)
-        s, momentum = (1.0, False) if self.scale is None else (self.scale, True)
-        given = [start.delta / s, start.mean * s, self.share * force * s]
-        if not momentum:
-            given, factors = [given[0], given[2]], factors[:1, [0, 2]]
+        factors = propagator(values, self.rule, first, steps).to(start.delta.dtype)
+        if self.scale is None:
+            return Motion(*self.applied(factors[:1, [0, 2]], [start.delta, self.share * force.gradient]))
+        s, kept = self.scale, self.rule.betas[1] ** torch.arange(1.0, steps + 1, dtype=torch.float64)
+        square, during = (torch.lerp(force.square, start.square, float(k)) for k in (kept[-1], kept.mean()))
+        given = [start.delta / s, start.mean * s, self.share * force.gradient * s, self.answer * during / s]
+        delta, mean = self.applied(factors, given)
+        return Motion(delta * s, mean / s, square)
+
+    def applied(self, factors: Tensor, given: list[Tensor]) -> list[Tensor]:
+        """Sums of the given vectors [b, P], each direction of them times its factor: [rows, len(given), q + 1]."""
         inside = [self.spectrum.into(vectors) for vectors in given]
         found = []
         for row in factors:
             flat = sum(c[-1] * vectors for c, vectors in zip(row, given, strict=True))
             bent = sum((c[:-1] - c[-1]) * part for c, part in zip(row, inside, strict=True))
             found.append(flat + self.spectrum.out_of(bent))
-        return Motion(found[0] * s, found[1] / s if momentum else start.mean)
+        return found
 
     def curvature(self, delta: Tensor) -> Tensor:
         """G times every row of δ, [b, P]: of the spectrum, where that was taken."""
@@ -108,7 +127,7 @@ class Drift:
         return self.spectrum.out_of(self.spectrum.into(delta / s) * self.spectrum.eigenvalues) / s
 
 
-def midpoint(drift: Drift, start: Motion, force: Callable[[Tensor], Tensor], first: int, steps: int) -> Motion:
+def midpoint(drift: Drift, start: Motion, force: Callable[[Tensor], Force], first: int, steps: int) -> Motion:
     """So many steps with the force, a function of δ, held at its middle value."""
     held = force(start.delta)
     if steps == 1:  # the recursion itself

@@ -259,7 +259,7 @@ class DifferentiableRun:
         def update(params: Params, state: dict, gradients: Params) -> tuple[Params, dict]:
             params, state = tree_map(torch.clone, (params, state))  # the update works in place
             if regular and self.softened and state:
-                state = regularised(state, gradients, optimizer)
+                state = regularised(params, state, gradients, optimizer)
             optimizer.update(params, gradients, state, correction)
             return params, state
 

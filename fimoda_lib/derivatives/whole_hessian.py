@@ -4,82 +4,35 @@ To first order, by full batches, the difference δ between the run without insta
 
     δ(t+1) = δ(t) + step of the optimiser for the gradient  H(t) δ(t) - (1/n) ∇loss(zᵢ; θ(t)),   δ(0) = 0.
 
+With Adam the step answers to two changes: that of its mean gradient, and that of its mean square, by which it divides.
+The second builds up over a thousand steps; it is taken over batches of the run's size, whose noise is most of it.
+
 Where units are rectified, H is that of the model with softened kinks (`kinks`). `splitting` takes many steps at once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.func import grad, jvp, vmap
-from torch.utils._pytree import tree_map
 from tqdm import tqdm
 
-from ..devices import strict_arithmetic
 from ..groups import NOBODY
-from ..tasks import Instances, Params, Task, count, take, to
-from ..training.ensembles import Ensemble, Optimizer, clip_grad_norm
-from ..training.minibatches import FULL_RUN, run_batches
+from ..tasks import Instances, Params, Task, take
+from ..training.ensembles import Optimizer
 from .gradients import Gradients
-from .kinks import FLOOR, widen
+from .kinks import widen
 from .linearised import loss_changes
+from .live_run import LiveRun, Moments
 from .second_order import twice_differentiable
 from .spectra import Spectrum
-from .splitting import Drift, Motion, boundaries, interpolated, midpoint
+from .splitting import Drift, Force, Motion, boundaries, interpolated, midpoint
 
 MOST = 0.5  # see `limited`
 VECTORS = 8  # at least so many at once in products, and so fewer instances: both fill matrices
-
-
-class LiveRun:
-    """A full run that is trained on as it is followed: the one of `further_train` with this seed."""
-
-    def __init__(
-        self, task: Task, params: Params, rule: Optimizer, batch_size: int, seed: int, device: torch.device
-    ) -> None:
-        self.ensemble, self.rule = Ensemble(task, params, 1, rule, device=device), rule
-        self.train = to(task.train, device, self.ensemble.dtype)
-        nobody = torch.tensor([FULL_RUN])
-        self.batches = run_batches(task.n_train, batch_size, nobody, seed, removal="mask", device=device)
-        self.seed, self.device, self.step, self.gradients = seed, device, 0, None
-
-    def advance(self, step: int) -> Params:
-        """Trains up to this step; the parameters there."""
-        e = self.ensemble
-        with strict_arithmetic(self.device):
-            while self.step < step:
-                self.step += 1
-                rows, weights = next(self.batches)
-                batch, weights = take(self.train, rows[None]), weights.to(self.device, e.dtype)
-                if self.rule.max_grad_norm is not None and self.step == step:  # for `share`
-                    with torch.no_grad(), e.masks(self.seed, self.step):
-                        self.gradients = e.gradients(e.params, batch, weights, 1)
-                with e.masks(self.seed, self.step):  # those of `further_train`
-                    e.step(batch, weights)
-        return {k: p[0].clone() for k, p in e.params.items()}
-
-    def share(self) -> float:
-        """What clipping left of the gradient in the last step of the last advance."""
-        return 1.0 if self.gradients is None else what_clipping_leaves(self.gradients, self.rule.max_grad_norm)
-
-    def multiplier(self) -> Params | None:
-        """What Adam multiplies its mean gradient by, besides the learning rate, `kinks.regularised`; None for SGD."""
-        if not self.ensemble.state:
-            return None
-        correction = 1 - self.rule.betas[1] ** self.step
-        squares = {k: s[0] / correction for k, s in self.ensemble.state["square"].items()}
-        floor = FLOOR**2 * sum(s.sum() for s in squares.values()) / sum(s.numel() for s in squares.values())
-        return {k: 1 / ((s + floor).sqrt() + self.rule.epsilon) for k, s in squares.items()}
-
-
-def what_clipping_leaves(gradients: Params, max_norm: float) -> float:
-    """The factor by which a gradient is shortened: 1 if it is not."""
-    name = max(gradients, key=lambda k: gradients[k].abs().max())
-    clipped = clip_grad_norm(gradients, max_norm)[name].norm() / gradients[name].norm().clamp(min=1e-30)
-    return float(clipped) or 1.0
 
 
 class Surroundings:
@@ -94,32 +47,39 @@ class Surroundings:
     def __init__(self, at: Gradients, train: Tensor, *, whole: bool) -> None:
         self.at, self.members, self.whole = at, train.reshape(len(train), -1), whole
 
-    def source(self, delta: Tensor) -> Tensor:
-        """Gradient of the loss of each instance, or the sum over each group, over n, [b, P]."""
-        at, size = self.at, self.members.shape[1]
+    def source(self, delta: Tensor) -> tuple[Tensor, Tensor]:
+        """Gradient of the loss of each instance, and its square; of a group, sums over its members: [b, P] each."""
+        at = self.at
 
-        def one(instances: Instances, there: Tensor, change: Tensor) -> Tensor:
-            inputs, targets = instances
+        def one(instance: Instances, change: Tensor) -> Tensor:
+            inputs, targets = take(instance, None)
 
             def outputs(p: Params) -> Tensor:
                 return at.outputs(inputs, p)
 
             moved = jvp(outputs, (at.params,), (at.unflatten(change),))[1] if self.whole else 0.0
-            return at.flatten(grad(lambda p: (there * at.losses(outputs(p) + moved, targets)).sum())(at.params))
+            return at.flatten(grad(lambda p: at.losses(outputs(p) + moved, targets)[0])(at.params))
 
-        found = []
-        for rows in torch.arange(len(delta)).split(max(at.block_size() // size, 1)):
-            there = self.members[rows] != NOBODY
-            instances = at.train(self.members[rows].where(there, 0).flatten())
-            instances = tree_map(lambda x, shape=there.shape: x.unflatten(0, shape), instances)
+        rows, places = (self.members != NOBODY).nonzero().T
+        gradients, squares = torch.zeros_like(delta), torch.zeros_like(delta)
+        for some, place in zip(rows.split(at.block_size()), places.split(at.block_size()), strict=True):
             with twice_differentiable():  # forward mode is what attention's fused kernels lack, too
-                found.append(vmap(one)(instances, there.to(delta), delta[rows]))
-        return torch.cat(found) / at.task.n_train
+                found = vmap(one)(at.train(self.members[some, place]), delta[some])
+            some = some.to(delta.device)
+            gradients.index_add_(0, some, found)
+            squares.index_add_(0, some, found.square())
+        return gradients, squares
 
-    def hessian(self, delta: Tensor, rows: Tensor) -> Tensor:
+    def gradient(self, rows: Tensor, rule: Optimizer) -> Tensor:
+        """That of the mean loss of training instances, with what weight decay adds to it, [P]."""
+        at, pieces = self.at, rows.split(self.at.product_size(VECTORS))
+        mean = sum(len(piece) / len(rows) * at.flatten(at.of_mean_loss(at.train(piece), at.params)) for piece in pieces)
+        return mean + coupled(rule) * at.flatten(at.params)
+
+    def products(self, delta: Tensor, rows: Tensor) -> Tensor:
         """The Hessian of the mean loss of training instances times every row of δ, [b, P]."""
-        pieces = (self.at.train(piece) for piece in rows.split(self.at.product_size(VECTORS)))
-        return sum(count(piece) / len(rows) * self.at.hessian_products(piece, delta) for piece in pieces)
+        at, pieces = self.at, rows.split(self.at.product_size(VECTORS))
+        return sum(len(piece) / len(rows) * at.hessian_products(at.train(piece), delta) for piece in pieces)
 
     def test_changes(self, test: Tensor, delta: Tensor) -> Tensor:
         """Changes of the losses of test instances, [z, b], float64: to first order unless `whole`."""
@@ -168,35 +128,95 @@ def follow_whole(
         task: with the model whose Hessian counts, its kinks softened or not.
         bar: counts steps.
     """
-    ends = boundaries(horizons, how.products // 2)
-    generator = torch.Generator().manual_seed(run.seed)
-    everyone, decay = torch.arange(task.n_train), run.rule.weight_decay if run.rule.name != "adamw" else 0.0
-    motion, drift, sizes, found, first = None, None, [], [], 0
+    ends, generator = boundaries(horizons, how.products // 2), torch.Generator().manual_seed(run.seed)
+    moments = None if run.rule.name == "sgd" else Moments(run.rule)
+    motion, spectrum, sizes, found, first = None, None, [], [], 0
     for number, end in enumerate(ends):
         middle = first + (end - first) // 2
         params = run.advance(middle)
-        run.advance(middle + 1)  # the step from there has its own preconditioner and clipping
+        run.advance(middle + 1)  # the step from there has its own clipping
         widen(task, params)
-        here = Surroundings(gradients_at(task, params, how.dtype), train, whole=how.whole)
+        at, share, scale, answer = gradients_at(task, params, how.dtype), run.share(), None, None
+        around = Surroundings(at, train, whole=how.whole)
+        some = drawn(task.n_train, how.sample, run, generator)
+        batches = [Batch(rows, len(rows) / sum(map(len, some)), around.gradient(rows, run.rule)) for rows in some]
+        if moments is not None:
+            mean, square = (sum(b.part * (share * b.gradient) ** power for b in batches) for power in (1, 2))
+            scale, answer = moments.advance(mean, square, end - first)
         if number * how.segments // len(ends) > (number - 1) * how.segments // len(ends):
-            drift = renewed(here.at, run, how)
-            sizes.append(len(drift.spectrum.eigenvalues))
+            spectrum = how.spectrum(at, scale)
+            sizes.append(len(spectrum.eigenvalues))
         if motion is None:
-            motion = Motion(*[torch.zeros(len(train), here.at.n_params, dtype=how.dtype, device=run.device)] * 2)
-        drift = replace(drift, share=run.share())
-
-        def force(delta: Tensor, here: Surroundings = here, drift: Drift = drift, steps: int = end - first) -> Tensor:
-            few = task.n_train > how.sample
-            some = torch.randperm(task.n_train, generator=generator)[: how.sample] if few else everyone
-            rest = here.hessian(delta, some) + decay * delta - drift.curvature(delta)
-            return limited(rest, delta, drift, steps) - here.source(delta)
-
-        motion = midpoint(drift, motion, force, first, end - first)
+            motion = Motion(*[torch.zeros(len(train), at.n_params, dtype=how.dtype, device=run.device)] * 3)
+        drift = Drift(spectrum, run.rule, scale, answer, share)
+        pull = Pull(around, drift, end - first, batches, min(run.batch_size, task.n_train))
+        motion = midpoint(drift, motion, pull, first, end - first)
         there = Surroundings(gradients_at(task, run.advance(end), how.dtype), train, whole=how.whole)
         found.append(there.test_changes(test, motion.delta))
         bar.update(end - first)
         first = end
     return interpolated(torch.stack(found).cpu(), ends, horizons), sizes
+
+
+def drawn(n: int, sample: int, run: LiveRun, generator: torch.Generator) -> list[Tensor]:
+    """At most so many of n training instances: with Adam, whose mean square is of batches, in batches as the run's."""
+    if run.rule.name == "sgd":
+        return [torch.randperm(n, generator=generator)[:sample] if n > sample else torch.arange(n)]
+    return [*torch.randperm(n, generator=generator)[: max(sample, run.batch_size)].split(run.batch_size)]
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Training instances, their share of those drawn, and the gradient of their mean loss, weight decay and all [P]."""
+
+    rows: Tensor
+    part: float
+    gradient: Tensor
+
+
+@dataclass(frozen=True)
+class Pull:
+    """What moves δ over some steps besides G, as a function of δ: see `splitting.Force`."""
+
+    around: Surroundings
+    drift: Drift
+    steps: int
+    batches: list[Batch]
+    batch_size: int
+
+    def __call__(self, delta: Tensor) -> Force:
+        around, rule, n = self.around, self.drift.rule, self.around.at.task.n_train
+        change, square = 0.0, 0.0
+        for batch in self.batches:
+            product = around.products(delta, batch.rows) + coupled(rule) * delta
+            change = change + batch.part * product
+            if rule.name != "sgd":
+                square = square + 2 * batch.part * batch.gradient * product
+        rest = limited(change - self.drift.curvature(delta), delta, self.drift, self.steps)
+        source, squares = around.source(delta)
+        if rule.name == "sgd":
+            return Force(rest - source / n)
+        return Force(rest - source / n, self.drift.share**2 * (square - self.lost(source, squares)))
+
+    def lost(self, source: Tensor, squares: Tensor) -> Tensor:
+        """What instances add to the mean square of the gradient of a batch, [b, P]; to first order unless `whole`.
+
+        An instance is in one of n / B batches; there the other B - 1 are drawn from the other n - 1.
+
+        Args:
+            source, squares: of `Surroundings.source`.
+        """
+        n, B = self.around.at.task.n_train, self.batch_size
+        other = (B - 1) / max(n - 1, 1) / B  # the weight of each other instance in a batch with this one
+        decay = coupled(self.drift.rule) * self.around.at.flatten(self.around.at.params)
+        mean = sum(b.part * b.gradient for b in self.batches) - decay
+        beside = source * (other * n * mean + decay) - other * squares
+        return 2 / n * (beside + squares / B) - (squares / (n * B) if self.around.whole else 0.0)
+
+
+def coupled(rule: Optimizer) -> float:
+    """The weight decay that adds to gradients."""
+    return 0.0 if rule.name == "adamw" else rule.weight_decay
 
 
 def limited(rest: Tensor, delta: Tensor, drift: Drift, steps: int) -> Tensor:
@@ -218,10 +238,3 @@ def gradients_at(task: Task, params: Params, dtype: torch.dtype) -> Gradients:
     if not torch.stack([p.isfinite().all() for p in params.values()]).all():
         raise ValueError("The full run diverged: its parameters are not finite; take a smaller learning rate.")
     return Gradients(task, params, dtype=dtype)
-
-
-def renewed(at: Gradients, run: LiveRun, how: Following) -> Drift:
-    """The eigenbasis of G at this place of the run."""
-    multiplier = run.multiplier()
-    scale = None if multiplier is None else at.flatten(multiplier).to(at.dtype).sqrt()
-    return Drift(how.spectrum(at, scale), run.rule, scale)

@@ -20,10 +20,11 @@ from ..derivatives.curvature import GaussNewton
 from ..derivatives.gradients import Gradients
 from ..derivatives.kinks import check_kinks, with_kinks
 from ..derivatives.linearised import effects_of, everyone, evolved, follow, jacobians, loss_changes, output_directions
+from ..derivatives.live_run import LiveRun
 from ..derivatives.spectra import GRAM_ROWS, Spectrum, choose_backend, spectrum_of
 from ..derivatives.splitting import boundaries
 from ..derivatives.trajectories import Trajectory, mean_run, record_full_run, recorded_steps
-from ..derivatives.whole_hessian import Following, LiveRun, follow_whole
+from ..derivatives.whole_hessian import Following, follow_whole
 from ..tasks import Params, Task
 from ..training.ensembles import Optimizer
 from ..training.minibatches import steps_per_epoch

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import uuid
+from collections import deque
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -129,9 +130,13 @@ def _run(client: Client, missing: list[Shard], sign: str, total: int) -> dict[st
 
     to_train = {s.dataset for s in missing if s.kind == "final model"}
     later = [s for s in missing if s.needs_final_model and s.dataset in to_train]
+    ready = deque(s for s in missing if s not in later)
     waiting, failed = {}, {}
 
-    def submit(some: list[Shard]) -> list:
+    def submit() -> list:
+        """As many as there are workers without one: handed out before, a short shard would wait for a long one."""
+        free = max(sum(client.nthreads().values()) - len(waiting), 0 if waiting else 1)
+        some = [ready.popleft() for _ in range(min(free, len(ready)))]
         futures = client.map(
             compute_shard, some, sign=sign, code=this_code(), pure=False, key=[f"{s.label}-{sign}" for s in some]
         )
@@ -139,7 +144,7 @@ def _run(client: Client, missing: list[Shard], sign: str, total: int) -> dict[st
         return futures
 
     with tqdm(total=total, initial=total - len(missing), unit="shard", desc="shards", smoothing=0) as bar:
-        done = as_completed(submit([s for s in missing if s not in later]), loop=client.loop, raise_errors=False)
+        done = as_completed(submit(), loop=client.loop, raise_errors=False)
         for future in done:
             shard = waiting.pop(future)
             follow = [s for s in later if shard.kind == "final model" and s.dataset == shard.dataset]
@@ -148,8 +153,8 @@ def _run(client: Client, missing: list[Shard], sign: str, total: int) -> dict[st
                 bar.total -= len(follow)
             else:
                 bar.update()
-                if follow:
-                    done.update(submit(follow))
+                ready.extend(follow)
+            done.update(submit())
     return failed
 
 

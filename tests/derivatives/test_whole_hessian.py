@@ -10,7 +10,8 @@ from problems import tiny
 from small_files import refusal
 from torch import nn
 
-from fimoda_lib.derivatives.splitting import Drift, Motion, boundaries, interpolated, midpoint, propagator
+from fimoda_lib.derivatives import live_run
+from fimoda_lib.derivatives.splitting import Drift, Force, Motion, boundaries, interpolated, midpoint, propagator
 from fimoda_lib.derivatives.tangents import tangent_train
 from fimoda_lib.derivatives.trajectories import record_full_run
 from fimoda_lib.derivatives.whole_hessian import limited
@@ -46,18 +47,26 @@ def split(task, params, run, *, horizon=(1, 3, STEPS), batch_size=8, **options):
     return attribute("lft", task, params, train=TRAIN, test=TEST, horizon=list(horizon), **settings)
 
 
-def recursion(task, params, run, *, horizons=(1, 3, STEPS), batch_size=8, curvature=oracles.hessian, momentum=True):
-    """δ step by step, with dense Hessians at every place of the usual loop; scores [horizons, TEST, TRAIN]."""
+def recursion(
+    task, params, run, *, horizons=(1, 3, STEPS), batch_size=8, curvature=oracles.hessian, momentum=True, squares=True
+):
+    """δ step by step, with dense Hessians at every place of the usual loop; scores [horizons, TEST, TRAIN].
+
+    Adam's moments are those that batches have on average, here over all instances in a random order.
+    """
     rule = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[run["optimizer"]]
     model = oracles.at(task, params)
     options = {"lr": run["learning_rate"], "weight_decay": run.get("weight_decay", 0.0)}
     optimizer, eta, wd = rule(model.parameters(), **options), run["learning_rate"], options["weight_decay"]
     delta, mean = np.zeros((len(TRAIN), sum(p.numel() for p in params.values()))), 0.0
-    square, scores, sampler = 0.0, [], iter(plain_batches(batch_size))
+    usual = square = squared = 0.0  # Adam's moments, and the change of the second
+    scores, sampler = [], iter(plain_batches(batch_size))
+    orders = torch.Generator().manual_seed(4)
     for t in range(1, STEPS + 1):
         here = {k: v.clone() for k, v in model.state_dict().items()}
         H = curvature(task, here, range(N))
-        change = delta @ H - oracles.gradients(task, here, task.train, TRAIN) / N
+        every = oracles.gradients(task, here, task.train, range(N))
+        change = delta @ H - every[TRAIN] / N
         rows = next(sampler)
         optimizer.zero_grad()
         task.loss(model(task.train[0][rows]), task.train[1][rows]).mean().backward()
@@ -65,24 +74,41 @@ def recursion(task, params, run, *, horizons=(1, 3, STEPS), batch_size=8, curvat
         if "max_grad_norm" in run:
             norm = nn.utils.clip_grad_norm_(model.parameters(), run["max_grad_norm"])
             share = min(1.0, run["max_grad_norm"] / (float(norm) + 1e-6))
-        g = torch.cat([p.grad.ravel() for p in model.parameters()]).numpy()
-        if run["optimizer"] != "adamw":
-            change = change + wd * delta
-            g = g + wd * np.concatenate([here[k].numpy().ravel() for k in params])
-        change = share * change
         optimizer.step()
+        adamw = run["optimizer"] == "adamw"
+        decay, kept = (0.0, 1 - eta * wd) if adamw else (wd, 1.0)
+        change = share * (change + decay * delta)
         if run["optimizer"] == "sgd":
             delta = delta - eta * change
         else:
+            order = torch.randperm(N, generator=orders).tolist()
+            g = square_here = squared_here = 0.0
+            for k in range(0, N, batch_size):
+                batch, part = order[k : k + batch_size], len(order[k : k + batch_size]) / N
+                of_batch = share * (every[batch].mean(0) + decay * flat(here, params))
+                batch_change = share * (delta @ curvature(task, here, batch) + decay * delta)
+                g, square_here = g + part * of_batch, square_here + part * of_batch**2
+                squared_here = squared_here + part * 2 * of_batch * batch_change
+            for row, i in enumerate(TRAIN):
+                # In a batch with i (one of N / B), which the others join with equal chances
+                others = (every.sum(0) - every[i]) * (batch_size - 1) / (N - 1)
+                together = (every[i] + others) / batch_size + decay * flat(here, params)
+                squared_here[row] -= share**2 * batch_size / N * 2 * together * every[i] / batch_size
             mean = 0.9 * mean + 0.1 * change if momentum else change * (1 - 0.9**t)
-            square = 0.999 * square + 0.001 * g**2
+            usual = 0.9 * usual + 0.1 * g
+            square, squared = (0.999 * x + 0.001 * y for x, y in ((square, square_here), (squared, squared_here)))
             v = square / (1 - 0.999**t)
-            kept = 1 - eta * wd if run["optimizer"] == "adamw" else 1.0
-            delta = kept * delta - eta * mean / (1 - 0.9**t) / (np.sqrt(v + 0.03**2 * v.mean()) + 1e-8)
+            root = np.sqrt(v + 0.03**2 * v.mean())
+            answer = eta * usual / (1 - 0.9**t) / (root + 1e-8) ** 2 / (2 * root) * squared / (1 - 0.999**t)
+            delta = kept * delta - eta * mean / (1 - 0.9**t) / (root + 1e-8) + squares * answer
         if t in horizons:
             last = {k: v.clone() for k, v in model.state_dict().items()}
             scores.append(oracles.gradients(task, last, task.test, TEST) @ delta.T)
     return np.stack(scores)
+
+
+def flat(here, params):
+    return np.concatenate([here[k].numpy().ravel() for k in params])
 
 
 def plain_batches(batch_size):
@@ -114,6 +140,7 @@ def test_adams_momentum_has_its_part():
     task, params = tiny()
     found = split(task, params, RULES["adam"], segments=STEPS)
     differs(found, recursion(task, params, RULES["adam"], momentum=False))
+    differs(found, recursion(task, params, RULES["adam"], squares=False), 0.001)
     differs(split(task, params, RULES["adamw"], segments=STEPS), split(
         task, params, {**RULES["adamw"], "max_grad_norm": 1e6}, segments=STEPS))  # fmt: skip
 
@@ -131,9 +158,14 @@ def rectified(dead=False):
 
 @pytest.mark.parametrize("problem", ["smooth", "rectified"])
 @pytest.mark.parametrize("width", [0.05, 0.3, None])
-def test_by_full_batches_it_is_the_tangent(problem, width):
+@pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
+def test_by_full_batches_it_is_the_tangent(problem, width, optimizer, monkeypatch):
+    if problem == "smooth":  # tangents have a floor under Adam's denominator where kinks are softened
+        monkeypatch.setattr(live_run, "FLOOR", 0.0)
     task, params = tiny("classification") if problem == "smooth" else rectified(dead=True)
-    run, kinks = dict(optimizer="sgd", learning_rate=0.2), dict(kinks="softened", width=width)
+    run = dict(optimizer=optimizer, learning_rate=0.2 if optimizer == "sgd" else 0.02)
+    run |= {} if optimizer == "sgd" else dict(weight_decay=0.1)
+    kinks = dict(kinks="softened", width=width)
     found = split(task, params, run, batch_size=N, **kinks)
     tangents = tangent_train(
         task, params, batch_size=N, epochs=STEPS, seeds=[4], left_out=TRAIN, test=TEST, progress=False, **run, **kinks
@@ -144,7 +176,6 @@ def test_by_full_batches_it_is_the_tangent(problem, width):
 
 
 def test_with_adam_it_is_close_to_the_mean_tangent():
-    """What v, the mean square, owes to the instance is left out: little where batches are small, so that v is noise."""
     task, params = rectified()
     run, steps = dict(optimizer="adam", learning_rate=0.003), [30, 120]
     kinks = dict(kinks="softened", width=0.1)
@@ -154,7 +185,7 @@ def test_with_adam_it_is_close_to_the_mean_tangent():
         progress=False, **run, **kinks,
     )  # fmt: skip
     expected = tangents.delta.mean("seed").transpose("step", "test", "left_out").values
-    for one, other, close in zip(found.values, expected, (0.95, 0.75), strict=True):
+    for one, other, close in zip(found.values, expected, (0.98, 0.98), strict=True):
         assert (one * other).sum() > close * np.linalg.norm(one) * np.linalg.norm(other)
 
 
@@ -191,19 +222,21 @@ def test_the_error_is_of_second_order_in_the_number_of_steps_at_once(rule):
     steps, G, B, s = 2 * 3**6, symmetric(0), symmetric(1), symmetric(2)[:2]
     G = G @ G
     scale = None if rule.name == "sgd" else torch.linspace(0.5, 1.5, 6, dtype=torch.float64)
-    drift = Drift(DenseSpectrum(G if scale is None else scale[:, None] * G * scale), rule, scale, share=0.9)
+    answer = None if scale is None else -1e-3 * torch.linspace(2, 1, 6, dtype=torch.float64)
+    drift = Drift(DenseSpectrum(G if scale is None else scale[:, None] * G * scale), rule, scale, answer, share=0.9)
 
     def after(m):
-        motion = Motion(torch.zeros_like(s), torch.zeros_like(s))
+        motion = Motion(*[torch.zeros_like(s)] * 3)
         for first in range(0, steps, m):
-            motion = midpoint(drift, motion, lambda delta: delta @ B - s, first, m)
+            motion = midpoint(drift, motion, lambda delta: Force(delta @ B - s, delta @ B.T), first, m)
         return motion.delta
 
-    delta, mean = torch.zeros_like(s), torch.zeros_like(s)
+    delta, mean, square = [torch.zeros_like(s)] * 3
     for t in range(1, steps + 1):
         change = 0.9 * (delta @ (G + B) - s)
         mean = 0.9 * mean + 0.1 * change
-        update = change if scale is None else mean / (1 - 0.9**t) * scale**2
+        square = 0.999 * square + 0.001 * delta @ B.T
+        update = change if scale is None else mean / (1 - 0.9**t) * scale**2 - answer * square / rule.learning_rate
         delta = (1 - rule.learning_rate * rule.weight_decay) * delta - rule.learning_rate * update
     torch.testing.assert_close(after(1), delta, rtol=1e-9, atol=1e-12)
     errors = [float((after(m) - delta).norm() / delta.norm()) for m in (81, 27, 9)]
@@ -227,7 +260,7 @@ def test_a_unit_that_lingers_at_its_kink_cannot_let_the_difference_explode(scale
 
 def test_directions_in_which_steps_would_explode_settle_at_once():
     found = propagator(torch.tensor([50.0, 15.0, 0.0]), Optimizer("sgd", 0.1), 0, 4)[0]
-    np.testing.assert_allclose(found[:, 0], [0, 0, -1 / 50], atol=1e-7)
+    np.testing.assert_allclose(found[:3, 0], [0, 0, -1 / 50], atol=1e-7)
     np.testing.assert_allclose(found[[0, 2], 1], [0.5**4, -(1 - 0.5**4) / 15], rtol=1e-6)
     np.testing.assert_allclose(found[[0, 2], 2], [1, -0.4])
 
