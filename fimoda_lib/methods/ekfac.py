@@ -110,16 +110,22 @@ class EkfacFactors:
 
     Args:
         rows: the training instances that define the curvature.
+        scale: factors on the entries of gradients [P], as an optimiser may have. For the eigenvectors, those of a layer
+            count as products of means over inputs and over outputs; the eigenvalues are measured with all of them.
     """
 
-    def __init__(self, at: Gradients, rows: Tensor, *, fisher: str = "true", seed: int = 0) -> None:
+    def __init__(
+        self, at: Gradients, rows: Tensor, *, fisher: str = "true", seed: int = 0, scale: Tensor | None = None
+    ) -> None:
         self.at = at
         directions = pseudo_gradients(at, rows, fisher, seed)  # one draw for the factors and for the eigenvalues
         columns = at.columns()
         self.layers: dict[str, EkfacLayer] = {}
         for name, (A, S) in _second_moments(at, _coverable(at), rows, directions).items():
-            Q_A, Q_S = (eigh(moment.double())[1].to(at.dtype) for moment in (A, S))
             where = [columns.get(_join(name, kind)) for kind in ("weight", "bias")]
+            if scale is not None:
+                A, S = _scaled(A, S, scale, *where)
+            Q_A, Q_S = (eigh(moment.double())[1].to(at.dtype) for moment in (A, S))
             self.layers[name] = EkfacLayer(*where, Q_S, Q_A, eigenvalues=Q_S.new_zeros(len(S), len(A)))
         covered = {_join(name, kind) for name in self.layers for kind in ("weight", "bias")}
         self.not_covered = [name for name in at.names if name not in covered]
@@ -130,6 +136,7 @@ class EkfacFactors:
             )
         for piece, direction in _blocks(at, rows, directions):
             g = at.of_outputs(at.train(piece)[0], direction.unsqueeze(1)).squeeze(1)
+            g = g if scale is None else g * scale
             for layer in self.layers.values():
                 layer.eigenvalues.add_(layer.rotate(g).square_().sum(0), alpha=1 / len(rows))
 
@@ -263,6 +270,15 @@ def _second_moments(
         for handle in handles:
             handle.remove()
     return {name: (A[name], S[name]) for name in modules if isinstance(A[name], Tensor)}
+
+
+def _scaled(A: Tensor, S: Tensor, scale: Tensor, weight: slice, bias: slice | None) -> tuple[Tensor, Tensor]:
+    """A and S of a layer whose gradients are scaled, entry by entry, if the scale were a product of its two sides'."""
+    squares = scale[weight].square().unflatten(0, (len(S), -1))
+    if bias is not None:
+        squares = torch.cat([squares, scale[bias].square()[:, None]], 1)
+    outputs, inputs = squares.mean(1).sqrt(), squares.mean(0).sqrt()
+    return A * torch.outer(inputs, inputs), S * torch.outer(outputs, outputs)
 
 
 def _not_padding(inputs: Any) -> Tensor | None:

@@ -31,7 +31,7 @@ from ..training.minibatches import steps_per_epoch
 from ..training.trial import check_training
 from .base import Report, method
 from .ekfac import EkfacFactors
-from .lft_settings import OF_OPTIMIZER, check, check_backend, check_recorded, check_stored, full_settings, horizons
+from .lft_settings import OF_OPTIMIZER, check, check_recorded, check_stored, full_settings, horizons
 
 NEGLIGIBLE = 0.01  # an eigenvalue σ counts as zero where σηT is smaller: the filter is then within 1 % of ηT
 STIFF = 0.2  # with "split", an eigenvalue is left to the products of the Hessian if ησ adds up to less between them
@@ -111,7 +111,6 @@ def lft(
     if isinstance(further_training, Trajectory):
         run = further_training
         check_stored(run, task, params, segments)
-        check_backend(backend, run.settings["optimizer"], at)
         wanted = wanted or [run.steps[-1]]
         check_recorded(run, wanted, everyone(train), test)
     else:
@@ -119,7 +118,6 @@ def lft(
         per_epoch = steps_per_epoch(task.n_train, settings["batch_size"])
         ends = range(per_epoch, wanted[-1], per_epoch)  # residuals are needed in between, too
         steps = recorded_steps(sorted({*wanted, *ends}), per_epoch)
-        check_backend(backend, settings["optimizer"], at)
         if mode == "closed_form":
             if settings["optimizer"] != "sgd":
                 raise ValueError(f"mode: 'closed_form' follows SGD; got optimizer {settings['optimizer']!r}.")
@@ -158,7 +156,7 @@ def follow_run(
     def spectrum_at(at: Gradients, scale: Tensor | None) -> Spectrum:
         if backend != "ekfac":
             return spectrum_of(GaussNewton(at, curvature, scale=scale), backend, floor)
-        return EkfacSpectrum(at, curvature)
+        return EkfacSpectrum(at, curvature, scale)
 
     spectrum = None
     if mode == "closed_form":
@@ -206,7 +204,6 @@ def split_runs(
     at = Gradients(task, params, dtype=dtype)
     if backend == "auto":
         backend = choose_backend(GRAM_ROWS + 1, at.n_params)  # few directions are needed: those are quickly found
-    check_backend(backend, along["optimizer"], at)
     check_training(task, params, at.device)
     Gradients(task, params).check_hessian()  # between kinks, where quotients can tell
     rule = Optimizer(along["optimizer"], **{name: along[name] for name in OF_OPTIMIZER if name in along})
@@ -215,7 +212,7 @@ def split_runs(
 
     def spectrum(at: Gradients, scale: Tensor | None) -> Spectrum:
         if backend == "ekfac":
-            return EkfacSpectrum(at, curvature)
+            return EkfacSpectrum(at, curvature, scale)
         return spectrum_of(GaussNewton(at, curvature, scale=scale), backend, floor)
 
     how, total = Following(products, segments, spectrum, whole, dtype, sample), 0.0
@@ -230,8 +227,8 @@ def split_runs(
 class EkfacSpectrum:
     """The eigenbasis of EK-FAC: all parameters of linear and convolutional layers; the others lie outside it."""
 
-    def __init__(self, at: Gradients, curvature: Tensor) -> None:
-        self.factors = EkfacFactors(at, curvature)
+    def __init__(self, at: Gradients, curvature: Tensor, scale: Tensor | None) -> None:
+        self.factors = EkfacFactors(at, curvature, scale=scale)
         self.eigenvalues = self.factors.eigenvalues
 
     def into(self, vectors: Tensor) -> Tensor:

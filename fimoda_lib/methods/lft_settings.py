@@ -9,8 +9,6 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..derivatives.gradients import Gradients
-from ..derivatives.spectra import GRAM_ROWS
 from ..derivatives.trajectories import Trajectory, check_settings
 from ..tasks import Params, Task
 from ..training.ensembles import Optimizer
@@ -31,16 +29,6 @@ def full_settings(further_training: Mapping[str, Any]) -> dict[str, Any]:
     settings |= {name: getattr(Optimizer(settings["optimizer"], **shape), name) for name in shape}
     check_settings(settings["batch_size"], settings["seed"])
     return settings
-
-
-def check_backend(backend: str, optimizer: str, at: Gradients) -> None:
-    """Raises ValueError, before anything is trained, if the back-end cannot follow the optimiser."""
-    if backend == "ekfac" and optimizer != "sgd":
-        raise ValueError(
-            f"backend: 'ekfac' has no room for the preconditioner of {optimizer!r}; take 'gram' or 'krylov', which for "
-            f"{at.n_params:,} parameters means fewer curvature instances: up to {GRAM_ROWS:,} rows (instances times "
-            "output directions), 'auto' takes 'gram'."
-        )
 
 
 def check_stored(run: Trajectory, task: Task, params: Params, segments: int) -> None:

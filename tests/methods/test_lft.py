@@ -18,10 +18,13 @@ from torch import nn
 from torch.utils.data import RandomSampler
 
 from fimoda_lib.derivatives import gradients, linearised, spectra
+from fimoda_lib.derivatives.curvature import GaussNewton
+from fimoda_lib.derivatives.gradients import Gradients
 from fimoda_lib.derivatives.linearised import decay
 from fimoda_lib.derivatives.trajectories import mean_run, record_full_run
 from fimoda_lib.groups import group_scores
 from fimoda_lib.methods import attribute
+from fimoda_lib.methods.ekfac import EkfacFactors
 from fimoda_lib.tasks import Task, parameters_of, squared_error
 from fimoda_lib.training.further_training import further_train
 
@@ -554,6 +557,24 @@ def test_ekfac_agrees_with_gram_where_the_curvature_is_a_kronecker_product(outpu
         differs(attribute("lft", task, params, backend="gram", **{**rows, "curvature": range(6)}), kfac)
 
 
+@pytest.mark.parametrize("product", [True, False])
+def test_ekfac_scales_gradients_as_adam_does(product, monkeypatch):
+    task, params = linear(n=12, outputs=2)
+    task = dataclasses.replace(task, train=tuple(part.repeat_interleave(2, 0) for part in task.train))
+    drawn = 2 * torch.eye(2, dtype=torch.float64).repeat(12, 1)
+    monkeypatch.setattr(importlib.import_module("fimoda_lib.methods.ekfac"), "pseudo_gradients", lambda *_: drawn)
+    at, rows = Gradients(task, params, dtype=torch.float64), torch.arange(24)
+    by_input = torch.tensor([0.5, 2.0, 1.0, 3.0], dtype=torch.float64)
+    s = torch.stack([by_input, 5 * by_input if product else by_input.flip(0)])
+    s = torch.cat([s[:, :3].flatten(), s[:, 3]])  # weight, then bias
+    found = EkfacFactors(at, rows, scale=s)
+    matrix = found.from_eigenbasis(found.to_eigenbasis(torch.eye(8, dtype=torch.float64)) * found.eigenvalues)
+    dense = s[:, None] * GaussNewton(at, rows).dense() * s
+    check(matrix.trace(), float(dense.trace()), 1e-10)
+    (check if product else differs)(matrix, dense.numpy(), 1e-10)
+    differs(matrix, GaussNewton(at, rows).dense().numpy())
+
+
 def test_what_ekfac_does_not_cover_is_not_forgotten():
     """Directions outside the layers have eigenvalue 0: the gradients add up there."""
 
@@ -581,11 +602,6 @@ def test_the_back_end_is_chosen_by_size(monkeypatch):
     monkeypatch.setattr(spectra, "KRYLOV_PARAMETERS", 20)
     assert lft(task, params).attrs["backend"] == "ekfac"
     assert lft(task, params, backend="gram").attrs["backend"] == "gram"
-    module = importlib.import_module("fimoda_lib.methods.lft")
-    monkeypatch.setattr(module, "record_full_run", lambda *_, **__: pytest.fail("it is refused before anything runs"))
-    adam = dict(horizon=[3], further_training={**RUN, "optimizer": "adam"})
-    with pytest.raises(ValueError, match="up to 3,000 rows .* 'auto' takes 'gram'"):
-        attribute("lft", task, params, **adam)
 
 
 # What must not change the scores
@@ -683,10 +699,6 @@ def test_the_model_and_the_random_state_are_left_as_found():
         (dict(runs=1.5), "runs: got 1.5, expected a whole number"),
         (dict(mode="closed_form", further_training={**RUN, "optimizer": "adam"}), "follows SGD; got optimizer 'adam'"),
         (dict(mode="closed_form", further_training={**RUN, "learning_rate": 0}), "learning_rate: got 0"),
-        (
-            dict(backend="ekfac", further_training={**RUN, "optimizer": "adam"}),
-            "no room for the preconditioner",
-        ),
         (dict(further_training={**RUN, "learning_rate": 1e60}), "The full run diverged: with learning rate 1e+60"),
     ],
     ids=str,
