@@ -75,7 +75,7 @@ def lft(
             shape the run but not δ) of the full run; or the run itself, recorded by `trajectories.record_full_run`.
         mode: "one_run" takes residuals from that full run; "closed_form" trains nothing and lets them evolve by full
             batches in the model linearised at the final parameters (SGD only). "split" has the whole Hessian in place
-            of G, along the run, and Adam's momentum, weight decay and clipping: closest to further training, and the
+            of G, along the run, and Adam's two moments, weight decay and clipping: closest to further training, and the
             dearest. It suits some instances (`train`) or groups, as δ itself is carried for each.
         runs: so many full runs, with seeds from `seed` on, whose outputs (with "split", scores) are averaged: what the
             batches of a single run happen to be matters after few steps (not "closed_form").
