@@ -222,12 +222,17 @@ def coupled(rule: Optimizer) -> float:
 def limited(rest: Tensor, delta: Tensor, drift: Drift, steps: int) -> Tensor:
     """The force (H - G)δ, [b, P], shortened where over so many steps it would move δ by more than `MOST` of its length.
 
-    A unit that lingers at its kink would let δ explode, as no difference of two runs does: there it has switched.
+    A unit that lingers at its kink would let δ explode, as no difference of two runs does: there it has switched. With
+    Adam, which magnifies such units, the force does not push δ along itself at all beyond what G takes back.
     Single steps are the recursion itself.
     """
     if steps == 1:
         return rest
     s = 1.0 if drift.scale is None else drift.scale
+    if drift.scale is not None:
+        length = (delta / s).square().sum(1, keepdim=True).clamp(min=torch.finfo(rest.dtype).tiny)
+        push = ((rest + drift.curvature(delta)) * delta).sum(1, keepdim=True) / length
+        rest = rest - push.clamp(max=0.0) * delta / s**2
     moved = drift.rule.learning_rate * steps * drift.share * (rest * s).norm(dim=1, keepdim=True)
     most = MOST * (delta / s).norm(dim=1, keepdim=True)
     return rest * (most / moved.clamp(min=torch.finfo(rest.dtype).tiny)).clamp(max=1.0)
