@@ -94,7 +94,11 @@ class GaussNewton:
 
     def gram(self, dtype: torch.dtype | None = None) -> Tensor:
         """AAᵀ, [n * rank, n * rank]; its eigenvalues over n are the non-zero eigenvalues of G."""
-        return torch.cat([self.overlaps(left) for left in self.blocks(dtype)])
+        if self.held is None:
+            return torch.cat([self.overlaps(left) for left in self.blocks(dtype)])
+        pieces = self.held.split(self.at.block_size() * self.at.n_params // len(self.held) + 1, dim=1)
+        converted = (piece.to(dtype or piece.dtype) for piece in pieces)  # each number once
+        return sum(piece @ piece.T for piece in converted)
 
     def dense(self) -> Tensor:
         """G itself, [P, P]: for small models."""
