@@ -50,14 +50,18 @@ class GaussNewton:
         for piece in self.rows.split(self.at.block_size(self.rank)):
             yield self.factor(piece)
 
-    def blocks(self, dtype: torch.dtype | None = None) -> Iterator[Tensor]:
-        """A, a few instances at a time, as it is or in a precision: [b * rank, P]."""
+    def blocks(self, dtype: torch.dtype | None = None, beside: int = 1) -> Iterator[Tensor]:
+        """A, a few instances at a time, as it is or in a precision: [b * rank, P].
+
+        Args:
+            beside: how many vectors [P] it meets: as many rows at once, so that these are not read for every few.
+        """
         if self.held is None:
             blocks = self._computed()
         elif dtype in (None, self.held.dtype):
             blocks = [self.held]
         else:
-            blocks = self.held.split(self.at.block_size())  # so that it is never held twice
+            blocks = self.held.split(max(self.at.block_size(), beside))  # so that it is never held twice
         yield from (block.to(dtype or block.dtype) for block in blocks)
 
     def factor(self, rows: Tensor) -> Tensor:
@@ -82,12 +86,12 @@ class GaussNewton:
 
     def overlaps(self, vectors: Tensor) -> Tensor:
         """A times each vector, in its precision: [k, P] -> [k, n * rank]."""
-        return torch.cat([vectors @ block.T for block in self.blocks(vectors.dtype)], 1)
+        return torch.cat([vectors @ block.T for block in self.blocks(vectors.dtype, len(vectors))], 1)
 
     def combine(self, weights: Tensor) -> Tensor:
         """Aᵀ times each row of weights, in its precision: [k, n * rank] -> [k, P]."""
         result, start = 0.0, 0
-        for block in self.blocks(weights.dtype):
+        for block in self.blocks(weights.dtype, len(weights)):
             result = result + weights[:, start : start + len(block)] @ block
             start += len(block)
         return result
