@@ -13,8 +13,8 @@ alone. Rows that the file has are not computed again.
 
 What was chosen, by the mean over horizons along a single run (choose_width.csv; `docs/beyond.md` has the table): kinks
 as wide as pre-activations have moved. The best constant depends on how far a run moves them, and a share of the
-movement does not. Wine, diabetes and digits cannot tell widths apart. Adam needs its preconditioner anew, ten times
-along the run, and says little of the width. Products of few instances miss kinks where a run moves far (breast cancer
+movement does not. Wine, diabetes and digits cannot tell widths apart. With Adam a narrow constant does a little better
+than the movement. Products of few instances miss kinks where a run moves far (breast cancer
 at ten times its rate), and digits do as well with 512 instances as with all: panels take 1,024.
 """
 
