@@ -227,7 +227,7 @@ def split_runs(
 class EkfacSpectrum:
     """The eigenbasis of EK-FAC: all parameters of linear and convolutional layers; the others lie outside it."""
 
-    def __init__(self, at: Gradients, curvature: Tensor, scale: Tensor | None) -> None:
+    def __init__(self, at: Gradients, curvature: Tensor, scale: Tensor | None = None) -> None:
         self.factors = EkfacFactors(at, curvature, scale=scale)
         self.eigenvalues = self.factors.eigenvalues
 

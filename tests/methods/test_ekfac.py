@@ -14,7 +14,8 @@ from torch import nn
 from fimoda_lib.derivatives import gradients
 from fimoda_lib.derivatives.gradients import Gradients
 from fimoda_lib.methods import attribute
-from fimoda_lib.methods.ekfac import EkfacFactors, _input_moment, pseudo_gradients
+from fimoda_lib.methods.ekfac import EkfacFactors, pseudo_gradients
+from fimoda_lib.methods.ekfac_moments import _input_moment
 from fimoda_lib.tasks import Task, cross_entropy, parameters_of, take
 
 ALL = torch.arange(23)
