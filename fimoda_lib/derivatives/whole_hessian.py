@@ -13,7 +13,7 @@ Where units are rectified, H is that of the model with softened kinks (`kinks`).
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -108,7 +108,7 @@ class Following:
         spectrum: (model at its parameters, scale of columns) -> the eigenbasis of G.
         whole: see `Surroundings`.
         dtype: of gradients and products.
-        sample: so many training instances at most in a product, others in each.
+        sample: so many training instances at most in a product, others in each interval.
     """
 
     products: int
@@ -139,8 +139,9 @@ def follow_whole(
         at, share, scale, answer = gradients_at(task, params, how.dtype), run.share(), None, None
         around = Surroundings(at, train, whole=how.whole)
         some = drawn(task.n_train, how.sample, run, generator)
-        batches = [Batch(rows, len(rows) / sum(map(len, some)), around.gradient(rows, run.rule)) for rows in some]
+        batches = [Batch(rows, len(rows) / sum(map(len, some))) for rows in some]
         if moments is not None:
+            batches = [replace(batch, gradient=around.gradient(batch.rows, run.rule)) for batch in batches]
             mean, square = (sum(b.part * (share * b.gradient) ** power for b in batches) for power in (1, 2))
             scale, answer = moments.advance(mean, square, end - first)
         if number * how.segments // len(ends) > (number - 1) * how.segments // len(ends):
@@ -167,11 +168,11 @@ def drawn(n: int, sample: int, run: LiveRun, generator: torch.Generator) -> list
 
 @dataclass(frozen=True)
 class Batch:
-    """Training instances, their share of those drawn, and the gradient of their mean loss, weight decay and all [P]."""
+    """Training instances, and their share of those drawn; with Adam, `Surroundings.gradient` of them, [P]."""
 
     rows: Tensor
     part: float
-    gradient: Tensor
+    gradient: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -192,7 +193,8 @@ class Pull:
             change = change + batch.part * product
             if rule.name != "sgd":
                 square = square + 2 * batch.part * batch.gradient * product
-        rest = limited(change - self.drift.curvature(delta), delta, self.drift, self.steps)
+        held = self.drift.curvature(delta)
+        rest = limited(change - held, held, delta, self.drift, self.steps)
         source, squares = around.source(delta)
         if rule.name == "sgd":
             return Force(rest - source / n)
@@ -219,19 +221,19 @@ def coupled(rule: Optimizer) -> float:
     return 0.0 if rule.name == "adamw" else rule.weight_decay
 
 
-def limited(rest: Tensor, delta: Tensor, drift: Drift, steps: int) -> Tensor:
+def limited(rest: Tensor, held: Tensor, delta: Tensor, drift: Drift, steps: int) -> Tensor:
     """The force (H - G)δ, [b, P], shortened where over so many steps it would move δ by more than `MOST` of its length.
 
     A unit that lingers at its kink would let δ explode, as no difference of two runs does: there it has switched. With
-    Adam, which magnifies such units, the force does not push δ along itself at all beyond what G takes back.
-    Single steps are the recursion itself.
+    Adam, which magnifies such units, the force does not push δ along itself at all beyond what G takes back
+    (`held`, Gδ). Single steps are the recursion itself.
     """
     if steps == 1:
         return rest
     s = 1.0 if drift.scale is None else drift.scale
     if drift.scale is not None:
         length = (delta / s).square().sum(1, keepdim=True).clamp(min=torch.finfo(rest.dtype).tiny)
-        push = ((rest + drift.curvature(delta)) * delta).sum(1, keepdim=True) / length
+        push = ((rest + held) * delta).sum(1, keepdim=True) / length
         rest = rest - push.clamp(max=0.0) * delta / s**2
     moved = drift.rule.learning_rate * steps * drift.share * (rest * s).norm(dim=1, keepdim=True)
     most = MOST * (delta / s).norm(dim=1, keepdim=True)
