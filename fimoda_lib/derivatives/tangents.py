@@ -241,10 +241,9 @@ class DifferentiableRun:
 
     def update(self, number: int, batch: Instances, *, regular: bool = False) -> Any:
         """The optimiser step of this number as a function of parameters, state and weights; see `rule`."""
-        rule = self.rule(number, regular=regular)
 
         def step(params: Params, state: dict, weights: Tensor) -> tuple[Params, dict]:
-            return rule(params, state, self.gradients(params, batch, weights))
+            return self.rule(number, regular=regular)(params, state, self.gradients(params, batch, weights))
 
         return step
 
@@ -259,7 +258,9 @@ class DifferentiableRun:
         def update(params: Params, state: dict, gradients: Params) -> tuple[Params, dict]:
             params, state = tree_map(torch.clone, (params, state))  # the update works in place
             if regular and self.softened and state:
-                state = regularised(params, state, gradients, optimizer)
+                plain = tree_map(lambda x: x.detach().clone(), (params, gradients, state))
+                optimizer.update(*plain, correction)
+                state = regularised(state, plain[2]["square"], optimizer)
             optimizer.update(params, gradients, state, correction)
             return params, state
 
