@@ -9,7 +9,7 @@ from matplotlib.ticker import NullFormatter
 
 from ..experiments.lds import datamodeling_scores
 from ..experiments.panel import Panel, finished
-from .look import LOOK
+from .look import LOOK, plain_log
 from .panels import horizon_axis
 
 WHAT = (
@@ -39,6 +39,7 @@ def draw(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
             )
             inset.fill_between(curve[x], curve["low"], curve["high"], color=look.colour, alpha=0.08, lw=0)
         inset.set(xscale="log", ylim=(lowest, 1.02))
+        plain_log(inset.xaxis)
         inset.xaxis.set_minor_formatter(NullFormatter())  # within a decade there is no room for it
         inset.text(0.5, 0.02, f"{share:.0%} left out", fontsize=7.5, ha="center", transform=inset.transAxes)
     ax.set_xlabel(label)
