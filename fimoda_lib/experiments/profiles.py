@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from ..checks import known
 
@@ -24,7 +24,8 @@ class Profile:
             several times a run.
         ranked: at most so many training instances are ranked in the studies of mislabelled data and selection.
         retrain_seeds: number of seeds of re-training from scratch.
-        subsets: random groups of each size that are left out for the linear datamodeling score.
+        subsets: data set -> random groups of each size that are left out for the linear datamodeling score; "*" for
+            the data sets not named.
         group_seeds: at most so many seeds in the studies of groups.
         group_steps: further training of more optimiser steps is studied there over a fifth of its length.
         pool: groups are drawn from at most so many training instances, divided by the number of the model's outputs.
@@ -48,7 +49,7 @@ class Profile:
     study_left_out: int = 20
     ranked: int = 1000
     retrain_seeds: int = 1
-    subsets: int = 30
+    subsets: dict[str, int] = field(default_factory=lambda: {"*": 100})
     group_seeds: int = 2
     group_steps: int = 2_500
     pool: int = 20_000
@@ -58,6 +59,9 @@ class Profile:
     curvature: int | None = None
     many: int = 1_000_000
     of_many: int = 5_000
+
+    def n_subsets(self, dataset: str) -> int:
+        return self.subsets.get(dataset, self.subsets["*"])
 
     def n_seeds(self, optimizer: str, dataset: str) -> int:
         counts = self.seeds.get(optimizer, self.seeds["sgd"])
@@ -86,7 +90,7 @@ PROFILES: dict[str, Profile] = {
             lissa_h_depth=20,
             curvature=40,
             ranked=24,
-            subsets=4,
+            subsets={"*": 4},
             pool=240,
             explained=4,
             curves=2,
@@ -106,7 +110,7 @@ PROFILES: dict[str, Profile] = {
             cg_tolerance=1e-3,
             study_left_out=6,
             ranked=100,
-            subsets=10,
+            subsets={"*": 10},
             pool=1_000,
             explained=20,
             curves=2,
@@ -119,9 +123,10 @@ PROFILES: dict[str, Profile] = {
             left_out=50,
             lissa_h_depth=500,
             study_left_out=10,
-            subsets=20,
+            subsets={"cifar10": 20, "*": 40},
+            group_steps=4_000,  # all of Concrete and Energy
             explained=30,
-            curves=4,
+            curves=6,
             many=10_000,  # Folktables: a product of CG with the curvature of all 32,091 takes half a minute on a core
         ),
         Profile(
@@ -131,15 +136,16 @@ PROFILES: dict[str, Profile] = {
             _OVERNIGHT_SEEDS,
             lissa_h_depth=1000,
             retrain_seeds=5,
+            subsets={"cifar10": 20, "*": 100},
             group_seeds=5,
             group_steps=5_000,
+            curves=50,
         ),
         Profile(
             "paper",
             "everything as in the paper, 100 seeds: for a GPU box",
             {"sgd": {"*": 100}, "adam": {"*": 100}},
             retrain_seeds=10,
-            subsets=100,
             group_seeds=10,
             group_steps=1_000_000,
             pool=1_000_000,

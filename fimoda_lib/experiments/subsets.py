@@ -71,7 +71,7 @@ def random_subsets(n: int, share: float, count: int, seed: int = 0) -> Groups:
 
 def subset_bank(panel: Panel) -> tuple[Groups, np.ndarray]:
     """The random subsets of all `LDS_SHARES` of the pool, and the share that each belongs to."""
-    count, rows = get_profile(panel.profile).subsets, pool(panel)
+    count, rows = get_profile(panel.profile).n_subsets(panel.dataset), pool(panel)
     drawn = {share: random_subsets(len(rows), share, count) for share in LDS_SHARES}
     banks = {share: [tuple(rows[list(group)].tolist()) for group in bank] for share, bank in drawn.items()}
     groups = dict.fromkeys(group for bank in banks.values() for group in bank)  # of few data, shares may coincide
@@ -110,7 +110,7 @@ def predictions(panel: Panel, method: str) -> xr.Dataset:
         test=take(panel.task.test, torch.tensor(rows)),
         horizons=panel.settings.further.evaluate,
         reduce=reduce,
-        about={"groups": [list(LDS_SHARES), get_profile(panel.profile).subsets], "kept": most},
+        about={"groups": [list(LDS_SHARES), get_profile(panel.profile).n_subsets(panel.dataset)], "kept": most},
     )
 
 
