@@ -14,7 +14,7 @@ from scipy.stats import rankdata
 from ..comparison import sensitivity
 from .panel import Panel
 from .ranking import ranking_methods
-from .subsets import bank, pool, predictions, resampling, studied, subset_bank, whole_predictions
+from .subsets import bank, pool, predictions, resampling, shortened, studied, subset_bank, whole_predictions
 
 DRAWS = 1000
 CEILING, WHOLE = "ceiling", "lft_whole"
@@ -30,8 +30,9 @@ def what_is_left_out(panel: Panel) -> str:
     """The settings of the study in a clause."""
     runs, n, drawn = subset_runs(panel), panel.task.n_train, len(pool(panel))
     return (
-        f"{runs.sizes['left_out']} subsets of {drawn:,} of {n:,} training instances, {runs.sizes['test']} test "
-        f"instances, {runs.sizes['seed']} seeds, learning rate {runs.attrs['learning_rate']:g}"
+        f"{runs.sizes['left_out']} subsets of {f'{drawn:,} of ' if drawn < n else ''}{n:,} training instances, "
+        f"{runs.sizes['test']} test instances, {runs.sizes['seed']} seeds, "
+        f"learning rate {runs.attrs['learning_rate']:g}, {shortened(panel)}"
     )
 
 
@@ -40,9 +41,11 @@ def datamodeling_scores(panel: Panel) -> pd.DataFrame:
 
     Returns:
         columns method ("ceiling" for what a perfect method could reach against so many seeds, "lft_whole" for LFT that
-        follows subsets as a whole and sums nothing), share (of the training instances that a subset holds), step,
-        epoch, lds, low, high (95 % interval by bootstrap over subsets and test instances), undefined (test instances
-        whose scores or changes are all equal: they count as 0). The score of a method that diverged is NaN.
+        follows subsets as a whole and sums nothing), share (of the pool that a subset holds: of all training instances,
+        unless they are too many for every method), drawn (size of the pool), step, epoch, lds, low, high (95 % interval
+        by bootstrap over subsets and test instances), undefined (test instances whose scores or changes are all equal:
+        they count as 0), diverged (subsets without which training diverged: they are left aside). The score of a method
+        that diverged is NaN.
     """
     runs, panel = subset_runs(panel), studied(panel)
     shares = subset_bank(panel)[1]
@@ -52,6 +55,8 @@ def datamodeling_scores(panel: Panel) -> pd.DataFrame:
     tables = []
     for share in np.unique(shares):
         some = np.flatnonzero(shares == share)
+        finite = np.isfinite(runs.delta.isel(left_out=some)).all([d for d in runs.delta.dims if d != "left_out"])
+        lost, some = int((~finite).sum()), some[finite.values]
         gold = runs.isel(left_out=some)
         measured = sensitivity(gold, "full").transpose("step", "test", "left_out").values
         scores = {
@@ -59,7 +64,8 @@ def datamodeling_scores(panel: Panel) -> pd.DataFrame:
         }
         scores[CEILING] = seeds_ceiling(gold.delta.transpose("seed", "step", "test", "left_out").values)
         for method, (draws, undefined) in scores.items():
-            tables.append(_rows(draws, runs).assign(method=method, share=share, undefined=undefined))
+            said = {"method": method, "share": share, "drawn": len(pool(panel)), "undefined": undefined}
+            tables.append(_rows(draws, runs).assign(**said, diverged=lost))
     return pd.concat(tables, ignore_index=True)
 
 

@@ -33,7 +33,8 @@ def flip_labels(task: Task, share: float = SHARE, seed: int = 0) -> tuple[Task, 
     """The task with another label, drawn from the other classes, on a share of its training instances; and which.
 
     Raises:
-        ValueError: not a classification task, or a share that is not between 0 and 1.
+        ValueError: not a classification task, labels of a single class, or a share that is not between 0 and 1 or
+            changes no label.
     """
     if task.kind != "classification":
         raise ValueError(f"flip_labels: got '{task.name}', a {task.kind} task; expected one with classes.")
@@ -42,6 +43,11 @@ def flip_labels(task: Task, share: float = SHARE, seed: int = 0) -> tuple[Task, 
     random = np.random.default_rng(seed)
     inputs, labels = task.train
     classes, places = labels.unique(return_inverse=True)
+    if len(classes) < 2 or not round(share * len(labels)):
+        raise ValueError(
+            f"flip_labels: got {len(labels)} labels of {len(classes)} classes and the share {share}; expected at "
+            "least two classes, and a share that changes a label."
+        )
     chosen = np.sort(random.choice(len(labels), round(share * len(labels)), replace=False))
     shift = torch.from_numpy(random.integers(1, len(classes), len(chosen)))
     changed = labels.clone()

@@ -18,7 +18,7 @@ from ..tasks import Task, take
 from .panel import Panel
 from .profiles import get_profile
 from .ranking import epochs_of, ranking_methods
-from .subsets import CURVE_SHARES, DIRECTIONS, bank, pool, predictions, resampling, studied
+from .subsets import CURVE_SHARES, DIRECTIONS, bank, pool, predictions, resampling, shortened, studied
 
 DRAWS = 1000
 LOT, NEAR = "random", "alike"  # the controls
@@ -104,7 +104,7 @@ def what_is_removed(panel: Panel) -> str:
     runs = curve_runs(panel)
     return (
         f"{runs.sizes['left_out']} groups removed, {runs.sizes['test']} test instances, {runs.sizes['seed']} seeds, "
-        f"learning rate {runs.attrs['learning_rate']:g}"
+        f"learning rate {runs.attrs['learning_rate']:g}, {shortened(panel)}"
     )
 
 

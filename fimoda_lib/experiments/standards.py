@@ -38,6 +38,7 @@ log = logging.getLogger(__name__)
 STORED = Path(__file__).parent / "benchmark"
 BITS = 11  # of the 23 of a float32's fraction that are kept: 2e-4 of each number, far below the noise of the seeds
 AT_MOST = 14  # horizons in a file
+LARGEST = 1_000_000  # bytes: what travels with the code
 COMPRESSED = {"zlib": True, "shuffle": True, "complevel": 9}
 Method = str | Callable[..., Any]
 
@@ -66,6 +67,9 @@ def write_standard(panel: Panel, *, methods: Sequence[str] | None = None) -> Pat
 
     Returns:
         the path of the file; its sidecar lies beside it.
+
+    Raises:
+        ValueError: a single seed, or a file too large to travel with the code.
     """
     started = time.perf_counter()
     gold = panel.gold
@@ -85,7 +89,11 @@ def write_standard(panel: Panel, *, methods: Sequence[str] | None = None) -> Pat
     rows = pd.concat([rows_of(panel, found, name) for name in everything], ignore_index=True)
     found.attrs["rows"] = rows.to_json(orient="records", double_precision=6)
     path = STORED / f"{panel.dataset}.nc"
-    path.unlink(missing_ok=True)
+    if (size := found.nbytes) > LARGEST and (size := len(found.to_netcdf(engine="h5netcdf"))) > LARGEST:
+        raise ValueError(
+            f"{panel.title}: got a gold standard of {size / 1e6:.1f} MB, expected at most {LARGEST / 1e6:g}; a smaller "
+            "model or fewer left-out instances would fit."
+        )
     save(path, _specification(panel), found, seconds=time.perf_counter() - started)
     return path
 
@@ -187,19 +195,18 @@ def rows_of(panel: Panel, gold: xr.Dataset, method: Method, **hyper: Any) -> pd.
         held before) and outcome: "finished", or in one sentence why there are no scores; all similarities are then 0.
     """
     entry, measured = entry_of(method), sensitivity(gold)
-    steps = measured.step.values.tolist()
-    started, outcome, values = time.perf_counter(), "finished", xr.DataArray(0.0)
+    steps, one = measured.step.values.tolist(), panel.settings.left_out[:1]
+    attribute("grad_dot", panel.task, panel.params, train=one, test=panel.settings.test[:1])  # torch warms up
+    started, outcome, values, half = time.perf_counter(), "finished", xr.DataArray(0.0), 0.0
     with peak_memory() as memory:
         try:
             scores = _scores(panel, method, steps, hyper)
+            seconds = time.perf_counter() - started
+            values = instance_similarity(scores, measured)
+            half = bands({entry.name: scores}, gold)[entry.name].values
         except Exception as error:  # whatever a method of somebody's own may raise: that it fails is its result
             log.warning("%s has no scores", entry.label, exc_info=not isinstance(method, str))
-            outcome = f"{entry.label} has no scores: {reason(error)}."
-    seconds = time.perf_counter() - started
-    half = 0.0
-    if outcome == "finished":
-        values = instance_similarity(scores, measured)
-        half = bands({entry.name: scores}, gold)[entry.name].values
+            outcome, seconds = f"{entry.label} has no scores: {reason(error)}.", time.perf_counter() - started
     values = values.broadcast_like(measured.isel(left_out=0, drop=True)).transpose("step", "test")
     mean = values.fillna(0.0).values.mean(1)
     columns = {name: measured[name].values for name in ("step", "epoch") if name in measured.coords}

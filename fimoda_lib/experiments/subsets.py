@@ -48,6 +48,12 @@ def studied(panel: Panel) -> Panel:
     return replace(shorter, given_settings=changed)
 
 
+def shortened(panel: Panel) -> str:
+    """How long the runs are, in words, of a panel that was not made by `studied`."""
+    last, all_of_it = studied(panel).settings.further.evaluate[-1], panel.hyper("lft")["horizon"][-1]
+    return f"{last:,} steps" if last >= all_of_it else f"the first {last:,} of {all_of_it:,} steps"
+
+
 def pool(panel: Panel) -> np.ndarray:
     """The training instances that groups are drawn from, ascending: all, or so many that every method can score them.
 

@@ -10,6 +10,7 @@ import json
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import torch
 import xarray as xr
 from torch import Tensor
@@ -120,6 +121,7 @@ def attribute(
                 _check_gradients(task, params, rows, where)
             raise
     scores, report = result if isinstance(result, tuple) else (result, {})
+    scores = torch.from_numpy(scores) if isinstance(scores, np.ndarray) and scores.dtype.kind in "fiu" else scores
     horizons = {"horizon": report["horizon"]} if "horizon" in report else {}
     if isinstance(scores, Tensor) and not scores.isfinite().all():
         _check_gradients(task, params, rows, where)
@@ -191,7 +193,9 @@ def _check_gradients(task: Task, params: Params, rows: dict[str, Tensor], device
 
 def _check(scores: Tensor, name: str, expected: list[int]) -> None:
     if not isinstance(scores, Tensor):
-        raise ValueError(f"{name} returned {checks.shown(scores)}, expected a tensor of scores.")
+        raise ValueError(
+            f"{name} returned {type(scores).__name__} {checks.shown(scores)}; expected a tensor of scores."
+        )
     if list(scores.shape) != expected:
         raise ValueError(f"{name} returned scores of shape {tuple(scores.shape)}, expected {tuple(expected)}.")
     if not scores.isfinite().all():

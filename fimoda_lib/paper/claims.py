@@ -1,13 +1,14 @@
 """The paper's claims about the shape of its results, checked on the numbers that the figures were drawn from.
 
 A claim is judged per data set from the CSV of one figure; the same rule is applied to the published numbers, where
-there are any. Runs with other data or another model than the paper's are shown, but are no evidence for or against it.
+there are any. Runs with other data, models, epochs or settings of methods than the paper's are shown, but are no
+evidence for or against it.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -24,7 +25,8 @@ from .rules import (
     THRESHOLDS,
     Curves,
     Judged,
-    high_then_decay,
+    decays,
+    label,
     labels,
     listed,
     near_zero,
@@ -36,8 +38,10 @@ REPRODUCED, NOT_REPRODUCED, NOT_RUN = "reproduced", "not reproduced", "not run"
 CANNOT_TELL, NOT_COMPARABLE = "cannot be told", "not comparable"  # within the interval; not the paper's data or model
 IN_PART = "reproduced in part"  # of a claim as a whole: it holds on some data sets and not on others
 SMALLER = "a smaller model than the paper's, trained on other settings"
+SHORTER = "fewer epochs than the paper's"
 VERDICTS = (REPRODUCED, IN_PART, NOT_REPRODUCED, CANNOT_TELL, NOT_COMPARABLE, NOT_RUN)
 TABULAR_PANELS = "abcd"
+DEPTH = 5000  # of LiSSA and LiSSA-H in the paper
 NEAR_ZERO_METHODS = ("trak", "lissa_h")
 NOT_RUN_IN = {"e": ("lissa_h",), "f": ("cg", "lissa_h")}  # panel -> methods that are not run at the paper's size
 
@@ -62,20 +66,24 @@ class Claim:
     """One claim.
 
     Args:
+        source: where the paper says or shows it.
         figure: name of the figure whose numbers it is judged by.
         rule: how it is judged, in one sentence.
         methods: the methods that need numbers; a verdict on fewer could only be "not reproduced".
         check: curves of these methods (only those that there are) -> conditions and the numbers in words.
         tabular: whether it is about tabular data only.
+        curvature: whether it is about what curvature adds, so that a sample of the paper's is another experiment.
     """
 
     number: int
     statement: str
+    source: str
     figure: str
     rule: str
     methods: tuple[str, ...]
     check: Callable[[Curves], Judged]
     tabular: bool = False
+    curvature: bool = False
 
     def judge(self, curves: Curves, panel: str = "a") -> Finding:
         """The finding for one data set; `panel` is the letter that it fills."""
@@ -137,28 +145,33 @@ class Outcome:
         return [r.title for r in self.results if r.ours.verdict == verdict]
 
 
-_HIGH, _DECAY, _ZERO = (THRESHOLDS[k].value for k in ("high", "decay", "zero"))
+_DECAY, _ZERO = (THRESHOLDS[k].value for k in ("decay", "zero"))
 CLAIMS = (
     Claim(
         1,
-        "First-order methods (Grad-Dot, DataInf) start high and decay.",
+        "First-order methods (Grad-Dot, DataInf), sometimes high at first, decay.",
+        "abstract and Figure 2",
         "fig02",
-        f"First similarity at least {_HIGH:g}, last at most {_DECAY:g} times the first, for both methods.",
+        f"The last similarity is at most {_DECAY:g} times the first, for both methods; how high the first is, the "
+        "numbers say.",
         FIRST_ORDER,
-        high_then_decay,
+        decays,
     ),
     Claim(
         2,
-        "Influence-function methods (CG, LiSSA, EK-FAC) change less, and stay below the first-order start.",
+        "Influence-function methods (CG, LiSSA, EK-FAC) are more stable, and stay below the first-order start.",
+        "abstract and Figure 2",
         "fig02",
         "For each: its largest minus its smallest similarity is less than that of Grad-Dot (the method without any "
         "curvature), and its largest is below the first similarity of Grad-Dot and of DataInf.",
         (*INFLUENCE, *FIRST_ORDER),
         persistent_but_lower,
+        curvature=True,
     ),
     Claim(
         3,
         "Averaging over seeds raises every similarity.",
+        "Figures 3 and 7",
         "fig07",
         "For every method the similarity with the most seeds averaged is above that of single seeds.",
         PAPER_METHODS,
@@ -167,6 +180,7 @@ CLAIMS = (
     Claim(
         4,
         "TRAK and LiSSA-H stay near zero on tabular data.",
+        "read off the curves of Figure 2",
         "fig02",
         f"Absolute similarity, averaged over epochs, below {_ZERO:g} for both methods.",
         NEAR_ZERO_METHODS,
@@ -176,8 +190,10 @@ CLAIMS = (
     Claim(
         5,
         "No method predicts re-training from scratch.",
+        "Figure 11",
         "fig11",
-        f"Absolute similarity, averaged over epochs, below {_ZERO:g} for every method.",
+        f"Absolute similarity, averaged over epochs, below {_ZERO:g} for every method. The paper re-trained with one "
+        "seed; of the noise of a single one nothing is known.",
         PAPER_METHODS,
         near_zero,
     ),
@@ -190,7 +206,16 @@ CLAIMS = (
 def check_claims(folder: Path | str) -> list[Outcome]:
     """Judges every claim on the figures of a folder; a figure that is not there counts as not run."""
     profile = profile_of(folder)
-    return [outcome(claim, read_table(folder, claim.figure), profile) for claim in CLAIMS]
+    return [
+        outcome(claim, read_table(folder, claim.figure), profile, sampled(folder, claim.figure)) for claim in CLAIMS
+    ]
+
+
+def sampled(folder: Path | str, figure: str) -> frozenset[str]:
+    """The data sets on which a figure takes the curvature from a sample of the training instances."""
+    path = Path(folder) / f"{figure}.json"
+    note = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return frozenset(name for name, runs in note.get("datasets", {}).items() if "curvature" in runs)
 
 
 def profile_of(folder: Path | str) -> str:
@@ -199,20 +224,31 @@ def profile_of(folder: Path | str) -> str:
     return json.loads(path.read_text(encoding="utf-8"))["profile"] if path.exists() else Path(folder).name
 
 
-def what_differs(dataset: str, profile: str) -> str:
-    """In what a data set of ours is not the paper's; nothing where it is the same."""
-    entry = DATASETS.get(dataset)
+def what_differs(dataset: str, profile: str, methods: Collection[str] = ()) -> str:
+    """In what an experiment of ours, with these methods, is not the paper's; nothing where it is the same."""
+    entry, run = DATASETS.get(dataset), PROFILES.get(profile)
     if entry is None:
         return "a data set that this version does not have"
     if entry.embedded or entry.stand_in_for:
         return "other data than the paper's"
-    if dataset in SMALL and not (profile in PROFILES and PROFILES[profile].full_size):
+    if dataset in SMALL and not (run and run.full_size):
         return SMALLER
+    if dataset == "cifar10":
+        return "a training of our own, for the paper's code for images is not public"
+    if run and (run.final, run.further) != (1, 1):
+        return SHORTER
+    for method, depth in (("lissa", run.lissa_depth), ("lissa_h", run.lissa_h_depth)) if run else ():
+        if method in methods and depth < DEPTH:
+            return f"{label(method)} with {depth:,} of the paper's {DEPTH:,} steps"
     return ""
 
 
-def outcome(claim: Claim, table: pd.DataFrame | None, profile: str = "paper") -> Outcome:
-    """One claim on the numbers of its figure: columns panel, dataset, method, x and value as `curves_of` takes them."""
+def outcome(claim: Claim, table: pd.DataFrame | None, profile: str = "paper", sampled: Collection[str] = ()) -> Outcome:
+    """One claim on the numbers of its figure: columns panel, dataset, method, x and value as `curves_of` takes them.
+
+    Args:
+        sampled: data sets on which the curvature is that of some of the training instances.
+    """
     if table is None or not {"panel", "dataset", "method"} <= set(table):
         return Outcome(claim, ())
     results = []
@@ -220,7 +256,10 @@ def outcome(claim: Claim, table: pd.DataFrame | None, profile: str = "paper") ->
         if claim.tabular and panel not in TABULAR_PANELS:
             continue
         published = published_panel(claim.figure, panel, dataset)
-        ours, differs = claim.judge(curves_of(rows), panel), what_differs(dataset, profile)
+        ours = claim.judge(curves_of(rows), panel)
+        differs = what_differs(dataset, profile, claim.methods if claim.tabular else ())
+        if claim.curvature and dataset in sampled and not differs:
+            differs = "the curvature of some of the training instances"
         if differs and ours.verdict != NOT_RUN:
             ours = replace(ours, verdict=NOT_COMPARABLE, reason=f"Not the paper's experiment: {differs}.")
         results.append(

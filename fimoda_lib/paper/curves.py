@@ -24,7 +24,7 @@ INTERVALS = "bands: 95 % bootstrap intervals over seeds, left-out and test insta
 MARKS = {  # what a caption says of an entry of the legend
     "lft": "thick black: LFT (ours)",
     "timed": "λ = 1/(ηT): the horizon's own damping",
-    "ceiling": "dotted grey: noise ceiling, the estimated reach of a perfect method",
+    "ceiling": "dotted grey: estimated noise ceiling, its band over seeds only",
     PUBLISHED: "open markers: published (100 seeds)",
 }
 
@@ -145,7 +145,7 @@ def seeds_figure(
         tables,
         draw,
         what=seeds.WHAT.format(trained=trained),
-        marks=marks_of(legend),
+        marks=marks_of(legend, ceiling="dotted grey: estimated noise ceiling, its range over the horizons drawn"),
         ylabel="cosine similarity to further training",
         legend=legend,
     )
@@ -164,8 +164,9 @@ def legend_of(methods: Sequence[str], tables: Tables, points: Mapping[str, pd.Da
     return [m for m in (*methods, "ceiling") if m in known] + [PUBLISHED] * published
 
 
-def marks_of(legend: Sequence[str]) -> str:
-    """The sentence of a caption on bands, lines and markers."""
-    words = [INTERVALS, *(MARKS[name] for name in legend if name in MARKS)]
+def marks_of(legend: Sequence[str], **other: str) -> str:
+    """The sentence of a caption on bands, lines and markers; `other` words for some of them."""
+    marks = MARKS | other
+    words = [INTERVALS, *(marks[name] for name in legend if name in marks)]
     sentence = "; ".join(words)
     return f"{sentence[0].upper()}{sentence[1:]}."

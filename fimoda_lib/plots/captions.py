@@ -120,7 +120,7 @@ def _aside(runs: dict, told: set[str]) -> str:
         told: which of these two other panels have: those drawn by earlier versions have neither.
     """
     removal = runs.get("removal", "drop")
-    words = [f"left out by `{removal}`" if removal != "drop" else "", runs.get("remark", "")]
+    words = [f"left out by {removal}" if removal != "drop" else "", runs.get("remark", "")]
     words += [f"curvature from {runs['curvature']:,} training instances" if "curvature" in runs else ""]
     if runs.get("without"):
         words.append(f"not run, for their cost: {', '.join(LOOK[m].label for m in runs['without'])}")

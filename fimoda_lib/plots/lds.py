@@ -41,7 +41,14 @@ def draw(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
         inset.set(xscale="log", ylim=(lowest, 1.02))
         plain_log(inset.xaxis)
         inset.xaxis.set_minor_formatter(NullFormatter())  # within a decade there is no room for it
-        inset.text(0.5, 0.02, f"{share:.0%} left out", fontsize=7.5, ha="center", transform=inset.transAxes)
+        inset.text(
+            0.5,
+            0.02,
+            f"{share:.0%} of {rows['drawn'].iloc[0]:,.0f}",
+            fontsize=7.5,
+            ha="center",
+            transform=inset.transAxes,
+        )
     ax.set_xlabel(label)
     ax.set_ylim(lowest, 1.02)
 

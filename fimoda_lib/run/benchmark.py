@@ -10,6 +10,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+from ..checks import reason
+
 
 def parser() -> argparse.ArgumentParser:
     p = argparse.ArgumentParser(
@@ -108,15 +110,18 @@ def find(name: str) -> str | Callable:
         return name
     try:
         if place.endswith(".py"):
-            spec = importlib.util.spec_from_file_location(Path(place).stem, place)
-            module = importlib.util.module_from_spec(spec)
+            sys.path.append(
+                str(Path(place).resolve().parent)
+            )  # at the end: nothing there stands in for what is installed
+            spec = importlib.util.spec_from_file_location(f"method_of_{Path(place).stem}", place)
+            module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
             spec.loader.exec_module(module)
         else:
-            sys.path.append(str(Path.cwd()))  # at the end: nothing there stands in for what is installed
+            sys.path.append(str(Path.cwd()))
             module = importlib.import_module(place)
         return getattr(module, function)
-    except (ImportError, OSError, AttributeError) as error:
+    except Exception as error:  # whatever somebody's file may raise
         raise ValueError(
-            f"method: got {name!r}, which cannot be found ({error}); expected FILE.py:FUNCTION, MODULE:FUNCTION or the "
-            "name of a known method."
+            f"method: got {name!r}, which cannot be found or run ({reason(error)}); expected FILE.py:FUNCTION, "
+            "MODULE:FUNCTION or the name of a known method."
         ) from error

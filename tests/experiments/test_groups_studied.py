@@ -9,6 +9,7 @@ import torch
 from problems import tiny
 from scipy.stats import spearmanr
 
+from fimoda_lib import sensitivity
 from fimoda_lib.experiments import lds, removal_curves, subsets
 from fimoda_lib.experiments.panel import Panel
 from fimoda_lib.experiments.paper_settings import Training
@@ -30,6 +31,13 @@ def panel(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
+def far(panel, tmp_path_factory):
+    """Steps that are large enough for the ranking to change between three horizons."""
+    settings = replace(panel.settings, further=Training("sgd", 0.1, 60, N, evaluate=(1, 8, 60)))
+    return replace(panel, given_settings=settings, results=tmp_path_factory.mktemp("far"))
+
+
+@pytest.fixture(scope="module")
 def exact(panel):
     """Changes of the test losses [test, train] by leaving out single instances."""
     return 1e-5 / N * oracles.grad_dot(panel.task, panel.params, range(N), range(6), None)
@@ -46,6 +54,39 @@ def test_the_score_is_one_of_what_is_true_and_it_is_measured_once(panel):
     again = replace(panel, compute=False)
     assert lds_plot.table(again).equals(table)
     assert lds_plot.table(replace(again, results="nowhere")) is None
+
+
+def test_every_horizon_is_judged_by_the_scores_that_were_made_for_it(far):
+    table, studied = lds.datamodeling_scores(far), subsets.studied(far)
+    some = subsets.subset_bank(studied)[1] == 0.1
+    predicted = subsets.predictions(studied, "lft").predicted.transpose("horizon", "test", "train").values[..., some]
+    measured = sensitivity(lds.subset_runs(far), "full").transpose("step", "test", "left_out").values[..., some]
+    rows = table[(table.method == "lft") & (table.share == 0.1)]
+    assert rows.step.tolist() == [1, 8, 60] and rows.lds.min() > 0.9
+    np.testing.assert_allclose(rows.lds, lds.lds(predicted, measured)[0][0], rtol=1e-9)
+    assert (lds.lds(predicted[::-1], measured)[0][0, [0, 2]] < rows.lds.iloc[[0, 2]] - 0.05).all()
+
+
+def test_a_removal_curve_takes_the_choice_that_was_made_for_its_horizon(far):
+    chosen, groups = removal_curves.removed_groups(far, removal_curves.rankings(far))
+    said = subsets.predictions(subsets.studied(far), "lft")
+    lft = chosen[(chosen.method == "lft") & (chosen.share == 0.05)]
+    assert len(set(lft.step)) == 2
+    for row in lft.itertuples():
+        ranked = said[row.direction].sel(horizon=row.step, test=row.test).values
+        assert set(groups[row.group]) == set(ranked[: round(0.05 * N)].tolist())
+    early, late = (rows.sort_values(["test", "direction"]).group.values for _, rows in lft.groupby("step"))
+    assert (early != late).any()
+
+
+def test_a_subset_whose_run_diverged_is_left_aside_and_counted(panel, monkeypatch):
+    runs, whole = lds.subset_runs(panel), lds.datamodeling_scores(panel)
+    broken = runs.copy(deep=True)
+    broken.delta.loc[{"left_out": broken.left_out[0]}] = np.nan
+    monkeypatch.setattr(lds, "subset_runs", lambda panel: broken)
+    table = lds.datamodeling_scores(panel)
+    assert {*table.groupby("share").diverged.first()} == {0, 1} and (whole.diverged == 0).all()
+    assert (table[table.method == "lft"].lds > 0.999).all()
 
 
 def test_the_score_is_the_mean_rank_correlation_over_subsets():

@@ -52,6 +52,16 @@ def test_every_choice_is_a_group_and_equal_ones_are_run_once(panel):
     assert groups[mine["group"]] == study.most_harmful(study.values_of(panel, "grad_dot"))
 
 
+def test_what_lft_drops_for_a_horizon_is_chosen_by_its_scores_for_that_horizon(panel, monkeypatch):
+    values = xr.DataArray(
+        np.random.default_rng(0).normal(size=(3, 24)), {"horizon": [1, 5, 9], "train": study.thirds(panel)[0]}
+    )
+    monkeypatch.setattr(study, "values_of", lambda panel, method: values if method == "lft" else values[0] * 0 + 1)
+    rows, groups = study.groups_of(panel)
+    chosen = {row.step: groups[row.group] for row in rows[rows["method"] == "lft"].itertuples()}
+    assert chosen == {k: study.most_harmful(values.sel(horizon=k)) for k in (1, 5, 9)} and len({*chosen.values()}) == 3
+
+
 def test_the_gain_is_that_of_a_plain_loop_without_the_group(panel):
     rows, groups = study.groups_of(panel)
     table, (_, _, untouched), s = study.gains(panel), study.thirds(panel), panel.settings
