@@ -5,6 +5,7 @@
 On the Energy data (a random stand-in of the same shape if the file is not here) it prints, from one run:
   * milliseconds per model-step of the plain loop (one model, DataLoader, optimiser object) and of `further_train`,
     evaluation included in both, and their ratio;
+  * a bank of 100 random groups against 100 single instances;
   * the cost against the number of replicas trained together;
   * `drop` against `mask` on inputs as wide as those of Folktables, and against the products alone;
   * the share of the machine's measured matrix-product throughput that is reached, and where the rest goes;
@@ -30,6 +31,7 @@ from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 from fimoda_lib import Task, further_train, load_task
 from fimoda_lib.datasets import available
 from fimoda_lib.datasets.models import mlp
+from fimoda_lib.experiments.subsets import random_subsets
 from fimoda_lib.tasks import cross_entropy, parameters_of, squared_error, take
 from fimoda_lib.training.ensembles import Ensemble, Optimizer
 from fimoda_lib.training.minibatches import run_batches
@@ -65,8 +67,13 @@ def plain_loop(task: Task, optimizer: str, epochs: int) -> float:
     return statistics.median(times) * 1e3
 
 
-def ours(task: Task, optimizer: str, epochs: int) -> float:
-    """Milliseconds per model-step of `further_train` with 101 replicas; the second seed, when all is compiled."""
+def ours(task: Task, optimizer: str, epochs: int, share: float = 0.0, removal: str = "drop") -> float:
+    """Milliseconds per model-step of `further_train` with 101 replicas; the second seed, when all is compiled.
+
+    Args:
+        share: of the training instances, in groups that are left out; 0 leaves single instances out.
+    """
+    singles = range(0, 700, 7)[:100] if task.n_train > 693 else [*range(0, 690, 7), 690][:100]
     gold = further_train(
         task,
         parameters_of(task.model),
@@ -75,7 +82,8 @@ def ours(task: Task, optimizer: str, epochs: int) -> float:
         batch_size=BATCH,
         epochs=epochs,
         seeds=[0, 1, 2],
-        left_out=range(0, 700, 7)[:100] if task.n_train > 693 else [*range(0, 690, 7), 690][:100],
+        left_out=random_subsets(task.n_train, share, 100) if share else singles,
+        removal=removal,
         compile=True,
         progress=False,
     )
@@ -173,6 +181,10 @@ def main() -> None:
             f"{optimizer:5} plain loop {plain:.3f} ms per step; further_train, 101 replicas {together:.4f} ms per "
             f"model-step: {plain / together:.1f} x"
         )
+    for removal in ("mask", "drop"):
+        single = ours(task, "sgd", chosen.epochs, removal=removal)
+        groups = [f"{ours(task, 'sgd', chosen.epochs, share, removal) / single:.2f} x" for share in (0.1, 0.5)]
+        print(f"{removal}: 100 groups of 10 %, of 50 %, against 100 single instances: {', '.join(groups)} the time")
     limit = gemm_limit(34)
     print("replicas trained together -> ms per model-step (SGD, no evaluation):")
     for size, cost in cost_against_replicas(task, [1, 5, 10, 20, 34, 50, 101, 200, 400]).items():

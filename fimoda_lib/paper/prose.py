@@ -3,8 +3,8 @@
     python -m fimoda_lib.paper.prose figures/laptop
 
 A number stands behind a comment that no reader sees and that names its source: `<!--fig02:energy:grad_dot:first-->.68`;
-a table stands between `<!--NAME-->` and `<!--end-->`, where NAME is verdicts, lft, width or unpublished. A test fails
-where a page says something else.
+a table stands between `<!--NAME-->` and `<!--end-->`, where NAME is verdicts, lft, width, unpublished or findings. A
+test fails where a page says something else.
 """
 
 from __future__ import annotations
@@ -22,11 +22,12 @@ from ..methods import METHODS
 from ..plots.look import LOOK
 from ..plots.published import published_curves
 from .claims import check_claims, read_table
+from .findings import findings
 from .rules import number
 
 PAGES = ("README.md", "docs/results.md", "docs/beyond.md", "docs/images_and_text.md")
 NUMBER = re.compile(r"<!--([\w:.]+)-->(−?\d*\.\d+|–)")
-BLOCK = re.compile(r"(<!--(verdicts|lft|width|unpublished)-->\n).*?(<!--end-->)", re.S)
+BLOCK = re.compile(r"(<!--(verdicts|lft|width|unpublished|findings)-->\n).*?(<!--end-->)", re.S)
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 WHICH: dict[str, Callable[[pd.Series], float]] = {
     "first": lambda curve: curve.iloc[0],
@@ -47,6 +48,7 @@ def fill(text: str, folder: Path | str) -> str:
         "lft": lambda: horizons(folder),
         "width": widths,
         "unpublished": unpublished,
+        "findings": lambda: findings(folder),
     }
     text = BLOCK.sub(lambda m: m[1] + tables[m[2]]() + m[3], text)
     return NUMBER.sub(lambda m: f"<!--{m[1]}-->{written(value_of(m[1], folder))}", text)

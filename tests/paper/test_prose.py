@@ -83,3 +83,51 @@ def test_the_page_on_gpus_says_what_the_benchmark_printed():
         for rule, seeds in (("sgd", 20), ("adam", 10)):
             total += count * float(re.search(rf"{rule} +{seeds} seeds, replayed +([\d.]+);", block)[1]) / 1e6
     assert f"are {total / 60:.0f} minutes on one H100" in page
+
+
+STUDIES = {
+    "fig_lds": (
+        "method,share,step,lds",
+        ["cg,0.1,1,0.2", "cg,0.1,9,0.3", "grad_dot,0.1,1,0.9", "grad_dot,0.1,9,0.1", "lft,0.1,1,0.7", "lft,0.1,9,0.8"]
+        + ["ceiling,0.1,1,0.95", "ceiling,0.1,9,1.0", "cg,0.5,1,0.99"],
+        ["best published method | 0.90 → 0.10 (Grad-Dot)", "LFT, summed | 0.70 → 0.80", "ceiling | 0.95 → 1.00"],
+    ),
+    "fig_removal_curves": (
+        "method,step,direction,share,after_step,change,low,high",
+        [f"{m},{k},{d},{s},{t},{c},0,1" for m, k, d, s, t, c in (
+            ("cg", "", "helpful", 0.05, 9, 0.002), ("trak", "", "helpful", 0.05, 9, 0.001),
+            ("cg", "", "helpful", 0.05, 1, 5), ("trak", "", "harmful", 0.05, 9, 5), ("trak", "", "helpful", 0.01, 9, 5),
+            ("lft", 1, "helpful", 0.05, 9, 0.25), ("lft", 9, "helpful", 0.05, 9, 0.5),
+            ("random", "", "helpful", 0.05, 9, -0.125), ("alike", "", "helpful", 0.05, 9, 0.0),
+        )],
+        ["best published method | 0.002 (0 to 1.00) (CG)", "LFT for this horizon | 0.50", "an earlier horizon | 0.25",
+         "at random | −0.12", "instances alike | 0 ("],
+    ),
+    "fig_mislabelled": (
+        "method,evidence,auc,low,high,above_low,above_high",
+        ["loss,loss,0.9,0.8,0.95,0,0", "cg,harm,0.7,0.6,0.8,-0.3,-0.1", "cg,self-influence,0.92,0.9,0.99,-0.1,0.1",
+         "lft,harm,0.97,0.9,0.99,0.01,0.1", "trak,harm,,,,,"],
+        ["the loss itself | 0.90 (0.80 to 0.95)", "0.97 (0.90 to 0.99) (LFT (ours), harm)", "below | 1, 1, 1"],
+    ),
+    "fig_selection": (
+        "method,step,after_step,part,gain,low,high,over_random,over_low,over_high",
+        [f"{m},{k},{t},{p},{g},-1,1,{o},{o - 0.2},{o + 0.2}" for m, k, t, p, g, o in (
+            ("random", "", 1, "untouched", 0.1, 0.0), ("random", "", 9, "untouched", 0.3, 0.0),
+            ("grad_dot", "", 9, "untouched", 0.2, -0.1), ("grad_dot", "", 9, "validation", 9, 9),
+            ("lft", 1, 1, "untouched", 0.9, 0.5), ("lft", 9, 1, "untouched", 0.1, 0.1),
+            ("lft", 1, 9, "untouched", 0.2, -0.5), ("lft", 9, 9, "untouched", 1.3, 1.0),
+        )],
+        ["dropped at random | 0.30 (−1.00 to 1.00)", "Grad-Dot, over random | −0.10 (−0.30 to 0.10)",
+         "LFT for K = T, over random | 1.00 (0.80 to 1.20)", "best K | 1.00", "surely below, of | 2, 1, 4"],
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("figure", STUDIES)
+def test_findings_are_those_of_the_csv(figure, tmp_path):
+    head, lines, expected = STUDIES[figure]
+    (tmp_path / f"{figure}.csv").write_text("\n".join([f"dataset,{head}", *(f"energy,{line}" for line in lines)]))
+    found = prose.fill("<!--findings-->\nold\n<!--end-->", tmp_path)
+    assert found.splitlines()[1].endswith("| Energy |") and "old" not in found
+    for words in expected:
+        assert words in found, found
