@@ -211,7 +211,7 @@ def leading(table: pd.DataFrame) -> list[set[str]]:
 def words(value: Any) -> str:
     """A value as a reader would write it."""
     if isinstance(value, float):
-        return "" if pd.isna(value) else f"{value:.4g}"
+        return "" if pd.isna(value) else f"{value:.4g}".replace("-", "−")
     if isinstance(value, list):
         return ", ".join(map(words, value))
     if isinstance(value, dict):
