@@ -24,6 +24,7 @@ class Profile:
             several times a run.
         ranked: at most so many training instances are ranked in the studies of mislabelled data and selection.
         retrain_seeds: number of seeds of re-training from scratch.
+        rounding_seeds: the same of the study of float32 test losses.
         subsets: data set -> random groups of each size that are left out for the linear datamodeling score; "*" for
             the data sets not named.
         group_seeds: at most so many seeds in the studies of groups.
@@ -49,6 +50,7 @@ class Profile:
     study_left_out: int = 20
     ranked: int = 1000
     retrain_seeds: int = 1
+    rounding_seeds: int = 2
     subsets: dict[str, int] = field(default_factory=lambda: {"*": 100})
     group_seeds: int = 2
     group_steps: int = 2_500
@@ -123,6 +125,7 @@ PROFILES: dict[str, Profile] = {
             left_out=50,
             study_left_out=10,
             retrain_seeds=3,
+            rounding_seeds=10,
             subsets={"cifar10": 20, "*": 40},
             group_steps=4_000,  # all of Concrete and Energy
             explained=30,
@@ -135,6 +138,7 @@ PROFILES: dict[str, Profile] = {
             "20 on FICO and Folktables, 5 on images and text; Adam with 20 and 5",
             _OVERNIGHT_SEEDS,
             retrain_seeds=5,
+            rounding_seeds=20,
             subsets={"cifar10": 20, "*": 100},
             group_seeds=5,
             group_steps=5_000,
@@ -145,6 +149,7 @@ PROFILES: dict[str, Profile] = {
             "everything as in the paper, 100 seeds: for a GPU box",
             {"sgd": {"*": 100}, "adam": {"*": 100}},
             retrain_seeds=10,
+            rounding_seeds=100,
             group_seeds=10,
             group_steps=1_000_000,
             pool=1_000_000,

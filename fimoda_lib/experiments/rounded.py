@@ -20,6 +20,7 @@ from .profiles import get_profile
 from .settings import experiment_of
 from .studies import log_epochs, paper_sized, study_arguments
 
+BLOCKS = (1, 2, 5, 10, 20, 50, 100)  # how many seeds are averaged, as far as there are so many
 SHRUNK = (1.0, 0.1, 0.01)  # as if all sensitivities were so much smaller before test losses are rounded
 
 
@@ -38,7 +39,7 @@ def published_runs(panel: Panel) -> xr.Dataset:
     return further_train(
         panel.task,
         panel.params,
-        **{**study_arguments(panel, further), "seeds": panel.settings.seeds},
+        **{**study_arguments(panel, further), "seeds": range(get_profile(panel.profile).rounding_seeds)},
         fraction=whole,
         store=panel.folder,
         compute_missing=panel.compute,
@@ -58,7 +59,7 @@ def rounded(runs: xr.Dataset, shrunk: float = 1.0) -> xr.Dataset:
 
 
 def rounding_table(panel: Panel) -> pd.DataFrame:
-    """Similarity of Grad-Dot to these runs, for single seeds and for the mean of all.
+    """Similarity of Grad-Dot to these runs, for single seeds and for means of more of them.
 
     Returns:
         columns losses ("float64" or "float32"), shrunk, seeds_averaged, step, epoch, mean (over blocks of seeds and
@@ -66,7 +67,7 @@ def rounding_table(panel: Panel) -> pd.DataFrame:
     """
     runs = published_runs(panel)
     scores = {"grad_dot": panel.scores("grad_dot")}
-    sizes = sorted({1, runs.sizes["seed"]})
+    sizes = sorted({*(k for k in BLOCKS if k <= runs.sizes["seed"]), runs.sizes["seed"]})
     measured = {("float64", 1.0): runs} | {("float32", shrunk): rounded(runs, shrunk) for shrunk in SHRUNK}
     tables = []
     for (losses, shrunk), one in measured.items():

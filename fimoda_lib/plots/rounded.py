@@ -9,21 +9,22 @@ from ..experiments.panel import Panel, finished
 from ..experiments.rounded import rounding_table
 from .look import LOOK, plain_log
 from .panels import horizon_axis
-from .published import published_curves
+from .published import published_points
 
 WHAT = (
-    "Cosine similarity (mean adjustment) of Grad-Dot to further training with the paper's learning rate and weight of "
-    "an instance, from test losses in float64, and rounded to float32 as in the public code; also as if sensitivities "
-    "were a tenth or a hundredth of what they are."
+    "Cosine similarity (mean adjustment) of Grad-Dot to further training with the paper's learning rate and weight, from "
+    "test losses in float64, and rounded to float32 as in the public code; also as if sensitivities were smaller."
 )
-MARKS = "Solid: mean of all seeds; dashed: single seeds. Open circles: published (100 seeds)."
+MARKS = (
+    "Left, solid: mean of all seeds; dashed: single ones. Right: at the horizon where it is largest. Open: published."
+)
 LOOKS = {  # losses, shrunk -> colour, label
     ("float64", 1.0): ("#111111", "losses in float64"),
     ("float32", 1.0): ("#0072B2", "in float32"),
     ("float32", 0.1): ("#E69F00", "in float32, a tenth"),
     ("float32", 0.01): ("#CC79A7", "in float32, a hundredth"),
 }
-FIGURE = "2f"  # of the paper
+FIGURES = ("2f", "7f")  # of the paper: against the amount of further training, and of seeds
 
 
 def table(panel: Panel) -> pd.DataFrame | None:
@@ -32,19 +33,28 @@ def table(panel: Panel) -> pd.DataFrame | None:
 
 
 def draw(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
-    """A line for each kind of test losses and number of seeds; the published points, whatever the model."""
+    """Against steps, for single seeds and for all, and beside it against the number of seeds, a line for each kind of
+    test losses; the published points, whatever the model."""
     x, label = horizon_axis(dataset)
-    most = table["seeds_averaged"].max()
-    for (losses, shrunk, seeds), rows in table.groupby(["losses", "shrunk", "seeds_averaged"], sort=False):
+    lowest, most = min(-0.15, table["mean"].min() - 0.05), table["seeds_averaged"].max()
+    left, right = ax.inset_axes([0, 0, 0.62, 1]), ax.inset_axes([0.67, 0, 0.33, 1])
+    for (losses, shrunk), kind in table.groupby(["losses", "shrunk"], sort=False):
         colour, words = LOOKS[losses, shrunk]
-        whole = seeds == most
-        ax.plot(rows[x], rows["mean"], color=colour, ls="-" if whole else "--", lw=1.6 if whole else 1,
-                marker="o", ms=2.5, label=words if whole else None)  # fmt: skip
-    published = published_curves()
-    points = published[(published.figure == FIGURE) & (published.dataset == dataset) & (published.method == "grad_dot")]
-    if len(points):
-        ax.plot(points.x, points.value, "o", mfc="none", mec=LOOK["grad_dot"].colour, ms=5, label="published")
-    ax.axhline(0, color="#999999", lw=0.6, zorder=0)
-    ax.set(xscale="log", ylim=(min(-0.15, table["mean"].min() - 0.05), 1.02), xlabel=label)
-    plain_log(ax.xaxis)
-    ax.legend(fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
+        for seeds, look in ((1, dict(ls="--", lw=1)), (most, dict(ls="-", lw=1.6, label=words))):
+            rows = kind[kind["seeds_averaged"] == seeds]
+            left.plot(rows[x], rows["mean"], color=colour, marker="o", ms=2.5, **look)
+        best = kind.groupby("seeds_averaged")["mean"].max()
+        right.plot(best.index, best, color=colour, marker="o", ms=2.5, lw=1.6)
+    for inset, figure, words in zip((left, right), FIGURES, (label, "seeds averaged"), strict=True):
+        points = published_points(figure, dataset).query("method == 'grad_dot'")
+        if len(points):
+            look = dict(mfc="none", mec=LOOK["grad_dot"].colour, ms=5, label="published (100 seeds)")
+            inset.plot(points.x, points.value, "o", **look)
+        inset.axhline(0, color="#999999", lw=0.6, zorder=0)
+        inset.set(xscale="log", ylim=(lowest, 1.02), xlabel=words)
+        plain_log(inset.xaxis)
+    right.tick_params(labelleft=False)
+    ax.set(ylim=(lowest, 1.02), xticks=[])
+    ax.spines["bottom"].set_visible(False)
+    ax.grid(visible=False)
+    ax.legend(*left.get_legend_handles_labels(), fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)

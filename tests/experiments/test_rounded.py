@@ -48,7 +48,10 @@ def test_the_figure_from_tiny_runs(tmp_path, monkeypatch):
     np.testing.assert_allclose(table.loc[("float32", 0.01, 2)]["mean"], by_hand, rtol=1e-9)
     assert table.loc[("float32", 0.01, 2)]["zero"].mean() >= table.loc[("float32", 1.0, 2)]["zero"].mean()
     figure = beyond.figure_rounding({"f": panel.other(compute=False)}, tmp_path / "figures")
-    assert len(figure.axes[0].get_lines()) == 4 * 2 + 1  # no published points beside a stand-in
+    left, right = figure.axes[0].child_axes
+    assert len(left.get_lines()) == 4 * 2 + 1 and len(right.get_lines()) == 4 + 1  # nothing published of a stand-in
+    best = table.loc[("float64", 1.0)].groupby("seeds_averaged")["mean"].max()
+    np.testing.assert_allclose(right.get_lines()[0].get_ydata(), best, rtol=1e-12)
     note = json.loads((tmp_path / "figures" / "fig_rounding.json").read_text())
     assert len(note["caption"].split()) <= 60 and note["datasets"]["sentences"]["seeds"] == [0, 1]
     assert len(pd.read_csv(tmp_path / "figures" / "fig_rounding.csv")) == len(table)
