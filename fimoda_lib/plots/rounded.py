@@ -53,7 +53,8 @@ def draw(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
         inset.axhline(0, color="#999999", lw=0.6, zorder=0)
         inset.set(xscale="log", ylim=(lowest, 1.02), xlabel=words)
         plain_log(inset.xaxis)
-    right.tick_params(labelleft=False)
+    for inset in (left, right):
+        inset.tick_params(labelleft=False)  # the panel has them
     ax.set(ylim=(lowest, 1.02), xticks=[])
     ax.spines["bottom"].set_visible(False)
     ax.grid(visible=False)
