@@ -34,8 +34,8 @@ def foreign_imports(source: str, wing: str) -> list[str]:
             found += [name for name in names if name.split(".")[0] == PACKAGE]
         elif isinstance(node, ast.ImportFrom):
             path = [wing] * bool(wing) if node.level == 1 else []
-            parts = [*path, *(node.module.split(".") if node.module else [alias.name for alias in node.names][:1])]
-            found += [parts[0]] if parts[0] in WINGS and parts[0] not in below else []
+            names = [node.module.split(".")[0]] if node.module else [alias.name for alias in node.names]
+            found += [name for name in path or names if name in WINGS and name not in below]
     return found
 
 
@@ -57,6 +57,8 @@ def test_imports_between_wings_are_relative_and_run_downwards():
         ("methods", "from ..derivatives.gradients import Gradients\nfrom . import base", []),
         ("datasets", "from .tables import x\nfrom ..experiments import x", ["experiments"]),
         ("", "from .methods import METHODS", ["methods"]),
+        ("", "from . import tasks, methods", ["methods"]),
+        ("storage", "from .. import tasks, run", ["run"]),
     ],
 )
 def test_the_check_of_imports_notices(wing, line, found):

@@ -76,16 +76,17 @@ def device_description() -> str:
 
 @cache
 def code_version() -> str:
-    """The commit of the code, with "+" if files have changed since; "unknown" outside a git checkout of its own."""
+    """The commit of the code, with "+" if files of the package or notebooks beside it have changed since; "unknown"
+    outside a git checkout of its own."""
+    package = Path(__file__).parents[1]
 
     def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        ).stdout.strip()
+        return subprocess.run(["git", *words], cwd=package, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
-        git("ls-files", "--error-unmatch", "store.py")  # fails where the library is installed inside another project
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".")
+        # fails where the library is installed inside another project
+        git("ls-files", "--error-unmatch", "storage/store.py")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", "../notebooks")
         return git("rev-parse", "--short=10", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
