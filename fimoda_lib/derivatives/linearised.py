@@ -21,6 +21,7 @@ from .spectra import Spectrum
 from .trajectories import Segment, Trajectory
 
 GROUP_BYTES = 3 * 2**30  # Jacobians of all members of groups, which are held at once
+TOGETHER, TOGETHER_BYTES = 64, 2**30
 
 
 def output_directions(at: Gradients) -> Tensor:
@@ -174,13 +175,13 @@ def effects_of(
         ValueError: groups hold so many instances that their Jacobians do not fit.
     """
     members, size, grouped = everyone(train), at.block_size(len(D)), train.dim() == 2
-    most = max(GROUP_BYTES // (len(D) * at.n_params * torch.finfo(at.dtype).bits // 8), 1)
+    most = max(GROUP_BYTES // bytes_of(at, len(D)), 1)
     if grouped and len(members) > most:
         raise ValueError(
             f"train: got groups of {len(members):,} different instances, expected at most {most:,} of this "
             "model, whose Jacobians are held at once; group_scores sums scores of single instances."
         )
-    for some in torch.arange(len(members)).split(len(members) if grouped else size):
+    for some in torch.arange(len(members)).split(len(members) if grouped else together(at, len(D))):
         J = torch.cat([jacobians(at, at.train(members[block]), D, scale) for block in some.split(size)])
         places = torch.arange(len(train)) if grouped else some
         start = None if starts is None else starts[places] / (1 if scale is None else scale)
@@ -189,6 +190,17 @@ def effects_of(
             yield places, members, GroupEffect(spectrum, J, J_test, start, holds)
         else:
             yield places, members[some], Effect(spectrum, J, J_test, start)
+
+
+def bytes_of(at: Gradients, r: int) -> int:
+    """Of the Jacobians of one instance along r directions."""
+    return r * at.n_params * torch.finfo(at.dtype).bits // 8
+
+
+def together(at: Gradients, r: int) -> int:
+    """How many instances are followed at once: a block, but of a large model some more, since for each block all
+    gradients that define the curvature are read."""
+    return max(at.block_size(r), min(TOGETHER, TOGETHER_BYTES // bytes_of(at, r)))
 
 
 def follow(

@@ -1,6 +1,7 @@
 """What LFT follows in a panel, and with which settings: one version for all data sets and optimisers.
 
-Chosen by `benchmarks/choose_width.py` on data sets that are not the paper's.
+Width and sample were chosen by `benchmarks/choose_width.py`, on data sets that are not the paper's; how many runs,
+products and segments, by what they cost.
 """
 
 from __future__ import annotations

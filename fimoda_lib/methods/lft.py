@@ -19,7 +19,16 @@ from tqdm import tqdm
 from ..derivatives.curvature import GaussNewton
 from ..derivatives.gradients import Gradients
 from ..derivatives.kinks import check_kinks, with_kinks
-from ..derivatives.linearised import effects_of, everyone, evolved, follow, jacobians, loss_changes, output_directions
+from ..derivatives.linearised import (
+    effects_of,
+    everyone,
+    evolved,
+    follow,
+    jacobians,
+    loss_changes,
+    output_directions,
+    together,
+)
 from ..derivatives.live_run import LiveRun
 from ..derivatives.spectra import GRAM_ROWS, Spectrum, choose_backend, spectrum_of
 from ..derivatives.splitting import boundaries
@@ -176,7 +185,7 @@ def follow_run(
             spectrum = spectrum_at(at, scale)
         sizes.append(len(spectrum.eigenvalues))
         ends = []
-        for tested in torch.arange(len(test)).split(TEST_BLOCKS * at.block_size(len(D))):
+        for tested in torch.arange(len(test)).split(max(TEST_BLOCKS * at.block_size(len(D)), together(at, len(D)))):
             J_test, first = jacobians(at, at.test(test[tested]), D, scale), tested[0] == 0
             for piece, members, effect in effects_of(at, spectrum, J_test, effects, train, D, scale):
                 for record, change in follow(at, run, segment, effect, D, members, whole=whole):

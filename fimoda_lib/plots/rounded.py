@@ -12,8 +12,8 @@ from .panels import horizon_axis
 from .published import published_points
 
 WHAT = (
-    "Cosine similarity (mean adjustment) of Grad-Dot to further training with the paper's learning rate and weight, from "
-    "test losses in float64, and rounded to float32 as in the public code; also as if sensitivities were smaller."
+    "Cosine similarity (mean adjustment) of Grad-Dot to further training with the paper's learning rate and weight, "
+    "from test losses in float64, and rounded to float32 as in the public code; also as if sensitivities were smaller."
 )
 MARKS = (
     "Left, solid: mean of all seeds; dashed: single ones. Right: at the horizon where it is largest. Open: published."

@@ -618,8 +618,14 @@ def test_blocks_subsets_and_order_do_not_matter(options, monkeypatch):
     found = attribute("lft", task, params, horizon=EVERY, further_training=RUN, **turned, **options)
     check(found.sel(train=TRAIN, horizon=HORIZONS), expected.sel(test=[0, 4]), 1e-10)
     monkeypatch.setattr(METHOD, "TEST_BLOCKS", 1)
-    for instances_per_block in (1, 2, 3):  # of 4 training instances and 3 test instances
+    for instances_per_block, together in (
+        (1, 1),
+        (2, 1),
+        (3, 1),
+        (1, 3),
+    ):  # of 4 training instances and 3 test instances
         monkeypatch.setattr(gradients, "BLOCK_BYTES", 8 * 31 * 2 * instances_per_block)
+        monkeypatch.setattr(linearised, "TOGETHER", together)
         check(lft(task, params, **options), expected, 1e-12)
 
 
