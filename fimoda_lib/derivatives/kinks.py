@@ -31,7 +31,7 @@ from .. import checks
 from ..tasks import Instances, Params, Task, model_to, take, to
 from ..training.ensembles import Optimizer
 from .gradients import Gradients
-from .units import UNITS
+from .units import IN_PLACE, UNITS
 
 KINKS = ("between", "softened")
 FLOOR = 0.03  # of Adam's denominator where kinks are softened, in units of its root mean square
@@ -108,8 +108,8 @@ class Intercepted(TorchFunctionMode):
         if unit is None or kwargs.get("return_indices") or not args or not is_real(args[0]):
             return function(*args, **kwargs)
         in_place = kwargs.pop("inplace", False) or name.endswith("_")
-        if len(args) > 1 and args[-1] is True and "pool" not in name:  # relu(x, True)
-            args, in_place = args[:-1], True
+        if len(args) > (place := IN_PLACE.get(name, len(args))):  # relu(x, True)
+            in_place, args = args[place], args[:place]
         if not in_place:
             return unit(self.next, *args, **kwargs)
         return args[0].copy_(unit(self.next, args[0].clone(), *args[1:], **kwargs))
@@ -201,7 +201,12 @@ def spreads(task: Task, params: Params) -> list[float]:
 def check_kinks(kinks: str, width: float | None) -> float | None:
     """The width; raises ValueError for another word than "between" or "softened", or a width that cannot be."""
     checks.choice("kinks", kinks, KINKS)
-    return None if width is None else checks.number("width", width, "a positive number, or None to follow the run")
+    if width is None:
+        return None
+    found = checks.number("width", width, "a positive number, or None to follow the run")
+    if kinks == "between":
+        raise ValueError(f"width: got {found:g} with kinks 'between'; expected none, or kinks 'softened'.")
+    return found
 
 
 def with_kinks(task: Task, params: Params, kinks: str, width: float | None = None) -> Task:

@@ -139,3 +139,6 @@ UNITS: dict[str, Callable[..., Tensor]] = {  # what PyTorch calls them
     **{f"max_pool{n}d": max_pool(n) for n in (1, 2, 3)},
     **{f"adaptive_max_pool{n}d": adaptive_max_pool(n) for n in (1, 2, 3)},
 }
+
+# Where PyTorch's function takes whether to overwrite its input, if that is given by position
+IN_PLACE = {"relu": 1, "relu6": 1, "hardsigmoid": 1, "hardswish": 1, "leaky_relu": 2, "hardtanh": 3}

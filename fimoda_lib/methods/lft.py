@@ -38,9 +38,9 @@ from ..tasks import Params, Task
 from ..training.ensembles import Optimizer
 from ..training.minibatches import steps_per_epoch
 from ..training.trial import check_training
-from .base import Report, method
+from .base import METHODS, Report, method
 from .ekfac import EkfacFactors
-from .lft_settings import OF_OPTIMIZER, check, check_recorded, check_stored, full_settings, horizons
+from .lft_settings import OF_OPTIMIZER, check, check_recorded, check_stored, check_unused, full_settings, horizons
 
 NEGLIGIBLE = 0.01  # an eigenvalue σ counts as zero where σηT is smaller: the filter is then within 1 % of ηT
 STIFF = 0.2  # with "split", an eigenvalue is left to the products of the Hessian if ησ adds up to less between them
@@ -108,6 +108,8 @@ def lft(
     wanted = None if horizon is None else horizons(horizon)
     check(wanted, further_training, mode, runs, segments, backend, order, products, sample)
     check_kinks(kinks, width)
+    of_split = {"products": products, "sample": sample, "kinks": kinks, "width": width}
+    unused = check_unused(mode, of_split, METHODS["lft"].defaults)
     if mode == "split":
         along = full_settings(further_training)
         soft, how = with_kinks(task, params, kinks, width), (products, segments, backend, order == 2, dtype, sample)
@@ -137,7 +139,7 @@ def lft(
             settings |= {"steps": steps, "segments": segments, "train": everyone(train), "test": test}
             run = recorded_runs(task, params, runs, device=at.device, **settings)
     scores, found = follow_run(task, at, D, run, train, test, wanted, curvature, mode, backend, order == 2)
-    return scores, {"horizon": wanted, "further_training": dict(run.settings), **found}
+    return scores, {"horizon": wanted, "further_training": dict(run.settings), **found, **unused}
 
 
 def recorded_runs(task: Task, params: Params, runs: int, *, seed: int, **settings: Any) -> Trajectory:

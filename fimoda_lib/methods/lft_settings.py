@@ -112,3 +112,15 @@ def check(
     for name, value in (("segments", segments), ("runs", runs)):
         if mode == "closed_form" and value != 1:
             raise ValueError(f"{name}: got {value} with mode 'closed_form', which has 1.")
+
+
+def check_unused(mode: str, given: Mapping[str, Any], defaults: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What the report says of settings that mode "split" alone uses; raises ValueError for one of another mode."""
+    if mode == "split":
+        return {}
+    for name, value in given.items():
+        if value != defaults[name]:
+            raise ValueError(
+                f"{name}: got {checks.shown(value)} with mode {mode!r}; expected none, since only 'split' uses it."
+            )
+    return dict.fromkeys(given, "unused")

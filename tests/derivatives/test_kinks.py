@@ -182,6 +182,10 @@ class Functional(nn.Module):
         return self.layers[4](x)
 
 
+def beside_zero(x):
+    return torch.stack([x, torch.zeros_like(x)], 1)
+
+
 @pytest.mark.parametrize(
     "calls",
     [
@@ -190,6 +194,8 @@ class Functional(nn.Module):
         [torch.relu_, lambda x: x.relu_()],
         [lambda x: x.clamp(min=0), lambda x: F.hardtanh(x, 0.0, 1e6)],
         [lambda x: torch.clip(x, 0), lambda x: torch.maximum(x, torch.zeros(()))],
+        [lambda x: F.hardtanh(x, 0.0, 1e6, True), lambda x: F.leaky_relu(x, 0.0, True)],
+        [lambda x: beside_zero(x).amax(1, True)[:, 0], lambda x: -torch.amin(-beside_zero(x), 1, True)[:, 0]],
     ],
 )
 def test_calls_of_functions_are_softened_like_modules(calls):
@@ -264,6 +270,7 @@ def test_kinks_are_as_wide_as_what_goes_into_a_unit_has_moved():
         ("soft", None, "kinks: got 'soft', expected one of between, softened"),
         ("softened", 0, "width: got 0, expected a positive number, or None to follow the run"),
         ("between", -1, "width: got -1"),
+        ("between", 0.1, "width: got 0.1 with kinks 'between'; expected none, or kinks"),
     ],
 )
 def test_what_cannot_be_right_is_refused(kinks, width, fragment):

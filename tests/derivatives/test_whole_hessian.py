@@ -285,7 +285,7 @@ def test_many_steps_at_once_come_close_to_single_ones(optimizer, learning_rate):
     found = {b: split(task, params, run, horizon=far, products=32, width=0.3, batch_size=N, backend=b, segments=4)
              for b in ("gram", "ekfac")}  # fmt: skip
     for backend, scores in found.items():
-        alone = split(task, params, run, horizon=far, width=0.3, batch_size=N, backend=backend, mode="one_run")
+        alone = split(task, params, run, horizon=far, batch_size=N, backend=backend, mode="one_run")
         errors = [np.linalg.norm(x.values - expected.values) / np.linalg.norm(expected) for x in (scores, alone)]
         assert errors[0] < 0.1 and errors[0] < errors[1] / 2, errors  # true products correct the filter
 
@@ -330,6 +330,14 @@ def test_whole_instances_are_removed_by_default():
         (dict(products=1), "products: got 1, expected a whole number of at least 2"),
         (dict(kinks="hard"), "kinks: got 'hard', expected one of between, softened"),
         (dict(width=-1), "width: got -1"),
+        (dict(width=0.2, kinks="between"), "width: got 0.2 with kinks 'between'; expected none, or kinks 'softened'"),
+        (
+            dict(width=0.2, mode="one_run"),
+            "width: got 0.2 with mode 'one_run'; expected none, since only 'split' uses it",
+        ),
+        (dict(kinks="between", mode="closed_form"), "kinks: got 'between' with mode 'closed_form'"),
+        (dict(products=60, mode="one_run"), "products: got 60 with mode 'one_run'"),
+        (dict(sample=10, mode="one_run"), "sample: got 10 with mode 'one_run'"),
         (dict(run={**RULES["adam"], "optimizer": "sdg"}), "optimizer: got 'sdg'"),
         (dict(run=dict(learning_rate=1e60)), "The full run diverged"),
     ],
@@ -338,6 +346,13 @@ def test_whole_instances_are_removed_by_default():
 def test_what_cannot_be_right_is_refused(changes, fragment):
     task, params = rectified()
     assert fragment in refusal(split, task, params, error=ValueError, **{"run": RULES["sgd"], **changes})
+
+
+def test_scores_name_no_settings_that_had_no_part_in_them():
+    task, params = rectified()
+    alone, whole = (split(task, params, RULES["sgd"], mode=mode, horizon=[2]).attrs for mode in ("one_run", "split"))
+    assert {alone[name] for name in ("kinks", "width", "products", "sample")} == {"unused"}
+    assert (whole["kinks"], whole["width"], whole["products"], whole["sample"]) == ("softened", "null", 240, 4096)
 
 
 def test_a_recorded_run_is_refused():
