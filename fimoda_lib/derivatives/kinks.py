@@ -24,12 +24,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 
 from .. import checks
-from ..tasks import Instances, Params, Task, model_to, take, to
+from ..tasks import Instances, Params, Task, take, to
 from ..training.ensembles import Optimizer
+from ..training.working import Working
 from .gradients import Gradients
 from .units import IN_PLACE, UNITS
 
@@ -178,7 +178,7 @@ def preactivations(task: Task, params: Params, instances: int = SAMPLE) -> list[
     rows = torch.arange(task.n_train)[:: -(-task.n_train // instances)]
     like = next(iter(params.values()))
     inputs, _ = to(take(task.train, rows), like.device, like.dtype)
-    model = model_to(copy.deepcopy(task.model), like.device, like.dtype).eval()
+    working = Working(task, params, dtype=like.dtype, device=like.device)
     found: list[Tensor] = []
 
     def keep(k: int, x: Tensor) -> Tensor:
@@ -186,7 +186,7 @@ def preactivations(task: Task, params: Params, instances: int = SAMPLE) -> list[
         return x.clamp(min=0)
 
     with torch.no_grad(), Intercepted(keep):
-        functional_call(model, params, (inputs,))
+        working.outputs(params, inputs)
     return found
 
 

@@ -120,6 +120,21 @@ def all_functions(odd, odd_params, task, params, final_model=1e-10, recorded=Non
     assert mean_loss(odd, odd_params, odd.test) == pytest.approx(task.loss(here, task.test[1]).mean().item(), rel=1e-12)
 
 
+def softened(odd, odd_params, task, params):
+    """Runs whose kinks are softened, by those of the plain task: both get rectified units, in their `net`."""
+    for one in (odd, task):
+        one.model.net[1] = nn.ReLU()
+    options = dict(kinks="softened", progress=False)
+    further = dict(further_training=dict(learning_rate=0.05, batch_size=8), horizon=[2, 5], mode="split", products=8)
+    for call in (
+        lambda *given: tangent_train(*given, **FURTHER, **options).delta,
+        lambda *given: tangent_train(*given, **FURTHER, **options, width=0.1).delta,
+        lambda *given: adjoint_train(*given, **RULE, horizon=3, test=range(5), **options),
+        lambda *given: attribute("lft", *given, **ROWS, **further),
+    ):
+        relative(call(odd, odd_params), call(task, params), 1e-9)
+
+
 SHAPES = {  # columns of the plain model, and what becomes of its outputs and targets
     "[n]": (1, lambda o: o.squeeze(-1)),
     "[n, 1]": (1, lambda o: o),
@@ -283,6 +298,7 @@ def test_float32_constants_in_float64(loss):
     start = further_train(odd, named, **{**FURTHER, "evaluate": [0]}, progress=False).full_loss[0, 0]
     with torch.no_grad():
         relative(start, twin_loss(twin.model(twin.test[0]), twin.test[1]), 1e-14)
+    softened(odd, exact, twin, exact)
 
 
 def test_float64_constants_in_float32():
@@ -366,6 +382,7 @@ def test_whole_numbers_as_inputs_of_a_float32_model():
     twin, exact = in_float64(odd, named, Scaled(tiny(dtype=torch.float32)[0].model))
     all_methods(odd, named, twin, exact, ["grad_dot", "cg", "lissa_h"])
     all_functions(odd, exact, twin, exact, final_model=1e-5)
+    softened(odd, exact, twin, exact)
 
 
 # Labels
