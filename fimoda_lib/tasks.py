@@ -47,7 +47,7 @@ class Task:
         loss: `loss(outputs, targets) -> [B]`, one value per instance, never reduced. Takes what the model returns: a
             tensor [B, ...], a tuple, list or dict of tensors, or an output object of Hugging Face's (or its logits).
         train, test: `(inputs, targets)`; inputs are a tensor or any pytree of tensors with a leading instance
-            dimension (a dict of token tensors works).
+            dimension (a dict of token tensors works, or what a tokenizer returns).
         title: how figures call the data set.
         stand_in_for: title of the paper's data set that this one replaces, if it does.
         train_table, test_table: the same instances as a person would read them, for tables.
@@ -62,6 +62,12 @@ class Task:
     stand_in_for: str | None = None
     train_table: pd.DataFrame | None = None
     test_table: pd.DataFrame | None = None
+
+    def __post_init__(self) -> None:
+        for part in ("train", "test"):  # other mappings than a dict, such as a tokenizer returns, are no pytrees
+            match getattr(self, part):
+                case (Mapping() as inputs, targets) if not isinstance(inputs, dict):
+                    object.__setattr__(self, part, (dict(inputs), targets))
 
     @property
     def n_train(self) -> int:

@@ -15,19 +15,19 @@ import copy
 import json
 import re
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .. import checks
-from ..tasks import Task, cross_entropy, squared_error
+from ..tasks import Task
 from .encoders import additive
+from .labels import loss_of, targets_of
 from .text import quietly
 
 Texts = Sequence[str] | Sequence[tuple[str, str]]
@@ -86,8 +86,8 @@ def text_task(
             saved to, or its name on the model hub.
         tokenizer: the model's; may be left out where `model` is a folder or a name.
         train, test: `(texts, labels)`. Texts are strings or pairs of them. Labels are class numbers or the names that
-            the model has for them; numbers for a model with one output (regression); rows of zeros and ones for a
-            model of several labels (`problem_type="multi_label_classification"`).
+            the model has for them; numbers, or rows of them, for regression (`problem_type="regression"`, or one
+            output); rows of zeros and ones for several labels (`problem_type="multi_label_classification"`).
         trained: patterns of the names of parameters that are trained, such as "classifier.*" or
             ["*layer.11.*", "classifier.*"]; the others are frozen. By default those that require a gradient: all, or
             for a model with an adapter the adapter and the head.
@@ -96,7 +96,7 @@ def text_task(
 
     Returns:
         A task with inputs {"input_ids": [n, L], "attention_mask": [n, L], ...}, all texts padded to the longest, and
-        the loss of the model's kind: cross-entropy, squared error, or binary cross-entropy averaged over labels.
+        the loss of the model's kind: cross-entropy, or squared error or binary cross-entropy averaged over outputs.
 
     Raises:
         ValueError: no such model, texts or labels; or a model that does not run under `torch.func`, or answers
@@ -111,21 +111,16 @@ def text_task(
     parts = {part: _pieces(part, given) for part, given in (("train", train), ("test", test))}
     texts = [text for texts, _ in parts.values() for text in texts]
     inputs = _tokens(network, tokenizer, texts, max_length)
-    targets = {part: _targets(network.config, part, labels) for part, (_, labels) in parts.items()}
+    targets = {part: targets_of(network.config, part, labels) for part, (_, labels) in parts.items()}
     n = len(parts["train"][0])
     split = {"train": slice(0, n), "test": slice(n, len(texts))}
     return Task(
         name=name,
         model=_classifier(network, inputs, texts),
-        loss=_loss(network.config),
+        loss=loss_of(network.config),
         **{part: ({k: v[rows] for k, v in inputs.items()}, targets[part]) for part, rows in split.items()},
         **{f"{part}_table": _table(*given) for part, given in parts.items()},
     )
-
-
-def multi_label(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Binary cross-entropy of each instance, averaged over its labels: logits and zeros or ones [B, C] -> [B]."""
-    return F.binary_cross_entropy_with_logits(outputs, targets, reduction="none").mean(1)
 
 
 # The model
@@ -265,34 +260,6 @@ def _tokens(network: nn.Module, tokenizer: Any, texts: Texts, max_length: int | 
         warnings.warn(f"{cut} of {len(texts)} texts are longer than {limit} tokens and are cut.", stacklevel=3)
         found = tokenizer(*columns, truncation=True, max_length=limit)
     return dict(tokenizer.pad(found, return_tensors="pt"))
-
-
-def _targets(config: Any, part: str, labels: list) -> Tensor:
-    if config.num_labels == 1 or _many(config):
-        expected = f"[{config.num_labels}] numbers for each text" if config.num_labels > 1 else "a number for each text"
-        try:
-            targets = torch.tensor(labels, dtype=torch.float32)
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{part}: got the labels {checks.shown(labels)}, expected {expected}.") from error
-        shape = (len(labels),) if config.num_labels == 1 else (len(labels), config.num_labels)
-        if targets.shape != shape:
-            raise ValueError(f"{part}: got labels of shape {tuple(targets.shape)}, expected {shape}: {expected}.")
-        return targets
-    names = {str(name): int(number) for name, number in config.label2id.items()}
-    numbers = [names.get(label, label) if isinstance(label, str) else label for label in labels]
-    odd = [n for n in numbers if not checks.is_whole(n) or not 0 <= n < config.num_labels]
-    if odd:
-        expected = f"a class from 0 to {config.num_labels - 1} or one of {', '.join(names)}"
-        raise ValueError(f"{part}: got the label {checks.shown(odd[0])}, expected {expected}.")
-    return torch.tensor([int(n) for n in numbers])
-
-
-def _many(config: Any) -> bool:
-    return config.problem_type == "multi_label_classification"
-
-
-def _loss(config: Any) -> Callable[[Tensor, Tensor], Tensor]:
-    return multi_label if _many(config) else squared_error if config.num_labels == 1 else cross_entropy
 
 
 def _table(texts: list, labels: list) -> pd.DataFrame:

@@ -2,6 +2,7 @@
 
 import ast
 import copy
+import dataclasses
 import inspect
 import sys
 from pathlib import Path
@@ -16,7 +17,7 @@ from small_files import put, refusal
 from torch import nn
 
 import fimoda_lib
-from fimoda_lib import attribute, further_train, huggingface
+from fimoda_lib import Task, attribute, cross_entropy, further_train, huggingface
 from fimoda_lib.datasets import text
 from fimoda_lib.derivatives.adjoints import adjoint_train
 from fimoda_lib.derivatives.gradients import Gradients
@@ -237,16 +238,30 @@ def test_pairs_of_texts_and_names_of_labels(tokenizer):
         ([0.5, -1.0, 2.0, 0.0, 1.0, 3.0, 0.2, -2.0], dict(num_labels=1)),
         ([[0.0, 1.0, 1.0], [1.0, 0.0, 0.0]] * 4, dict(num_labels=3, problem_type="multi_label_classification")),
         ([2, 0, 1, 1, 2, 0, 0, 1], dict(num_labels=3)),
+        ([[0.5, -1.0, 2.0], [0.0, 1.5, 3.0]] * 4, dict(num_labels=3, problem_type="regression")),
+        ([[2, -1, 0], [0, 1, 3]] * 4, dict(num_labels=3, problem_type="regression")),
+        ([True, False, True, True, False, False, False, True], {}),
     ],
-    ids=["regression", "several labels", "three classes"],
+    ids=["regression", "several labels", "three classes", "several outputs", "whole numbers", "yes or no"],
 )
 def test_the_loss_is_the_models_own(labels, options, tokenizer):
     model = tiny(**options)
     task = text_task(model, tokenizer, train=(TEXTS, labels), test=(TEXTS[:2], labels[:2]))
     losses = task.loss(task.model(task.train[0]), task.train[1])
-    own = [model(**batch(tokenizer, [t], [y])).loss.item() for t, y in zip(TEXTS, labels, strict=True)]
+    kind = torch.float if task.kind == "regression" else torch.long  # those that the model itself can take
+    given = [batch(tokenizer, [t], [y]) for t, y in zip(TEXTS, labels, strict=True)]
+    own = [model(**{**one, "labels": one["labels"].to(kind)}).loss.item() for one in given]
     np.testing.assert_allclose(losses.detach(), own, rtol=1e-5)
     assert task.kind == ("classification" if isinstance(labels[0], int) else "regression")
+
+
+def test_what_a_tokenizer_returns_is_taken_as_inputs(tokenizer):
+    task = text_task(tiny(), tokenizer, train=TRAIN, test=TEST)
+    tokens = [tokenizer(texts, padding="max_length", max_length=12, return_tensors="pt") for texts, _ in (TRAIN, TEST)]
+    assert not isinstance(tokens[0], dict)
+    given = dataclasses.replace(task, **{k: (t, getattr(task, k)[1]) for k, t in zip(("train", "test"), tokens)})
+    scores = [attribute("grad_dot", t, parameters_of(t.model)) for t in (task, given)]
+    assert close(*scores, 1e-6)  # the padding is another
 
 
 def test_long_texts_are_cut_with_a_warning(tokenizer):
@@ -351,7 +366,28 @@ def test_wrong_labels_of_regression_and_several_labels_are_refused(tokenizer):
     one, many = tiny(num_labels=1), tiny(num_labels=3, problem_type="multi_label_classification")
     given = dict(test=TEST, error=ValueError)
     assert "expected a number for each text" in refusal(text_task, one, tokenizer, train=(["good"], ["x"]), **given)
+    outputs = tiny(num_labels=3, problem_type="regression")
+    assert "expected (1, 3): [3] numbers" in refusal(text_task, outputs, tokenizer, train=(["good"], [1]), **given)
     assert "expected (1, 3): [3] numbers" in refusal(text_task, many, tokenizer, train=(["good"], [1.0]), **given)
+
+
+class Unpacked(nn.Module):
+    def __init__(self, network):
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs):
+        return self.network(**inputs).logits
+
+
+@pytest.mark.parametrize("wrap", [lambda model: model, Unpacked])
+def test_a_task_made_of_a_classifier_by_hand_is_told_of_the_way(wrap, tokenizer):
+    """It is called with a dict as its tokens; or it looks into the mask whether it can do without."""
+    tokens = dict(tokenizer(TEXTS, padding=True, return_tensors="pt"))
+    parts = [({k: v[:n] for k, v in tokens.items()}, torch.tensor(LABELS[:n])) for n in (8, 3)]
+    task = Task("by hand", wrap(tiny()), cross_entropy, *parts)
+    message = refusal(attribute, "grad_dot", task, parameters_of(task.model), error=ValueError)
+    assert "becomes a task by fimoda_lib.huggingface.text_task" in message
 
 
 def refused(family, tokenizer, train=TRAIN, **options):
