@@ -33,6 +33,19 @@ def evaluated(layer):
     return layer.eval()
 
 
+class Reader(nn.Module):
+    """The usual encoder of texts: of tokens [n, L], some of which are padding, vectors [n, L, 4]."""
+
+    def __init__(self):
+        super().__init__()
+        self.embedding = nn.Embedding(7, 4)
+        self.encoder = nn.TransformerEncoder(transformer("Encoder"), 2, nn.LayerNorm(4))
+
+    def forward(self, tokens):
+        padding = (tokens == 0) & (torch.arange(tokens.shape[1]) > 0)
+        return self.encoder(self.embedding(tokens), src_key_padding_mask=padding) * ~padding[..., None]
+
+
 def transformer(kind, **options):
     return getattr(nn, f"Transformer{kind}Layer")(4, 2, 5, dropout=0.0, batch_first=True, **options)
 
@@ -118,6 +131,7 @@ TOKENS = {  # the same for layers that get whole numbers, of which 7 kinds
     "Embedding with padding": lambda: nn.Embedding(7, 4, padding_idx=0),
     "EmbeddingBag": lambda: nn.EmbeddingBag(7, 4),
     "EmbeddingBag sum": lambda: nn.EmbeddingBag(7, 4, mode="sum"),
+    "TransformerEncoder with padding": Reader,
 }
 
 

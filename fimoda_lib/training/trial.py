@@ -19,9 +19,10 @@ from torch.utils._pytree import tree_map
 from ..checks import reason
 from ..devices import own_randomness
 from ..tasks import Instances, Params, Task, different, extreme, take, to
+from .causes import cause, failure
 from .engines import needs_measuring
 from .ties import check_doors, check_left_alone, check_sum, check_ties, check_unchanged, check_writes, equal
-from .working import Working, cause, failure, once
+from .working import Working, once
 
 FEW, LARGE = 3, 1_000_000  # instances that are tried, parameters of a large model
 ROUNDING = {torch.float64: (1e-6, 1e-12), torch.float32: (1e-3, 1e-5)}  # of numbers, relative and absolute

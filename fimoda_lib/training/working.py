@@ -20,37 +20,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from .. import checks
-from ..devices import check_memory, own_randomness, random_state
+from ..devices import own_randomness, random_state
 from ..tasks import Instances, Params, Task, counterpart, different, model_to, take, to
-
-# What PyTorch says -> what it is about, and what to do.
-CAUSES = (
-    ("saved tensor hooks", "it uses checkpointing", "turn checkpointing off"),
-    (
-        "setup_context",
-        "it calls an autograd.Function without setup_context (as reentrant checkpointing does)",
-        "give the function a setup_context and generate_vmap_rule = True, or turn checkpointing off",
-    ),
-    ("vmap support", "it calls an autograd.Function without a rule for vmap", "set its generate_vmap_rule = True"),
-    (
-        "data-dependent control flow",
-        "it branches on data or calls .item()",
-        "write both branches and torch.where in place of them, and F.one_hot as x[..., None] == torch.arange(classes)",
-    ),
-    (
-        "dynamic shape",
-        "it picks by a boolean mask or torch.nonzero, so that sizes depend on data",
-        "multiply by the mask or use torch.where",
-    ),
-    ("requires_grad_()", "it takes derivatives in its forward pass", "take them by torch.func.grad"),
-    ("data pointer", "it leaves PyTorch, for NumPy say", "write it with PyTorch's operations"),
-    ("Sparse", "it uses sparse tensors or gradients", "make them dense (nn.Embedding(sparse=False))"),
-    ("DataParallel", "it is wrapped by nn.DataParallel", "give the module inside, model.module"),
-    ("ScriptModule", "it is a scripted model", "give the module that it was made of"),
-    ("Jitted", "it is a scripted model", "give the module that it was made of"),
-    ("inplace", "it writes batched values into a tensor that has none", "put results together by torch.stack or cat"),
-    ("forward AD", "one of its operations has no forward derivative", "write it with elementary operations"),
-)
+from .causes import failure
 
 
 class Working:
@@ -76,6 +48,8 @@ class Working:
         self.model = model_to(self._copied(task.model), device, dtype)
         if not training:
             self.model.eval()
+        for encoder in (m for m in self.model.modules() if isinstance(m, nn.TransformerEncoder)):
+            encoder.use_nested_tensor = False  # which vmap does not know; only what is padding comes out as another
         self.criterion = self._copied(task.loss).to(device) if isinstance(task.loss, nn.Module) else task.loss
         # In the model's own precision its code, and the loss, are taken at their word.
         self.converts = any(p.dtype != dtype for p in task.model.parameters())
@@ -233,28 +207,6 @@ CASTS = {getattr(Tensor, dtype_name): getattr(torch, dtype_name) for dtype_name 
     "float", "double", "half", "bfloat16", "cfloat", "cdouble", "chalf"
 )}  # fmt: skip
 WRITING = ("__setitem__", "__set__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__")
-
-
-def failure(task: str, part: str, error: Exception, model: nn.Module, row: int | None = None) -> ValueError:
-    """What to raise where a model or a loss fails on a part of the data, or on one instance of it."""
-    what, advice = cause(error, model)
-    which = "instances" if row is None else f"instance {row}"
-    return ValueError(
-        f"The model or the loss of task '{task}' fails on its {part} {which}{what} ({checks.reason(error)}); "
-        f"expected loss(model(inputs), targets) to give one value per instance, for one instance as for many{advice}."
-    )
-
-
-def cause(error: Exception, model: nn.Module) -> tuple[str, str]:
-    """What an error of PyTorch's is about and what to do, as ends of clauses; empty where that is not known."""
-    check_memory(error)
-    for said, what, advice in CAUSES:
-        if said in str(error):
-            return f": {what}", f"; {advice}"
-    recurrent = [type(m).__name__ for m in model.modules() if isinstance(m, nn.RNNBase | nn.RNNCellBase)]
-    if recurrent:
-        return f": its recurrent layer {recurrent[0]} cannot be batched", "; write its gates with nn.Linear"
-    return "", ""
 
 
 def is_real(value: Any) -> bool:

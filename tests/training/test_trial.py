@@ -322,6 +322,11 @@ def masked(linear, x, training):
     return h
 
 
+def nested(linear, x, training):
+    mask = torch.arange(3) < torch.ones(len(x), 1)
+    return linear(torch._nested_tensor_from_mask(x[:, :, None], mask).to_padded_tensor(0.0, (len(x), 3, 1))[:, :, 0])
+
+
 def branching(linear, x, training):
     return torch.stack([o if o > 0 else 2 * o for o in linear(x)[:, 0]])[:, None]
 
@@ -342,6 +347,7 @@ CANNOT = {  # what it says, and the model, or its forward pass
     "no rule": ("autograd.Function without a rule for vmap", lambda f, x, _: NewTanh.apply(f(x))),
     "NumPy": ("leaves PyTorch", lambda f, x, _: f(x) * torch.from_numpy(f(x).detach().numpy())),
     "a mask": ("boolean mask", masked),
+    "nested tensors": ("it uses nested tensors", nested),
     "a filled tensor": ("writes batched values", stored),
     "no gradient": ("do not depend on the parameters", lambda f, x, _: f(x).detach()),
     "a script": ("scripted model", nn.Linear(3, 1)),
