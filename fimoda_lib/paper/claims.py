@@ -237,7 +237,7 @@ def what_differs(dataset: str, profile: str, methods: Collection[str] = ()) -> s
         return "a training of our own, for the paper's code for images is not public"
     if run and (run.final, run.further) != (1, 1):
         return SHORTER
-    for method, depth in (("lissa", run.lissa_depth), ("lissa_h", run.lissa_h_depth)) if run else ():
+    for method, depth in (("lissa", run.lissa_depth), ("lissa_h", run.depth_of_lissa_h(dataset))) if run else ():
         if method in methods and depth < DEPTH:
             return f"{label(method)} with {depth:,} of the paper's {DEPTH:,} steps"
     return ""

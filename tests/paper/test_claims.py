@@ -144,7 +144,7 @@ def test_what_is_not_the_papers_experiment_is_no_evidence(panel, dataset, profil
 
 
 def test_methods_with_other_settings_than_the_papers_are_no_evidence(monkeypatch):
-    short = replace(PROFILES["laptop"], name="short", lissa_h_depth=500)
+    short = replace(PROFILES["laptop"], name="short", lissa_h_depth={"*": 500})
     monkeypatch.setitem(PROFILES, "short", short)
     (result,) = claims.outcome(claim(4), table(GOOD), "short").results
     assert result.ours.verdict == NOT_COMPARABLE and "LiSSA-H with 500 of the paper's 5,000 steps" in result.ours.reason
