@@ -129,13 +129,16 @@ def check_memory(error: Exception) -> None:
         ) from error
 
 
-_RANDOM = threading.RLock()  # PyTorch's generators belong to the process: threads that draw would disturb each other
+# What belongs to the whole process in PyTorch: generators, the levels of forward derivatives, the choice of attention
+# kernels. Threads that used them at the same time would change each other's numbers. With one lock for all of them, no
+# two can wait for each other.
+ONE_THREAD = threading.RLock()
 
 
 @contextlib.contextmanager
 def own_randomness(device: torch.device, seed: int) -> Iterator[None]:
     """Inside, random numbers are those of this seed, and no other thread's; outside nothing has changed."""
-    with _RANDOM, torch.random.fork_rng(devices=random_devices(device)):
+    with ONE_THREAD, torch.random.fork_rng(devices=random_devices(device)):
         torch.manual_seed(seed)
         yield
 

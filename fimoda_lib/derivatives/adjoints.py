@@ -93,7 +93,7 @@ def swept(run: DifferentiableRun, batches: list, test: Instances, seed: int, pro
     every = math.isqrt(horizon - 1) + 1  # steps between kept states: the others are computed anew on the way back
     scores = torch.zeros(count(test), count(run.train), dtype=torch.float64)
     bar = tqdm(total=2 * horizon, desc="adjoints", disable=not progress)
-    with strict_arithmetic(where), twice_differentiable(), bar:
+    with strict_arithmetic(where), bar:
         kept = {0: (run.params, run.state)}
         state: Any = kept[0]
         for number in range(1, horizon + 1):
@@ -116,12 +116,14 @@ def swept(run: DifferentiableRun, batches: list, test: Instances, seed: int, pro
     return scores
 
 
+@twice_differentiable()
 def forward(run: DifferentiableRun, number: int, seed: int, rows: Tensor, weights: Tensor, state: Any) -> Any:
     """One step of the run."""
     with torch.no_grad(), run.ensemble.masks(seed, number):
         return run.update(number, run.batch(rows))(*state, run.weights(weights))
 
 
+@twice_differentiable()
 def backward(
     run: DifferentiableRun, number: int, seed: int, rows: Tensor, weights: Tensor, state: Any, adjoint: Any
 ) -> tuple[Any, Tensor]:
@@ -141,6 +143,7 @@ def pulled(run: DifferentiableRun, batch: Instances, weights: Tensor, along: Par
     return {k: product[0].detach() for k, product in found.items()}
 
 
+@twice_differentiable()
 def loss_gradients(run: DifferentiableRun, params: Params, test: Any) -> Params:
     """Gradients of every test loss in the stacked parameters [k, 1, ...], computed in float64."""
     instances = to(test, run.device, torch.float64)

@@ -204,7 +204,7 @@ class Gradients:
         def one(output: Tensor, target: Tensor) -> Tensor:
             return losses(output[None], target[None])[0]
 
-        with second_derivative_of(self.task.name):
+        with twice_differentiable(), second_derivative_of(self.task.name):
             return vmap(hessian(one))(outputs, targets)
 
     def of_mean_loss(self, instances: Instances, params: Params) -> Params:

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .. import checks
-from ..devices import strict_arithmetic
+from ..devices import ONE_THREAD, strict_arithmetic
 from ..tasks import Params
 
 if TYPE_CHECKING:
@@ -31,14 +31,18 @@ ROUNDING = 1e3 * torch.finfo(torch.float64).eps  # of gradients, relative to the
 
 @contextlib.contextmanager
 def twice_differentiable() -> Iterator[None]:
-    """Inside, attention is computed by elementary operations: its fused kernels have first derivatives only."""
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
+    """Inside, one thread alone takes second or forward derivatives, which threads at the same time would get wrong.
+
+    Attention is computed by elementary operations there: its fused kernels have first derivatives only.
+    """
+    with ONE_THREAD:
+        fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        try:
+            with sdpa_kernel(SDPBackend.MATH):
+                yield
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
 
 
 def check_product(

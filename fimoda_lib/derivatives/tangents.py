@@ -280,7 +280,7 @@ class DifferentiableRun:
             return jvp(self.rule(number, regular=True), (self.params, self.state, here), (dp, ds, dg))[1]
 
         widen(self.task, {k: p[0] for k, p in self.params.items()})
-        with torch.no_grad(), self.ensemble.masks(seed, number):
+        with torch.no_grad(), self.ensemble.masks(seed, number), twice_differentiable():
             here, moved = self.products(batch, weights, tangents[0], self.weights(change), own)
             here = tree_map(lambda g: g[0], here) if own else here
             tangents = vmap(pushed)(*tangents, moved)

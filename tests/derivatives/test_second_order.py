@@ -1,6 +1,9 @@
 """Derivatives of second order of every layer that PyTorch has, against central differences in float64."""
 
 import dataclasses
+import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import layers
 import numpy as np
@@ -307,6 +310,48 @@ def test_attention_is_as_fast_as_before_afterwards():
         assert not torch.backends.mha.get_fastpath_enabled()
         raise KeyError
     assert torch.backends.mha.get_fastpath_enabled() and torch.backends.cuda.flash_sdp_enabled()
+
+
+IN_THREADS = {
+    "tangents": lambda task, params, seed: tangents(task, params, seeds=[seed]),
+    "adjoints": lambda task, params, seed: adjoints(task, params, seed=seed),
+    "cg": lambda task, params, seed: attribute("cg", task, params, damping=0.5, test=[seed]).values,
+    "lissa_h": lambda task, params, seed: attribute("lissa_h", task, params, scale=50.0, depth=9, seed=seed).values,
+    "split": lambda task, params, seed: attribute(
+        "lft", task, params, mode="split", horizon=3, further_training=dict(learning_rate=0.1, batch_size=3, seed=seed)
+    ).values,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("call", IN_THREADS)
+def test_derivatives_in_threads_do_not_disturb_each_other(call):
+    """PyTorch's forward derivatives and attention kernels belong to the process, whose threads take turns."""
+    task, params = tiny(n=9)
+    noisy = call == "adjoints"  # masks are another thing that threads share
+    task = dataclasses.replace(task, model=nn.Sequential(*task.model, nn.Dropout(0.2))) if noisy else task
+    alone = [IN_THREADS[call](task, params, seed) for seed in range(3)]
+    flags = kernels()
+    together, every = threading.Barrier(len(alone)), sys.getswitchinterval()
+
+    def run(seed):
+        together.wait()
+        return [IN_THREADS[call](task, params, seed) for _ in range(2)]
+
+    sys.setswitchinterval(1e-6)
+    try:
+        with ThreadPoolExecutor(len(alone)) as threads:
+            found = list(threads.map(run, range(len(alone))))
+    finally:
+        sys.setswitchinterval(every)
+    for expected, runs in zip(alone, found, strict=True):
+        for values in runs:
+            np.testing.assert_allclose(values, expected, rtol=1e-12)
+    assert kernels() == flags
+
+
+def kernels():
+    cuda = torch.backends.cuda
+    return torch.backends.mha.get_fastpath_enabled(), cuda.flash_sdp_enabled(), cuda.mem_efficient_sdp_enabled()
 
 
 # Clipping
