@@ -26,6 +26,7 @@ from ..training.ensembles import Optimizer
 from ..training.minibatches import FULL_RUN, run_batches
 from ..training.plans import MOST_STEPS, Plan, check_seeds
 from ..training.trial import check_training
+from .gradients import check_gradients
 from .kinks import widen, with_kinks
 from .second_order import check_run, twice_differentiable
 from .tangents import DifferentiableRun
@@ -59,7 +60,7 @@ def adjoint_train(
         [test, train], float64, positive = helpful: what `tangent_train` gives with `removal="mask"` at this step.
 
     Raises:
-        ValueError: as `further_train`.
+        ValueError: as `further_train`; a run that diverges; an instance whose loss has no finite gradient.
     """
     check_task(task)
     check_params(task.model, params)
@@ -74,11 +75,15 @@ def adjoint_train(
     check_training(task, params, where, batched=False)
     exact = DifferentiableRun(task, to(params, dtype=torch.float64), plan, where)
     check_run(exact, partial(pulled, exact))
-    task = with_kinks(task, params, kinks, width)
-    run = DifferentiableRun(task, params, plan, where)
+    run = DifferentiableRun(with_kinks(task, params, kinks, width), params, plan, where)
     batches = run_batches(task.n_train, plan.batch_size, torch.tensor([FULL_RUN]), seed, removal="mask")
     batches = [(r, w[0]) for _, (r, w) in zip(range(horizon), batches, strict=False)]
     scores = swept(run, batches, take(task.test, rows), seed, progress)
+    if not scores.isfinite().all():
+        check_gradients(task, params, {"train": torch.arange(task.n_train), "test": rows}, where)
+        raise ValueError(
+            f"The run diverged: with learning rate {learning_rate} its derivative is not finite; take a smaller one."
+        )
     return xr.DataArray(
         scores.numpy(),
         dims=("test", "train"),

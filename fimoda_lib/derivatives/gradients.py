@@ -16,6 +16,7 @@ from torch.func import grad, hessian, jvp, vjp, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from .. import checks
 from ..tasks import Instances, Params, Task, check_params, check_task, count, take, to
 from ..training.working import Working
 from .second_order import ROWS, check_product, second_derivative_of, twice_differentiable
@@ -235,6 +236,24 @@ class Gradients:
             partial(at.of_mean_loss, instances),
             lambda v: at.unflatten(at.hessian_products(instances, at.flatten(v)[None])[0]),
         )
+
+
+def check_gradients(task: Task, params: Params, rows: dict[str, Tensor], device: torch.device) -> None:
+    """Raises ValueError if the loss of an instance has no finite gradient, of which nothing finite can follow."""
+    for name, chosen in rows.items():
+        chosen = chosen[chosen >= 0].unique()
+        try:
+            at = Gradients(task, params, device=device)
+            pick, pieces = at.test if name == "test" else at.train, chosen.split(at.block_size())
+            odd = torch.cat([piece[~at.of_losses(pick(piece)).isfinite().all(1).cpu()] for piece in pieces])
+        except Exception:  # that is what the method met, too, and what will be said
+            return
+        if len(odd):
+            raise ValueError(
+                f"Task '{task.name}': the gradient of the loss is not finite for {len(odd)} of the {name} instances "
+                f"({checks.shown(odd[:9].tolist())}); expected a loss that is smooth there: look for 0/0, for log or "
+                "sqrt of zero, and for a branch of torch.where that is not finite."
+            )
 
 
 class Counted(TorchDispatchMode):

@@ -30,6 +30,7 @@ from ..training.minibatches import FULL_RUN, run_batches, steps_per_epoch
 from ..training.plans import Plan, check_seeds, evaluation_steps
 from ..training.trial import check_training
 from ..training.working import draws_random_numbers
+from .gradients import check_gradients
 from .kinks import Softened, regularised, widen, with_kinks
 from .second_order import check_run, twice_differentiable
 
@@ -70,30 +71,23 @@ def tangent_train(
 
     Returns:
         `delta[seed, left_out, step, test]` (float64: change of the loss per whole weight removed; positive = the
-        instance is helpful) and `full_loss[seed, step, test]`.
+        instance is helpful), `full_loss[seed, step, test]` and `diverged[seed, left_out]`: whether there is a NaN.
 
     Raises:
-        ValueError: as `further_train`; removal "drop".
+        ValueError: as `further_train`; removal "drop"; an instance whose loss has no finite gradient.
     """
     check_task(task)
     check_params(task.model, params)
     checks.choice("removal", removal, ("mask", "subtract"), "'mask' or 'subtract': 'drop' has no derivative")
     batch_size, epochs = checks.whole("batch_size", batch_size), checks.whole("epochs", epochs)
-    per_epoch = steps_per_epoch(task.n_train, batch_size)
-    plan = Plan(
-        optimizer=Optimizer(optimizer, learning_rate, weight_decay, max_grad_norm),
-        batch_size=batch_size,
-        epochs=epochs,
-        removal=removal,
-        fraction=1.0,
-        left_out=resolve_left_out(left_out, task.n_train),
-        test=tuple(resolve_rows(test, task.n_test, "test").tolist()),
-        steps=evaluation_steps(evaluate, epochs, per_epoch),
-    )
+    rule = Optimizer(optimizer, learning_rate, weight_decay, max_grad_norm)
+    removed, rows = resolve_left_out(left_out, task.n_train), resolve_rows(test, task.n_test, "test")
+    steps = evaluation_steps(evaluate, epochs, steps_per_epoch(task.n_train, batch_size))
+    plan = Plan(rule, batch_size, epochs, removal, 1.0, removed, tuple(rows.tolist()), steps)
     seeds = check_seeds(seeds)
     where = choose_device(device)
     check(task, params, plan, where)
-    task = with_kinks(task, params, kinks, width)
+    plain, task = task, with_kinks(task, params, kinks, width)
     own_batches = removal == "subtract" and draws_random_numbers(task, params)
     pieces = as_matrix(plan.left_out).split(OWN_BATCHES if own_batches else TANGENTS)
     with tqdm(total=len(seeds) * len(pieces) * plan.steps[-1], desc="tangents", disable=not progress) as bar:
@@ -101,20 +95,23 @@ def tangent_train(
             [chunk for piece in pieces for chunk in chunks_that_fit(task, params, plan, seed, piece, where, bar)]
             for seed in seeds
         ]
-    return gathered(found, plan, seeds, task.n_train)
+    result = gathered(found, plan, seeds, task.n_train)
+    if result.diverged.any():
+        check_gradients(plain, params, {"train": torch.arange(task.n_train), "test": rows}, where)
+    return result
 
 
 def gathered(
     found: list[list[tuple[np.ndarray, np.ndarray]]], plan: Plan, seeds: Sequence[int], n_train: int
 ) -> xr.Dataset:
     """What `tangent_train` returns, of the chunks of every seed."""
+    delta = np.stack([np.concatenate([slopes for _, slopes in chunks]) for chunks in found])
+    delta[~np.isfinite(delta)] = np.nan
     return xr.Dataset(
         {
             "full_loss": (("seed", "step", "test"), np.stack([chunks[0][0] for chunks in found])),
-            "delta": (
-                ("seed", "left_out", "step", "test"),
-                np.stack([np.concatenate([slopes for _, slopes in chunks]) for chunks in found]),
-            ),
+            "delta": (("seed", "left_out", "step", "test"), delta),
+            "diverged": (("seed", "left_out"), np.isnan(delta).any(axis=(2, 3))),
         },
         coords={
             "seed": seeds,

@@ -16,7 +16,7 @@ import xarray as xr
 from torch import Tensor
 
 from .. import checks
-from ..derivatives.gradients import Gradients
+from ..derivatives.gradients import check_gradients
 from ..devices import choose_device, strict_arithmetic
 from ..groups import as_matrix, group_scores, is_grouped, numbered, resolve_left_out
 from ..tasks import Params, Task, check_params, check_task, resolve_rows
@@ -118,13 +118,13 @@ def attribute(
             result = entry.function(task, {k: p.to(where) for k, p in params.items()}, **rows, **hyper)
         except (RuntimeError, ValueError) as error:
             if not isinstance(error, torch.OutOfMemoryError):
-                _check_gradients(task, params, rows, where)
+                check_gradients(task, params, rows, where)
             raise
     scores, report = result if isinstance(result, tuple) else (result, {})
     scores = torch.from_numpy(scores) if isinstance(scores, np.ndarray) and scores.dtype.kind in "fiu" else scores
     horizons = {"horizon": report["horizon"]} if "horizon" in report else {}
     if isinstance(scores, Tensor) and not scores.isfinite().all():
-        _check_gradients(task, params, rows, where)
+        check_gradients(task, params, rows, where)
     _check(scores, entry.name, [len(h) for h in horizons.values()] + [len(rows["test"]), len(rows["train"])])
     settings = {**entry.defaults, **hyper, **report}
     return xr.DataArray(
@@ -171,24 +171,6 @@ def _check_signature(function: Callable) -> None:
             f"method: got {checks.shown(function)}, which cannot be called as method(task, params, *, train, test, "
             "curvature); expected a function of that signature, or a name in METHODS."
         ) from None
-
-
-def _check_gradients(task: Task, params: Params, rows: dict[str, Tensor], device: torch.device) -> None:
-    """Raises ValueError if the loss of an instance has no finite gradient, of which nothing finite can follow."""
-    for name, chosen in rows.items():
-        chosen = chosen[chosen >= 0].unique()
-        try:
-            at = Gradients(task, params, device=device)
-            pick, pieces = at.test if name == "test" else at.train, chosen.split(at.block_size())
-            odd = torch.cat([piece[~at.of_losses(pick(piece)).isfinite().all(1).cpu()] for piece in pieces])
-        except Exception:  # that is what the method met, too, and what will be said
-            return
-        if len(odd):
-            raise ValueError(
-                f"Task '{task.name}': the gradient of the loss is not finite for {len(odd)} of the {name} instances "
-                f"({checks.shown(odd[:9].tolist())}); expected a loss that is smooth there: look for 0/0, for log or "
-                "sqrt of zero, and for a branch of torch.where that is not finite."
-            )
 
 
 def _check(scores: Tensor, name: str, expected: list[int]) -> None:

@@ -11,7 +11,9 @@ from small_files import refusal
 from torch import nn
 
 from fimoda_lib.derivatives import tangents
+from fimoda_lib.derivatives.adjoints import adjoint_train
 from fimoda_lib.derivatives.tangents import tangent_train
+from fimoda_lib.tasks import parameters_of
 from fimoda_lib.training.further_training import further_train
 from fimoda_lib.training.minibatches import epoch_orders
 
@@ -265,3 +267,42 @@ def test_out_of_memory_halves_what_is_carried_at_once(monkeypatch):
     found = tangent_train(task, params, **settings, progress=False)
     assert tried == [[3, 1, 4, 0, 9], [3, 1, 4], [3, 1], [4], [0, 9]]
     np.testing.assert_allclose(found.delta, expected.delta, rtol=1e-12)
+
+
+class Length(nn.Module):
+    """The length of a linear map of the input, whose derivative does not exist where that is zero."""
+
+    def __init__(self):
+        super().__init__()
+        self.linear = nn.Linear(3, 4, bias=False)
+
+    def forward(self, x):
+        return self.linear(x).square().sum(1, keepdim=True).sqrt()
+
+
+@pytest.mark.parametrize("part", ["train", "test"])
+def test_an_instance_without_a_gradient_is_named(part):
+    """Whichever it is: more than the first few, which are tried at the door."""
+    task, _ = tiny(n_test=13)
+    parts = {name: (getattr(task, name)[0].clone(), getattr(task, name)[1]) for name in ("train", "test")}
+    parts[part][0][11] = 0
+    task = dataclasses.replace(task, model=Length().double(), **parts)
+    params, rule = parameters_of(task.model), dict(optimizer="sgd", learning_rate=1e-3, batch_size=8, progress=False)
+    for call in (
+        lambda: tangent_train(task, params, **rule, epochs=1, seeds=[0], left_out=[1]),
+        lambda: tangent_train(task, params, **rule, epochs=1, seeds=[0], left_out=[1], kinks="softened"),
+        lambda: adjoint_train(task, params, **rule, horizon=3, test=range(13)),
+    ):
+        assert f"not finite for 1 of the {part} instances ([11])" in refusal(call, error=ValueError)
+
+
+def test_a_run_that_diverges_is_said_to():
+    task, params = tiny()
+    rule = dict(optimizer="sgd", learning_rate=1e60, batch_size=8, progress=False)
+    found = tangent_train(task, params, **rule, epochs=2, seeds=[0], left_out=[1, 2], removal="mask")
+    assert found.diverged.all() and np.isnan(found.delta[..., -1, :]).all()
+    assert "The run diverged: with learning rate 1e+60" in refusal(
+        adjoint_train, task, params, **rule, horizon=6, test=[0], error=ValueError
+    )
+    quiet = tangent_train(task, params, **{**rule, "learning_rate": 0.1}, epochs=2, seeds=[0], left_out=[1, 2])
+    assert not quiet.diverged.any()
