@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from ..experiments.panel import Panel
 from ..experiments.settings import has_small_model
 from ..plots import seeds, similarity
-from ..plots.captions import provenance
+from ..plots.captions import provenance, scores_of
 from ..plots.drawing import panel_figure
 from ..plots.kept import panels_and_tables
 from ..plots.look import PUBLISHED, RULES
@@ -77,6 +77,7 @@ def similarity_figure(
             adjustment=adjustment,
             metric=metric,
             how=lambda s: {**_ceiling(metric), **_followed(s, methods)},
+            scores=scores_of(methods),
         ),
         panels,
         folder,
@@ -139,6 +140,7 @@ def seeds_figure(
             adjustment=adjustment,
             metric="cosine",
             how=lambda s: _ceiling("cosine"),
+            scores=scores_of(methods),
         ),
         panels,
         folder,

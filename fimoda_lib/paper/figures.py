@@ -8,6 +8,7 @@ panel whose results are missing says how to make them.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import matplotlib as mpl
@@ -18,7 +19,7 @@ from matplotlib.figure import Figure
 
 from ..experiments.panel import PAPER_METHODS
 from ..plots import access, damping, extremes, retraining, sorted_scores, thumbnails
-from ..plots.captions import caption, provenance, runs_behind
+from ..plots.captions import caption, provenance, runs_behind, scores_of
 from ..plots.damping import table as damping_sweep
 from ..plots.drawing import foot, panel_figure, save, save_numbers, say
 from ..plots.kept import panels_and_tables
@@ -104,7 +105,13 @@ def figure10(panels: Panels, folder: Path | str, methods: Sequence[str] = ("grad
         "fig10", panels, folder, lambda s: sorted_scores.table(s, methods), compute=False
     )
     note = provenance(
-        panels, kept=kept, figure="fig10", title="Sorted attribution scores", optimizer="sgd", adjustment="mean"
+        panels,
+        kept=kept,
+        figure="fig10",
+        title="Sorted attribution scores",
+        scores=scores_of(methods),
+        optimizer="sgd",
+        adjustment="mean",
     )
     return panel_figure(
         note,
@@ -129,6 +136,7 @@ def figure11(panels: Panels, folder: Path | str, methods: Sequence[str] = PAPER_
         figure="fig11",
         title="Similarity to re-training from scratch",
         measured=lambda s: s.retrained,
+        scores=scores_of(methods),
         optimizer="sgd",
         adjustment="mean",
         metric="cosine",
@@ -204,6 +212,7 @@ def figure_damping(panels: Panels, folder: Path | str, method: str = "exact") ->
             figure="fig_damping",
             title="Damping is time",
             notebook="05_damping_is_time",
+            scores=lambda panel: [partial(panel.scores, method, multiple=m) for m in damping.MULTIPLES],
             optimizer="sgd",
             adjustment="mean",
             metric="cosine",

@@ -10,7 +10,7 @@ import pandas as pd
 
 from ..experiments.panel import PAPER_METHODS
 from ..plots import similarity as curves
-from ..plots.captions import provenance
+from ..plots.captions import provenance, scores_of
 from ..plots.drawing import save_numbers
 from ..plots.kept import panels_and_tables
 from ..plots.look import LOOK
@@ -44,7 +44,7 @@ def table_horizons(panels: Panels, folder: Path | str, methods: Sequence[str] = 
     drawn = {letter: table for letter, table in tables.items() if table is not None}
     note = provenance(
         {letter: panels[letter] for letter in drawn}, kept=kept, figure="table_horizons",
-        title="All methods, over all horizons", notebook=NOTEBOOK, optimizer="sgd",
+        title="All methods, over all horizons", notebook=NOTEBOOK, optimizer="sgd", scores=scores_of(methods),
     )  # fmt: skip
     before, found = seconds_before(Path(folder)), []
     for letter, table in drawn.items():

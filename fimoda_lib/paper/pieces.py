@@ -75,25 +75,33 @@ def digest(folder: Path) -> str:
     return found.hexdigest()[:16]
 
 
+def computed_by(note: dict[str, Any]) -> set[str]:
+    """The commits by which the results behind a figure were computed, as far as its provenance says."""
+    return {commit for runs in note.get("datasets", {}).values() for commit in runs.get("computed_by", ())}
+
+
 def faults(folder: Path | str) -> list[str]:
     """What is wrong with a figures folder that is to be kept: in sentences, none if it is one piece.
 
-    Its page must have been made of the figures as they are, and all panels drawn by one commit without changes.
+    Its page must have been made of the figures as they are, and all panels drawn by one commit without changes. What
+    they show may have been computed by earlier ones, whose results the store found to be those asked for.
     """
     folder, found = Path(folder), []
     page = folder / "index.html"
     head = page.read_text(encoding="utf-8")[:2000] if page.exists() else ""
     if f'name="figures" content="{digest(folder)}"' not in head:
         found.append(f"{page} is older than the figures beside it: python -m fimoda_lib.paper.report {folder}")
-    commits = set()
+    commits, computed = set(), set()
     for path in folder.glob("*.json"):
         note = json.loads(path.read_text(encoding="utf-8"))
+        computed |= computed_by(note)
         commits |= {
             note.get("commit", "unknown"),
             *(d["drawn"] for d in note.get("datasets", {}).values() if "drawn" in d),
         }
     if len(commits) > 1:
         found.append(f"the panels in {folder} were drawn by {len(commits)} commits ({', '.join(sorted(commits))}).")
-    for commit in sorted(c for c in commits if c.endswith("+") or c == "unknown"):
-        found.append(f"panels in {folder} were drawn by {commit}, which is no commit that anybody else has.")
+    for what, by in (("drawn", commits), ("computed", computed)):
+        for commit in sorted(c for c in by if c.endswith("+") or c == "unknown"):
+            found.append(f"panels in {folder} were {what} by {commit}, which is no commit that anybody else has.")
     return found

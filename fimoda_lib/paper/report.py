@@ -21,7 +21,7 @@ from .claims import NOT_COMPARABLE, NOT_RUN, VERDICTS, check_claims, title
 from .entries import TITLES, figure_entry, figure_notes, heading, in_panel_order, words
 from .notebook_pages import pages as templates
 from .notebook_pages import write_page
-from .pieces import digest, faults, in_words, pieces, sidecars
+from .pieces import computed_by, digest, faults, in_words, pieces, sidecars
 from .rules import THRESHOLDS, number
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -158,6 +158,7 @@ def facts(
         ("On", ", ".join(sorted(devices))),
         ("When", " to ".join(sorted({min(dates), max(dates)})) if dates else ""),
         ("Figures drawn by commit", ", ".join(sorted(commits))),
+        ("Results computed by commits", ", ".join(sorted({c for n in notes.values() for c in computed_by(n)}))),
         ("Versions", words(versions)),
     ]
     return [(name, value) for name, value in found if value]

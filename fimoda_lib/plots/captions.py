@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import matplotlib as mpl
@@ -13,7 +14,7 @@ import xarray as xr
 from ..experiments.panel import Panel, finished, one_seed
 from ..experiments.settings import experiment_of
 from ..storage.provenance import code_version
-from ..storage.store import asked, read_sidecar
+from ..storage.store import asked, of_seeds, read_sidecar
 from .look import LOOK, RULES
 from .panels import Panels
 
@@ -25,6 +26,7 @@ def provenance(
     title: str,
     measured: Callable[[Panel], xr.Dataset] | None = lambda panel: panel.gold,
     methods: bool = True,
+    scores: Callable[[Panel], Iterable[Callable[[], Any]]] = lambda panel: (),
     remark_on: Callable[[Panel], str] = lambda panel: experiment_of(panel.dataset, panel.profile).remark,
     how: Callable[[Panel], dict] = lambda panel: {},
     notebook: str = "04_figures",
@@ -36,6 +38,7 @@ def provenance(
     Args:
         measured: the training runs that a panel shows; further training by default, None for a mere drawing.
         methods: whether methods are shown, so that their curvature and those that are not run matter.
+        scores: the stored scores that a panel shows, each as what would load it (`scores_of`).
         remark_on: what captions say of a panel's model and data.
         how: further entries of a panel that captions speak of, see `_aside`; "says" stands in place of its sentence.
         notebook: the notebook that draws the figure.
@@ -63,7 +66,7 @@ def provenance(
                 "specification": runs.attrs["specification"],
                 "seconds": round(float(runs.seconds.sum()), 1),
                 "diverged_runs": int(runs.diverged.sum()),
-                **computed_on(panel, measured, int(runs.seed[0])),
+                **computed_on(panel, measured, runs, scores(panel)),
             }
     return {
         "figure": figure,
@@ -78,11 +81,32 @@ def provenance(
     }
 
 
-def computed_on(panel: Panel, measured: Callable[[Panel], xr.Dataset], seed: int) -> dict[str, Any]:
-    """The device and the peak memory of the process that computed the first of the runs behind a panel."""
-    one = one_seed(panel, seed)  # has read its final model: inside `asked` nothing is
-    note = read_sidecar(asked(lambda: measured(one)))
-    return {key: note[key] for key in ("device", "peak_memory_MiB", "peak_gpu_memory_MiB") if key in note}
+def computed_on(
+    panel: Panel,
+    measured: Callable[[Panel], xr.Dataset],
+    runs: xr.Dataset,
+    scores: Iterable[Callable[[], Any]] = (),
+) -> dict[str, Any]:
+    """The device and the peak memory of the process that computed the first of the runs behind a panel, and the commits
+    by which all of its runs and scores were computed.
+
+    Args:
+        runs: what `measured` gives.
+        scores: see `provenance`; those that are not stored are passed over.
+    """
+    one = one_seed(panel, int(runs.seed[0]))  # has read its final model: inside `asked` nothing is
+    name = "further-{task}-{optimizer}-{removal}-seed".format(**{"task": panel.dataset, **runs.attrs})
+    paths = of_seeds(panel.folder, name, runs.attrs["specification"], runs.seed.values.tolist())
+    paths = paths or [asked(lambda: measured(one))]  # of a study with runs of another kind
+    paths += [path for path in map(asked, scores) if path.exists()]
+    notes = [read_sidecar(path) for path in paths]
+    kept = {key: notes[0][key] for key in ("device", "peak_memory_MiB", "peak_gpu_memory_MiB") if key in notes[0]}
+    return {**kept, "computed_by": sorted({note.get("commit", "unknown") for note in notes})}
+
+
+def scores_of(methods: Iterable[str], **hyper: Any) -> Callable[[Panel], list[Callable[[], Any]]]:
+    """For `provenance`: the scores of the given methods."""
+    return lambda panel: [partial(panel.scores, name, **hyper) for name in methods]
 
 
 def caption(panels: Panels, note: dict, what: str, marks: str = "") -> str:

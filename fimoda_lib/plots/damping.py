@@ -22,6 +22,7 @@ MARKS = (
     "White: λ = 1/(ηT), with the learning rate η; dots mark the best damping for each T; light blue ticks "
     "the dampings tried in the paper."
 )
+MULTIPLES = [10 ** (k / 2) for k in range(-4, 15)]  # of the recommended damping, if no others are asked for
 SEEN = [withStroke(linewidth=2.6, foreground="black")]  # at the bright end of the colours, too
 LINE = {"color": "white", "lw": 1.4, "path_effects": SEEN, "label": r"$\lambda = 1/(\eta T)$"}
 BEST = {"color": "#D55E00", "marker": ".", "ls": "", "ms": 3, "label": "best at each horizon"}
@@ -43,7 +44,7 @@ def table(panel: Panel, method: str = "exact", multiples: Sequence[float] = ()) 
         return None
     measured = sensitivity(gold)
     tables = []
-    for multiple in multiples or [10 ** (k / 2) for k in range(-4, 15)]:
+    for multiple in multiples or MULTIPLES:
         scores = finished(lambda m=multiple: panel.scores(method, multiple=float(m)))
         if scores is not None and scores.attrs["outcome"] == "finished":
             values = similarity(scores, measured).to_dataframe().reset_index()

@@ -9,11 +9,12 @@ folder: a shard is computed by one of them, and the others wait for it (`folders
 from __future__ import annotations
 
 import contextlib
+import glob
 import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
@@ -55,6 +56,21 @@ def asked(piece: Callable[[], Any]) -> Path:
         except Missing:
             pass
     return paths[0]
+
+
+def of_seeds(folder: Path | str, name: str, specification: str, seeds: Sequence[int]) -> list[Path]:
+    """The files of stored results that differ in their seed only, in the order of the seeds; those that are there.
+
+    Args:
+        name: what their names begin with, up to the seed.
+        specification: hash of what they have in common.
+    """
+    found = []
+    for seed in seeds:
+        for path in sorted(Path(folder).glob(f"{glob.escape(name)}{seed}-*.nc")):
+            common = {k: v for k, v in read_sidecar(path)["specification"].items() if k != "seed"}
+            found += [path] if specification_hash(common) == specification else []
+    return found
 
 
 def fingerprint(*trees: Any) -> str:

@@ -1,6 +1,7 @@
 """Figures from tiny stored results: what is drawn is what the CSV says, and what an independent computation gives."""
 
 import json
+import shutil
 from functools import cache
 from pathlib import Path
 
@@ -10,12 +11,14 @@ import pandas as pd
 import pytest
 
 from fimoda_lib.comparison import sensitivity, similarity
-from fimoda_lib.experiments.panel import Panel
+from fimoda_lib.experiments.panel import Panel, one_seed
 from fimoda_lib.intervals import bands, block_ceiling, ceiling_interval
 from fimoda_lib.paper import figures
 from fimoda_lib.plots import extremes, retraining, seeds
 from fimoda_lib.plots import similarity as similarity_plot
+from fimoda_lib.plots.captions import provenance, scores_of
 from fimoda_lib.plots.panels import LETTERS, shown_in
+from fimoda_lib.storage.store import asked
 
 METHODS = ("grad_dot", "grad_cos")
 NOT_RUN = "Not run yet: ./run_all.sh --profile smoke --only {} --datasets wine"
@@ -387,6 +390,23 @@ def test_a_panel_drawn_earlier_is_kept(panels, tmp_path, monkeypatch):
     assert "Not run yet" not in json.loads(_saved(figures.figure2, {"a": gone}, tmp_path))["caption"]
     other = panels["e"].other(profile="quick", results=tmp_path / "none", compute=False)
     assert json.loads(_saved(figures.figure2, {"e": other}, tmp_path))["datasets"] == {}  # of another profile
+
+
+def test_provenance_names_the_commits_of_all_runs_and_of_the_scores_that_are_shown(panels, tmp_path):
+    shutil.copytree(panels["a"].folder, tmp_path / "smoke")
+    for path in (tmp_path / "smoke").glob("*.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "commit": path.stem}))  # each has one of its own
+    panel = panels["a"].other(results=tmp_path, compute=False)
+    assert panel.params  # read now: inside `asked` nothing is
+
+    def computed_by(**what):
+        return provenance({"a": panel}, figure="fig02", title="", **what)["datasets"]["diabetes"]["computed_by"]
+
+    runs = [asked(lambda s=seed: one_seed(panel, s).gold).stem for seed in (0, 1)]
+    assert len({*runs}) == 2 and computed_by() == sorted(runs)
+    scores = [asked(lambda m=name: panel.scores(m)).stem for name in METHODS]
+    assert computed_by(scores=scores_of((*METHODS, "cg"))) == sorted([*runs, *scores])  # cg has not been run
+    assert computed_by(measured=lambda panel: panel.retrained) == [asked(lambda: one_seed(panel, 0).retrained).stem]
 
 
 def test_a_kept_panel_says_how_it_differs_from_those_drawn_now(panels, tmp_path, monkeypatch):

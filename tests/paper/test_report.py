@@ -252,6 +252,14 @@ def test_a_page_is_refused_if_it_is_older_than_its_figures_or_of_several_commits
     path.write_text(json.dumps({**NOTE, "datasets": kept}))
     report(folder)
     assert "2 commits" in faults(folder)[0] and "drawn by abcdef1234+, which is no commit" in faults(folder)[1]
+    path.write_text(json.dumps(NOTE))
+    earlier = {"energy": {**NOTE["datasets"]["energy"], "computed_by": ["1" * 10]}}  # which is no fault
+    path = folder / "fig02.json"
+    path.write_text(json.dumps({**NOTE, "datasets": earlier}))
+    assert "1" * 10 in words(soup(report(folder)).select_one("dl.facts")) and faults(folder) == []
+    path.write_text(path.read_text().replace("1" * 10, "1" * 10 + "+"))
+    report(folder)
+    assert [f"computed by {'1' * 10}+, which is no commit" in fault for fault in faults(folder)] == [True]
     (folder / "index.html").unlink()
     assert "older" in faults(folder)[0] and main([str(folder), "--check"]) == 1
     assert main([str(made[0]), "--check"]) == 0

@@ -22,6 +22,7 @@ from fimoda_lib.paper.figures import FIGURES, LETTERS, LOOK
 from fimoda_lib.run import command as run
 from fimoda_lib.run import plan
 from fimoda_lib.run.shards import shards_of
+from fimoda_lib.storage.provenance import code_version
 
 ROOT = Path(run.__file__).parents[2]
 
@@ -215,6 +216,7 @@ def test_figures_come_with_numbers_and_provenance(smoke, name):
     assert note["optimizer"] == ("adam" if name in ("fig04", "fig08") else "sgd")
     last = note["datasets"][panels[max(panels)]]
     assert last["seeds"] == ([0] if name == "fig11" else [0, 1]) and len(last["specification"]) == 16
+    assert last["computed_by"] == [code_version()]
     assert last["device"] and last["peak_memory_MiB"] > 0 and last["device"] in note["device"]
     assert "Not run yet" not in note["caption"]
 
