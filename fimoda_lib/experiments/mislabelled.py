@@ -17,12 +17,14 @@ from torch.utils._pytree import tree_map
 
 from ..checks import number
 from ..derivatives.gradients import Gradients
+from ..methods import METHODS
 from ..storage.store import asked, fingerprint, read_sidecar
 from ..tasks import Task, take
 from .panel import Panel
 from .profiles import get_profile
 from .ranking import epochs_of, ranking_methods, reduced_scores, some_horizons
 
+ITERATIVE = ("cg", "lissa", "lissa_h")  # for as many systems as there are instances
 SHARE = 0.1  # of the training labels that are changed
 HORIZONS = 3  # at which LFT ranks: early, halfway on a log axis, last
 DRAWS = 1000
@@ -66,11 +68,17 @@ def ranked_rows(panel: Panel, flipped: np.ndarray) -> np.ndarray:
 
     The area under the curve does not depend on how many there are of either kind, but its error does.
     """
-    most = min(get_profile(panel.profile).ranked, panel.task.n_train)
+    most = min(get_profile(panel.profile).suspected, panel.task.n_train)
     random = np.random.default_rng(1)
     wrong = random.permutation(flipped)[: most // 2]
     right = random.permutation(np.setdiff1d(np.arange(panel.task.n_train), flipped))[: most - len(wrong)]
     return np.sort(np.concatenate([wrong, right]))
+
+
+def accusers(panel: Panel) -> tuple[str, ...]:
+    """The methods that rank: without those that iterate for each instance, where data are too many for them."""
+    too_dear = ITERATIVE if panel.settings.curvature else ()
+    return tuple(m for m in ranking_methods(panel) if m not in too_dear)
 
 
 def evidence(panel: Panel, method: str, rows: Sequence[int]) -> xr.Dataset:
@@ -116,7 +124,7 @@ def detection(panel: Panel) -> pd.DataFrame:
     wrong = np.isin(rows, flipped)
     baseline = auc(losses_of(other, rows), wrong)
     table = [{"method": "loss", "evidence": "loss", **_summary(baseline, baseline)}]
-    for method in ranking_methods(other):
+    for method in accusers(other):
         found = evidence(other, method, rows)
         for kind in EVIDENCE:
             values = found[kind]
@@ -149,9 +157,11 @@ def final_run(panel: Panel) -> xr.Dataset:
 def what_is_flipped(panel: Panel) -> str:
     """The settings of the study in a clause."""
     other, flipped = mislabelled(panel)
+    without = [m for m in ranking_methods(other) if m not in accusers(other)]
     return (
         f"{len(flipped):,} of {other.task.n_train:,} labels changed, {len(ranked_rows(other, flipped)):,} training "
         f"instances ranked, harm to {len(other.settings.test):,} held-out instances"
+        + (f"; not run, for their cost: {', '.join(METHODS[m].label for m in without)}" if without else "")
     )
 
 

@@ -22,7 +22,8 @@ class Profile:
         cg_tolerance: relative residual at which CG stops; None takes the method's own.
         study_left_out: at most so many left-out instances in the studies beyond the paper, whose derivatives cost
             several times a run.
-        ranked: at most so many training instances are ranked in the studies of mislabelled data and selection.
+        ranked: at most so many training instances are ranked in the study of selection.
+        suspected: the same in that of mislabelled data, where methods solve a system for each.
         retrain_seeds: number of seeds of re-training from scratch.
         rounding_seeds: the same of the study of float32 test losses.
         subsets: data set -> random groups of each size that are left out for the linear datamodeling score; "*" for
@@ -49,6 +50,7 @@ class Profile:
     cg_tolerance: float | None = None
     study_left_out: int = 20
     ranked: int = 1000
+    suspected: int = 1000
     retrain_seeds: int = 1
     rounding_seeds: int = 2
     subsets: dict[str, int] = field(default_factory=lambda: {"*": 100})
@@ -95,6 +97,7 @@ PROFILES: dict[str, Profile] = {
             lissa_h_depth={"*": 20},
             curvature=40,
             ranked=24,
+            suspected=24,
             subsets={"*": 4},
             pool=240,
             explained=4,
@@ -115,6 +118,7 @@ PROFILES: dict[str, Profile] = {
             cg_tolerance=1e-3,
             study_left_out=6,
             ranked=100,
+            suspected=100,
             subsets={"*": 10},
             pool=1_000,
             explained=20,
@@ -128,6 +132,7 @@ PROFILES: dict[str, Profile] = {
             left_out=50,
             lissa_h_depth={"energy": 5000, "*": 500},  # as published where there are numbers to compare with
             study_left_out=10,
+            suspected=300,
             retrain_seeds=3,
             rounding_seeds=6,
             subsets={"cifar10": 10, "*": 40},

@@ -1,5 +1,7 @@
 """Mislabelled instances: labels that are changed, evidence against each instance, and how well it tells them apart."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -60,6 +62,14 @@ def test_the_area_is_that_of_scikit_learn_ties_and_resamples_too():
         weights[positive], weights[~positive] = times[0][k], times[1][k]
         assert found[1 + k] == pytest.approx(roc_auc_score(positive, values, sample_weight=weights), rel=1e-12)
     assert np.isnan(study.auc(np.full(60, np.nan), positive)).all()
+
+
+def test_methods_that_iterate_are_left_aside_where_data_are_many_and_that_is_said(panel, monkeypatch):
+    monkeypatch.setattr(Panel, "methods", ("grad_dot", "cg", "ekfac"))
+    assert study.accusers(panel) == ("grad_dot", "cg", "ekfac", "lft") and "not run" not in study.what_is_flipped(panel)
+    many = replace(panel, given_settings=replace(panel.settings, curvature=tuple(range(50))))
+    assert study.accusers(many) == ("grad_dot", "ekfac", "lft")
+    assert study.what_is_flipped(many).endswith("; not run, for their cost: CG")
 
 
 def test_harm_and_self_influence_are_means_and_the_diagonal_of_scores(panel):
