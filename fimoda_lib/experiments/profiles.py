@@ -22,6 +22,7 @@ class Profile:
         cg_tolerance: relative residual at which CG stops; None takes the method's own.
         study_left_out: at most so many left-out instances in the studies beyond the paper, whose derivatives cost
             several times a run.
+        exact_tests, exact_seeds: test instances, and runs, of the exact derivative.
         ranked: at most so many training instances are ranked in the study of selection.
         suspected: the same in that of mislabelled data, where methods solve a system for each.
         retrain_seeds: number of seeds of re-training from scratch.
@@ -49,6 +50,8 @@ class Profile:
     n_test: int | None = None
     cg_tolerance: float | None = None
     study_left_out: int = 20
+    exact_tests: int = 10
+    exact_seeds: int = 2
     ranked: int = 1000
     suspected: int = 1000
     retrain_seeds: int = 1
@@ -94,6 +97,8 @@ PROFILES: dict[str, Profile] = {
             lissa_depth=50,
             n_test=8,
             cg_tolerance=0.1,
+            exact_tests=5,
+            exact_seeds=1,
             lissa_h_depth={"*": 20},
             curvature=40,
             ranked=24,
@@ -117,6 +122,8 @@ PROFILES: dict[str, Profile] = {
             n_test=40,
             cg_tolerance=1e-3,
             study_left_out=6,
+            exact_tests=5,
+            exact_seeds=1,
             ranked=100,
             suspected=100,
             subsets={"*": 10},

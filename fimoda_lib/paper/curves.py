@@ -9,7 +9,9 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from ..experiments.exact_derivative import EXACT
 from ..experiments.panel import Panel
+from ..experiments.profiles import get_profile
 from ..experiments.settings import has_small_model
 from ..plots import seeds, similarity
 from ..plots.captions import provenance, scores_of
@@ -24,7 +26,7 @@ INTERVALS = "bands: 95 % bootstrap intervals over seeds, left-out and test insta
 MARKS = {  # what a caption says of an entry of the legend
     "lft": "thick black: LFT (ours)",
     "timed": "λ = 1/(ηT): the horizon's own damping",
-    "ceiling": "dotted grey: estimated noise ceiling, its band over seeds only",
+    "ceiling": "dotted grey: estimated noise ceiling, band over seeds",
     PUBLISHED: "open markers: published (100 seeds)",
 }
 
@@ -65,6 +67,7 @@ def similarity_figure(
     words, preposition = METRICS[metric]
     trained = f"{RULES[optimizer]}, {adjustment} adjustment"
     measure = f"{words[0].upper()}{words[1:]}"
+    few = get_profile(next(iter(panels.values())).profile).exact_tests
     extra = ", with LFT" if "lft" in methods else ""
     return panel_figure(
         provenance(
@@ -84,7 +87,7 @@ def similarity_figure(
         tables,
         draw,
         what=similarity.WHAT.format(Measure=measure, trained=trained),
-        marks=marks_of(legend),
+        marks=marks_of(legend, **{EXACT: f"squares: exact derivative, {few} test instances"}),
         ylabel=f"{words} {preposition} further training",
         legend=legend,
         below=(f"the same on a {other} axis", lambda ax, letter: draw(ax, letter, other)),

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 import xarray as xr
 
+from ..experiments.exact_derivative import EXACT, exact_derivative, is_small_enough
 from ..experiments.panel import Panel, finished, one_seed
 from ..experiments.settings import experiment_of
 from ..storage.provenance import code_version
@@ -105,8 +106,13 @@ def computed_on(
 
 
 def scores_of(methods: Iterable[str], **hyper: Any) -> Callable[[Panel], list[Callable[[], Any]]]:
-    """For `provenance`: the scores of the given methods."""
-    return lambda panel: [partial(panel.scores, name, **hyper) for name in methods]
+    """For `provenance`: the scores of the given methods, and the exact derivative if it is among them."""
+
+    def found(panel: Panel) -> list[Callable[[], Any]]:
+        exact = [partial(exact_derivative, panel)] if EXACT in methods and is_small_enough(panel) else []
+        return [partial(panel.scores, name, **hyper) for name in methods if name != EXACT] + exact
+
+    return found
 
 
 def caption(panels: Panels, note: dict, what: str, marks: str = "") -> str:

@@ -12,8 +12,9 @@ from matplotlib.ticker import NullFormatter, StrMethodFormatter
 class Look:
     """How a method is drawn, in every figure. Colours are told apart by colour-blind readers; families by line style:
     solid for first-order methods, broken for influence functions, dotted for projections, a thick black line for ours,
-    dash-dotted for what is measured by training. CG, LiSSA and LiSSA-H often lie on each other: long dashes, dashes
-    with dots and short dashes, with markers at places of their own, tell them apart in print, too."""
+    dash-dotted for what is measured by training, none for what is known at a few horizons only. CG, LiSSA and LiSSA-H
+    often lie on each other: long dashes, dashes with dots and short dashes, with markers at places of their own, tell
+    them apart in print, too."""
 
     label: str
     colour: str
@@ -33,6 +34,7 @@ LOOK: dict[str, Look] = {
     "exact": Look("Exact", "#882255", "*", (0, (4, 2))),
     "timed": Look("influence, λ = 1/(ηT)", "#AA4499", "p", (0, (4, 1.2, 1, 1.2, 1, 1.2))),
     "trak": Look("TRAK", "#009E73", "h", ":"),
+    "adjoint": Look("exact derivative (adjoint)", "#B2182B", "s", ""),
     "lft": Look("LFT (ours)", "#111111", "d", "-", 2.2),
     "lft_whole": Look("LFT, groups as a whole", "#4D4D4D", "", (0, (2, 2)), 1.6),
     "random": Look("at random", "#777777", ""),

@@ -10,17 +10,15 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from ..comparison import sensitivity, similarity
-from ..experiments.panel import Panel
+from ..experiments.exact_derivative import EXACT, exact_derivative
+from ..experiments.panel import Panel, finished
 from ..intervals import bands, ceiling_interval
 from .look import LOOK, plain_log
 from .panels import horizon_axis
 
 MARKED = 7  # points of a line, if it has many
 BANDS = 4  # that are drawn with full opacity
-WHAT = (
-    "{Measure} of each method's scores and the sensitivities that further training measures ({trained}), mean over "
-    "test instances."
-)
+WHAT = "{Measure} of scores and the sensitivities that further training measures ({trained}), mean over test instances."
 
 
 def table(
@@ -31,17 +29,28 @@ def table(
     Returns:
         columns method, step, epoch, mean, low, high (its interval), sem, undefined; methods without finished scores are
         absent; a method that diverged has one row of NaN. The rows of method "ceiling" are the noise ceiling (cosine
-        only), an estimate with its interval.
+        only), an estimate with its interval; those of `EXACT` are of some steps and some test instances.
     """
-    gold, scores = panel.stored(methods)
+    gold, scores = panel.stored(name for name in methods if name != EXACT)
     if gold is None:
         return None
-    tables = curves(sensitivity(gold, adjustment), scores, metric)
-    halves = bands({m: a for m, a in scores.items() if not diverged(a)}, gold, adjustment, metric)
-    tables = [with_interval(rows, halves.get(rows["method"].iloc[0])) for rows in tables]
+    tables = curves_with_intervals(gold, scores, adjustment, metric)
+    exact = finished(lambda: exact_derivative(panel)) if EXACT in methods else None
+    if exact is not None:
+        some = gold.sel(step=exact["horizon"].values, test=exact["test"].values)
+        tables += curves_with_intervals(some, {EXACT: exact}, adjustment, metric)
     if metric == "cosine":
         tables.append(rows_of("ceiling", ceiling_interval(gold, adjustment).drop_vars("noise_dimensions")))
     return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"method": []})
+
+
+def curves_with_intervals(
+    gold: xr.Dataset, scores: dict[str, xr.DataArray], adjustment: str, metric: str
+) -> list[pd.DataFrame]:
+    """One table per method: its similarity to the gold standard at every step, with its interval."""
+    tables = curves(sensitivity(gold, adjustment), scores, metric)
+    halves = bands({m: a for m, a in scores.items() if not diverged(a)}, gold, adjustment, metric)
+    return [with_interval(rows, halves.get(rows["method"].iloc[0])) for rows in tables]
 
 
 def with_interval(rows: pd.DataFrame, half: xr.DataArray | None) -> pd.DataFrame:
@@ -88,7 +97,8 @@ def draw(ax: Axes, table: pd.DataFrame, dataset: str, axis: str = "log") -> None
 def draw_lines(
     ax: Axes, table: pd.DataFrame, x: str, *, width: float = 1.0, shade: float = 0.15, markers: bool = True
 ) -> None:
-    """A line per method over the column x, with a band; names the methods that diverged. The axis has its scale.
+    """A line per method over the column x, with a band, or its points with bars; names the methods that diverged. The
+    axis has its scale.
 
     Args:
         table: columns method, mean and `x`; low and high, the band; without them sem, for one standard error.
@@ -111,12 +121,14 @@ def draw_lines(
             linestyle=look.line,
             marker=look.marker if markers else None,
             markevery=_marked(at, method, ax.get_xscale()),
-            ms=3,
+            ms=3 if look.line else 4,
             lw=width * look.width,
-            zorder={"ceiling": 1, "lft": 1.5}.get(method, 2),  # thick lines lie below thin ones
+            zorder={"ceiling": 1, "lft": 1.5, EXACT: 2.5}.get(method, 2),  # thick lines lie below thin ones
         )
         low, high = _band(rows)
-        if np.isfinite(low).any():
+        if not look.line:
+            ax.vlines(at, low, high, color=look.colour, lw=0.8, zorder=2.5)
+        elif np.isfinite(low).any():
             ax.fill_between(at, low, high, color=look.colour, alpha=shade, lw=0)
     ax.axhline(0, color="#999999", lw=0.6, zorder=0)
     if failed:

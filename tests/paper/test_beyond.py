@@ -12,9 +12,11 @@ from torch import nn
 
 from fimoda_lib.comparison import noise_ceiling, seed_agreement, sensitivity, similarity
 from fimoda_lib.datasets import sentences
-from fimoda_lib.experiments import paper_settings
+from fimoda_lib.derivatives.adjoints import adjoint_train
+from fimoda_lib.experiments import paper_settings, profiles
+from fimoda_lib.experiments.exact_derivative import exact_derivative
 from fimoda_lib.experiments.followed import LFT_SEED, SPLIT_LEAST, SPLIT_RUNS, SPLIT_SEGMENTS
-from fimoda_lib.experiments.panel import Panel
+from fimoda_lib.experiments.panel import Panel, finished
 from fimoda_lib.experiments.profiles import get_profile
 from fimoda_lib.experiments.settings import LEAST_PRODUCTS
 from fimoda_lib.experiments.studies import (
@@ -46,6 +48,7 @@ def panels(tmp_path_factory, trained):
     a = shown["a"]  # nothing of panel b is run
     for name in ("grad_dot", "lft", "timed"):
         a.scores(name)
+    exact_derivative(a)
     a.other(optimizer="adam").scores("lft")
     assert a.gold.sizes["seed"] == a.other(optimizer="adam").gold.sizes["seed"] == 2
     first_order_runs(a)
@@ -150,6 +153,59 @@ def test_the_damping_of_the_horizon_is_a_curve_and_a_row(panels, tmp_path):
     assert "the horizon's own damping" in json.loads((tmp_path / "fig02plus.json").read_text())["caption"]
 
 
+def test_the_exact_derivative_is_a_few_points_of_the_curve_and_a_row(panels, tmp_path):
+    shown, look = panels["a"], figures.LOOK["adjoint"]
+    found, gold, test = exact_derivative(shown), shown.gold, list(range(5))
+    steps = found.horizon.values
+    assert found.test.values.tolist() == test and found.sizes["train"] == shown.task.n_train and len(steps) <= 5
+    assert (steps[0], steps[-1]) == (gold.step.values[0], gold.step.values[-1])
+    figure = beyond.figure2_plus({"a": shown}, tmp_path)
+    line = {x.get_color(): x for x in figure.axes[0].get_lines()}[look.colour]
+    expected = []
+    for step in steps:
+        s = gold.delta.sel(step=step, test=test).mean("seed").astype(float)
+        s, a = s - s.mean("left_out"), found.sel(horizon=step, train=gold.left_out.values).values
+        expected.append(np.mean([x @ y / np.linalg.norm(x) / np.linalg.norm(y) for x, y in zip(a, s.T.values)]))
+    assert line.get_linestyle() == "None" and line.get_marker() == "s"
+    np.testing.assert_allclose(line.get_ydata(), expected, rtol=1e-5)
+    rows = pd.read_csv(tmp_path / "fig02plus.csv").query("method == 'adjoint'")
+    assert rows.step.tolist() == steps.tolist() and (rows.low < rows["mean"]).all()
+    np.testing.assert_allclose(rows["mean"], expected, rtol=1e-5)
+    note = json.loads((tmp_path / "fig02plus.json").read_text())
+    assert "squares: exact derivative, 5 test instances" in note["caption"] and len(note["caption"].split()) <= 60
+    row = beyond.table_horizons({"a": shown}, tmp_path).set_index("method").loc[look.label]
+    assert row["last"] == pytest.approx(expected[-1], rel=1e-5) and row["seconds"] > 0 and not row["leads"]
+    note = json.loads((tmp_path / "table_horizons.json").read_text())
+    assert note["caption"].endswith(over_horizons.FEWER) and len(note["caption"].split()) <= 60
+
+
+def test_the_exact_derivative_is_the_mean_of_adjoints_of_several_runs(panels, tmp_path, monkeypatch):
+    shown, seeds = panels["a"], (LFT_SEED, LFT_SEED + 1)
+    monkeypatch.setitem(profiles.PROFILES, "smoke", replace(get_profile("smoke"), exact_tests=2, exact_seeds=2))
+    given = {"given_task": shown.task, "given_params": shown.params, "given_settings": shown.settings}
+    found = exact_derivative(replace(shown, results=tmp_path, compute=True, **given)).isel(horizon=-1)
+    double = {k: v.double() for k, v in shown.params.items()}
+    run = {"optimizer": "sgd", "learning_rate": shown.settings.further.learning_rate, "batch_size": 128}
+    run |= {"horizon": int(found.horizon), "test": [0, 1], "progress": False}
+    both = [adjoint_train(shown.task, double, **run, seed=seed, kinks="softened").values for seed in seeds]
+    np.testing.assert_allclose(found, (both[0] + both[1]) / 2, rtol=1e-9)
+    assert not np.allclose(both[0], both[1], rtol=0.01)
+    between = np.mean([adjoint_train(shown.task, double, **run, seed=seed).values for seed in seeds], axis=0)
+    assert not np.allclose(found, between, rtol=1e-5, atol=0)  # few units switch in so few steps
+
+
+def test_no_exact_derivative_where_none_is_stored_or_data_are_large(panels, trained, tmp_path):
+    trained(tmp_path, "diabetes")
+    without = Panel("diabetes", "smoke", results=tmp_path, compute=False)
+    assert finished(lambda: exact_derivative(without)) is None
+    figure = beyond.figure2_plus({"a": without}, tmp_path / "figures")
+    assert figures.LOOK["adjoint"].colour not in {x.get_color() for x in figure.axes[0].get_lines()}
+    assert "squares" not in json.loads((tmp_path / "figures" / "fig02plus.json").read_text())["caption"]
+    assert exact_derivative(Panel("breast_cancer", "smoke", results=tmp_path / "empty")) is None
+    assert not (tmp_path / "empty").exists()
+    assert exact_derivative(panels["a"]) is not None
+
+
 def test_lft_follows_the_whole_hessian_and_g_alone_for_many_instances(panels):
     shown = panels["a"]
     settings = replace(shown.settings, lft_products=None)
@@ -194,13 +250,13 @@ def test_softened_tangents_are_those_of_the_same_runs_and_smooth_models_need_non
 
 def test_the_table_has_similarities_and_seconds(panels, tmp_path):
     table = beyond.table_horizons(panels, tmp_path)
-    assert table["method"].tolist() == ["Grad-Dot", figures.LOOK["timed"].label, "LFT (ours)"]
+    assert table["method"].tolist() == ["Grad-Dot", *(figures.LOOK[m].label for m in ("timed", "lft", "adjoint"))]
     gold = panels["a"].gold
     mean = similarity(panels["a"].scores("grad_dot"), sensitivity(gold))["mean"].values
     row = table.iloc[0]
     assert row["first"] == mean[0] and row["last"] == mean[-1] and row["lowest"] == mean.min()
     assert mean.min() <= row["mean over horizons"] <= mean.max() and row["seconds"] > 0
-    assert len(pd.read_csv(tmp_path / "table_horizons.csv")) == 3
+    assert len(pd.read_csv(tmp_path / "table_horizons.csv")) == 4
     one_seed = round(float(gold.seconds.sum()), 1) / gold.sizes["seed"]
     np.testing.assert_allclose(table["of one seed"], table["seconds"] / one_seed)
     half = (pd.read_csv(tmp_path / "table_horizons.csv")["±"] > 0).all()
@@ -227,6 +283,12 @@ def test_what_leads_is_bold_only_beyond_the_intervals():
         )
         assert [s.endswith(word) for s in over_horizons.lft_beside_others(rows)] == [True]
     assert over_horizons.lft_beside_others(pd.DataFrame()) == []
+    labels = [figures.LOOK[m].label for m in ("adjoint", "lft", "cg")]  # the first is a yardstick of fewer instances
+    rows = [
+        {"data set": "X", "method": m, "mean over horizons": a, "±": 0.01} for m, a in zip(labels, (0.95, 0.9, 0.5))
+    ]
+    assert [row["leads"] for row in over_horizons.compared(rows)] == [False, True, False]
+    assert "CG with 0.50; LFT, with 0.90, leads." in over_horizons.lft_beside_others(pd.DataFrame(rows))[0]
     page = over_horizons.html(table)
     assert page.count("row0_col2 {") == 1 and "row1_col2 {" not in page and "font-weight: bold" in page
 
@@ -240,7 +302,7 @@ def test_the_table_keeps_panels_drawn_earlier(panels, tmp_path):
     assert note["datasets"]["diabetes"]["drawn"] == note["commit"] and note["profile"] == "smoke"
     (tmp_path / "table_horizons.csv").unlink()
     without = beyond.table_horizons({"b": panels["b"]}, tmp_path)
-    assert without["seconds"].isna().all() and len(without) == 3
+    assert without["seconds"].isna().all() and len(without) == 4
     assert beyond.table_horizons({"b": panels["b"]}, tmp_path / "elsewhere").empty
 
 
