@@ -29,13 +29,24 @@ class Segment:
     Args:
         first, last: numbers of the records at which it begins and ends.
         params: where the run stood when it began.
-        preconditioner: Adam's 1/(√v + ε) of every parameter, averaged over the segment's records; None for SGD.
+        squares: Adam's mean square v̂ of the gradient in every parameter, averaged over the segment's records (and over
+            runs, see `mean_run`); None for SGD.
     """
 
     first: int
     last: int
     params: Params
-    preconditioner: Params | None
+    squares: Params | None
+
+    @property
+    def preconditioner(self) -> Params | None:
+        """What Adam multiplies its mean gradient by, besides the learning rate, 1/(√v̂ + ε).
+
+        Of the mean v̂, not the mean of 1/√v̂: that is made by the few batches in which a gradient happened to be small.
+        """
+        if self.squares is None:
+            return None
+        return {k: 1 / (v.sqrt() + Optimizer.epsilon) for k, v in self.squares.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,7 +108,7 @@ def record_full_run(
     ensemble = Ensemble(task, params, 1, rule, device=where)
     train_set = to(task.train, ensemble.device, ensemble.dtype)
     chosen = [resolve_rows(train, task.n_train, "train"), resolve_rows(test, task.n_test, "test")]
-    outputs, starts, multipliers = [], [], [None] * (len(cuts) - 1)
+    outputs, starts, squares = [], [], [None] * (len(cuts) - 1)
 
     def record() -> None:
         number = len(outputs)
@@ -108,8 +119,8 @@ def record_full_run(
         )
         if rule.name != "sgd" and number:
             k = bisect_left(cuts, number) - 1  # the segment that ends here, or goes on
-            share = {name: m / (cuts[k + 1] - cuts[k]) for name, m in adam_multiplier(rule, ensemble).items()}
-            multipliers[k] = share if multipliers[k] is None else tree_map(torch.add, multipliers[k], share)
+            share = {name: v / (cuts[k + 1] - cuts[k]) for name, v in mean_squares(rule, ensemble).items()}
+            squares[k] = share if squares[k] is None else tree_map(torch.add, squares[k], share)
 
     with strict_arithmetic(ensemble.device):
         record()
@@ -125,8 +136,8 @@ def record_full_run(
     if not all(values[:, rows].isfinite().all() for values, rows in zip(found, chosen, strict=True)):
         raise ValueError(f"The full run diverged: with learning rate {learning_rate} its outputs are not finite.")
     pieces = tuple(
-        Segment(first, last, start, multiplier)
-        for first, last, start, multiplier in zip(cuts[:-1], cuts[1:], starts, multipliers, strict=True)
+        Segment(first, last, start, square)
+        for first, last, start, square in zip(cuts[:-1], cuts[1:], starts, squares, strict=True)
     )
     settings = {"optimizer": optimizer, "learning_rate": rule.learning_rate, "batch_size": batch_size, "seed": seed}
     return Trajectory(rule.learning_rate, due, *found, pieces, settings)
@@ -175,7 +186,7 @@ def segment_cuts(steps: Sequence[int], segments: int) -> list[int]:
 
 
 def mean_run(runs: Iterable[Trajectory]) -> Trajectory:
-    """Recorded runs that differ in their seeds as one: the means of outputs, checkpoints and preconditioners.
+    """Recorded runs that differ in their seeds as one: the means of outputs, checkpoints and Adam's mean squares.
 
     What the batches of a single run happen to be averages out: a method for the mean over many seeds should not follow
     the noise of one. Takes one run at a time. The settings are the first run's, and "runs", their number.
@@ -189,7 +200,7 @@ def mean_run(runs: Iterable[Trajectory]) -> Trajectory:
         return settings, run.steps, [(s.first, s.last) for s in run.segments], run.train_outputs.shape
 
     def moving(run: Trajectory) -> list:
-        return [run.train_outputs, run.test_outputs, [(s.params, s.preconditioner or {}) for s in run.segments]]
+        return [run.train_outputs, run.test_outputs, [(s.params, s.squares or {}) for s in run.segments]]
 
     first, total, number = None, None, 0
     for run in runs:
@@ -207,15 +218,14 @@ def mean_run(runs: Iterable[Trajectory]) -> Trajectory:
         return first
     train, test, ends = tree_map(lambda value: value / number, total)
     segments = tuple(
-        replace(s, params=params, preconditioner=preconditioner or None)
-        for s, (params, preconditioner) in zip(first.segments, ends, strict=True)
+        replace(s, params=params, squares=squares or None)
+        for s, (params, squares) in zip(first.segments, ends, strict=True)
     )
     settings = {**first.settings, "runs": number}
     return replace(first, train_outputs=train, test_outputs=test, segments=segments, settings=settings)
 
 
-def adam_multiplier(rule: Optimizer, ensemble: Ensemble) -> Params:
-    """What Adam multiplies its mean gradient by, besides the learning rate, after the last step."""
+def mean_squares(rule: Optimizer, ensemble: Ensemble) -> Params:
+    """Adam's v̂ after the last step."""
     correction = 1 - rule.betas[1] ** ensemble.steps
-    squares = ensemble.state["square"]
-    return {k: 1 / ((square[0].cpu() / correction).sqrt() + rule.epsilon) for k, square in squares.items()}
+    return {k: square[0].cpu() / correction for k, square in ensemble.state["square"].items()}

@@ -31,7 +31,7 @@ def draw(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
     """Side by side for each size of subsets, a line for each method."""
     x, label = horizon_axis(dataset)
     lowest = min(-0.2, np.nanmin(table["lds"]) - 0.1)
-    for inset, (share, rows) in side_by_side(ax, table, "share"):
+    for inset, (share, rows) in side_by_side(ax, table, "share", gap=0.06):
         for method, curve in rows.groupby("method", sort=False):
             look = LOOK[method]
             inset.plot(

@@ -52,11 +52,11 @@ def differs(found, expected, at_least=0.01):
 
 
 def path_by_hand(task, params, *, learning_rate, batch_size, seed, steps=STEPS, optimizer="sgd"):
-    """Parameters before every step and after the last, and Adam's multipliers after every step, flat."""
+    """Parameters before every step and after the last, and Adam's mean squares after every step, flat."""
     model = oracles.at(task, params)
     rule = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam}[optimizer](model.parameters(), lr=learning_rate)
     sampler = RandomSampler(range(task.n_train), generator=torch.Generator().manual_seed(seed))
-    batches, path, multipliers = [], [dict(model.state_dict())], []
+    batches, path, means = [], [dict(model.state_dict())], []
     while len(batches) < steps:
         batches += torch.tensor(list(sampler)).split(batch_size)
     for t, rows in enumerate(batches[:steps], 1):
@@ -67,8 +67,8 @@ def path_by_hand(task, params, *, learning_rate, batch_size, seed, steps=STEPS, 
         path.append(dict(model.state_dict()))
         if optimizer == "adam":
             squares = [rule.state[p]["exp_avg_sq"].ravel() for p in model.parameters()]
-            multipliers.append((1 / ((torch.cat(squares) / (1 - 0.999**t)).sqrt() + 1e-8)).numpy())
-    return path, multipliers
+            means.append((torch.cat(squares) / (1 - 0.999**t)).numpy())
+    return path, means
 
 
 def slope(task, outputs, target):
@@ -128,7 +128,7 @@ class Dense:
         eta=RUN["learning_rate"],
         horizons=HORIZONS,
         order=1,
-        multipliers=None,
+        squares=None,
         G_factor=1.0,
         frozen=False,
         groups=[[i] for i in TRAIN],  # noqa: B006
@@ -148,7 +148,8 @@ class Dense:
                 if (number, end - begin) not in factors:
                     last = [*self.starts, len(self.records) - 1][number + 1]
                     ends = self.records[self.starts[number] + 1 : last + 1]
-                    multiplier = None if multipliers is None else np.mean([multipliers[t - 1] for t in ends], 0)
+                    mean = None if squares is None else np.mean([squares[t - 1] for t in ends], 0)
+                    multiplier = None if squares is None else 1 / (np.sqrt(mean) + 1e-8)
                     factors[number, end - begin] = steps_of(G_factor * G, eta, end - begin, multiplier)
                 pushed = np.zeros(len(G))
                 for i in group:
@@ -238,13 +239,13 @@ def test_several_runs_are_followed_at_their_mean(kind, outputs):
     differs(in_segments, Dense(task, params, paths[0], outputs=mean, starts=(0, 2, 4))(), 1e-4)
 
 
-def test_with_adam_the_preconditioners_are_averaged_too():
+def test_with_adam_the_mean_squares_are_averaged_too():
     task, params = tiny("classification")
     run = {**RUN, "optimizer": "adam", "learning_rate": 0.02}
     records = [record_full_run(task, params, steps=EVERY, progress=False, **{**run, "seed": s}) for s in (4, 5)]
     both = mean_run(records)
-    for name, values in both.segments[0].preconditioner.items():
-        first, second = (r.segments[0].preconditioner[name] for r in records)
+    for name, values in both.segments[0].squares.items():
+        first, second = (r.segments[0].squares[name] for r in records)
         assert torch.equal(values, (first + second) / 2) and not torch.equal(first, second)
     check(lft(task, params, both), lft(task, params, run, runs=2), 1e-12)
     assert mean_run(records[:1]) is records[0]
@@ -322,13 +323,13 @@ def test_what_steps_leave_of_a_direction_and_what_they_gain():
 def test_adam_follows_its_recorded_preconditioner(kind, outputs, starts):
     task, params = tiny(kind, outputs=outputs)
     run = {**RUN, "optimizer": "adam", "learning_rate": 0.01}
-    path, multipliers = path_by_hand(task, params, **run)
+    path, squares = path_by_hand(task, params, **run)
     dense = Dense(task, params, path, starts=starts)
     found = lft(task, params, run, order=1, segments=len(starts))
-    check(found, dense(eta=0.01, multipliers=multipliers))
+    check(found, dense(eta=0.01, squares=squares))
     differs(found, dense(eta=0.01))  # SGD
-    differs(found, dense(eta=0.01, multipliers=multipliers, G_factor=0.0))
-    differs(found, dense(eta=0.01, multipliers=[multipliers[0]] * STEPS))
+    differs(found, dense(eta=0.01, squares=squares, G_factor=0.0))
+    differs(found, dense(eta=0.01, squares=[squares[0]] * STEPS))
 
 
 # Its limits
