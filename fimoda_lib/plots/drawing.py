@@ -14,6 +14,7 @@ import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.legend import Legend
 
 from .captions import caption, line_of, runs_behind
 from .look import LOOK, PUBLISHED, STYLE
@@ -105,16 +106,7 @@ def _layout(
     figure.align_ylabels(axes[:, 0])
     below = 0.16 / figure.get_figheight()  # what the panels leave free, as a share of the height: the foot ...
     if legend:
-        box = figure.legend(
-            handles=[_handle(entry) if isinstance(entry, str) else entry for entry in legend],
-            loc="lower center",
-            bbox_to_anchor=(0.5, below),
-            ncols=across,
-            handlelength=2.4,
-            columnspacing=1.4,
-            borderaxespad=0,
-        )
-        box.set_in_layout(False)
+        box = _legend(figure, legend, below, across)
         below += box.get_window_extent().height / figure.bbox.height  # ... and the legend
     figure.get_layout_engine().set(rect=(0, below, 1, 1 - below))
     foot(figure, note)
@@ -125,6 +117,25 @@ def foot(figure: Figure, note: dict) -> None:
     """The line of provenance at the foot of a figure."""
     low = 0.03 / figure.get_figheight()
     figure.text(0.995, low, line_of(note), fontsize=5.5, color="#777777", ha="right", va="bottom")
+
+
+def _legend(figure: Figure, entries: Sequence[str | Artist], below: float, across: int) -> Legend:
+    """The legend at the foot of a figure, in so many columns, or as many of them as fit."""
+    handles = [_handle(entry) if isinstance(entry, str) else entry for entry in entries]
+    box = figure.legend(
+        handles=handles,
+        loc="lower center",
+        bbox_to_anchor=(0.5, below),
+        ncols=across,
+        handlelength=2.4,
+        columnspacing=1.4,
+        borderaxespad=0,
+    )
+    box.set_in_layout(False)
+    if across > 1 and box.get_window_extent().width > figure.bbox.width:
+        box.remove()
+        return _legend(figure, entries, below, across - 1)
+    return box
 
 
 def _handle(name: str) -> mpl.lines.Line2D:

@@ -167,6 +167,7 @@ def test_the_exact_derivative_is_a_few_points_of_the_curve_and_a_row(panels, tmp
         s, a = s - s.mean("left_out"), found.sel(horizon=step, train=gold.left_out.values).values
         expected.append(np.mean([x @ y / np.linalg.norm(x) / np.linalg.norm(y) for x, y in zip(a, s.T.values)]))
     assert line.get_linestyle() == "None" and line.get_marker() == "s"
+    assert figure.legends[0].get_window_extent().width <= figure.bbox.width  # in as many columns as fit
     np.testing.assert_allclose(line.get_ydata(), expected, rtol=1e-5)
     rows = pd.read_csv(tmp_path / "fig02plus.csv").query("method == 'adjoint'")
     assert rows.step.tolist() == steps.tolist() and (rows.low < rows["mean"]).all()
