@@ -92,6 +92,8 @@ class Task:
                 f"Task '{self.name}': got a {type(self.model).__name__} as model and a {type(self.loss).__name__} as "
                 "loss, expected a torch.nn.Module and a function loss(outputs, targets)."
             )
+        for part in (self.model, self.loss):
+            check_dense(self.name, part)
         for part, instances in (("train", self.train), ("test", self.test)):
             leaves = tree_flatten(instances)[0] if isinstance(instances, tuple | list) and len(instances) == 2 else []
             if any(isinstance(x, Tensor) and x.is_inference() for x in leaves):
@@ -130,6 +132,22 @@ class Task:
                         f"Task '{self.name}': the {part} {what} hold NaN or infinite values "
                         f"({int((~leaf.isfinite()).sum())} of {leaf.numel()}); remove or impute them first."
                     )
+
+
+def check_dense(task: str, part: Any) -> None:
+    """Raises ValueError for layers or tensors of a model, or of a loss that is one, that are quantised or sparse."""
+    for name, module in part.named_modules() if isinstance(part, nn.Module) else ():
+        if ".quantized." in type(module).__module__:
+            raise ValueError(
+                f"Layer {name!r} of task '{task}' is quantised, expected real numbers, which can be differentiated and "
+                "moved to float64; give the model that was quantised."
+            )
+        for key, value in (*vars(module).items(), *module._buffers.items(), *module._parameters.items()):
+            if isinstance(value, Tensor) and value.layout != torch.strided:
+                raise ValueError(
+                    f"{f'{name}.{key}'.lstrip('.')!r} of task '{task}' is a {str(value.layout).removeprefix('torch.')} "
+                    "tensor, expected dense ones, which torch.func knows; make it dense by to_dense()."
+                )
 
 
 def check_task(task: Any) -> None:

@@ -35,6 +35,11 @@ CAUSES = (
     ("ScriptModule", "it is a scripted model", "give the module that it was made of"),
     ("Jitted", "it is a scripted model", "give the module that it was made of"),
     ("inplace", "it writes batched values into a tensor that has none", "put results together by torch.stack or cat"),
+    (
+        "same randomness",
+        "it draws from distributions that it computes (torch.normal, torch.bernoulli, torch.multinomial)",
+        "draw numbers that depend on nothing: mean + std * torch.randn_like(mean), torch.rand_like(p) < p",
+    ),
     ("forward AD", "one of its operations has no forward derivative", "write it with elementary operations"),
 )
 TRANSFORMERS = "a sequence classifier of transformers becomes a task by fimoda_lib.huggingface.text_task"
@@ -64,3 +69,18 @@ def cause(error: Exception, model: nn.Module) -> tuple[str, str]:
     if recurrent:
         return f": its recurrent layer {recurrent[0]} cannot be batched", "; write its gates with nn.Linear"
     return "", ""
+
+
+def uncopied(task: str, part: nn.Module, error: Exception) -> ValueError:
+    """What to raise where a model, or a loss that is one, cannot be copied."""
+    advice = "build it anew"
+    for hook in (hook for module in part.modules() for hook in module._forward_pre_hooks.values()):
+        old = type(hook).__module__.removeprefix("torch.nn.utils.")
+        if old == "prune":
+            advice = f"make its pruning final by prune.remove(module, {hook._tensor_name!r})"
+        elif old in ("weight_norm", "spectral_norm"):
+            advice = f"take nn.utils.parametrizations.{old} in place of nn.utils.{old}"
+    return ValueError(
+        f"The {type(part).__name__} of task '{task}' cannot be copied ({checks.reason(error)}); expected one that "
+        f"holds no tensors of an earlier forward pass, no generators and no open files: {advice}."
+    )

@@ -11,12 +11,13 @@ import contextlib
 from collections.abc import Iterator
 from functools import partial
 from itertools import combinations
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ..tasks import Instances, Params
+from ..tasks import Instances, Params, take
 from .working import Working
 
 
@@ -88,14 +89,14 @@ def check_left_alone(task: str, few: Instances, given: Instances, outputs: Tenso
         )
 
 
-def check_unchanged(task: str, before: Params, after: Params) -> None:
-    """Nor may the model's buffers and the parameters that it is called with."""
+def check_unchanged(task: str, before: dict[str, Any], after: dict[str, Any]) -> None:
+    """Nor may the model's buffers, its attributes and the parameters that it is called with."""
     changed = [k for k, value in after.items() if k not in before or not equal(value, before[k])]
     if changed:
         raise ValueError(
             f"The model of task '{task}' changes its own {changed[0]!r} in a forward pass, so that an instance "
-            "would depend on all that were seen before; expected one that stays as it is: call model.eval(), use a "
-            "layer without running statistics, or self.weight.clamp(min=0) in place of a write to .data."
+            "would depend on all that were seen before; expected one that stays as it is: call model.eval(), use "
+            "no running statistics and no count of calls, or self.weight.clamp(min=0) in place of a write to .data."
         )
 
 
@@ -108,7 +109,9 @@ def check_writes(task: str, working: Working, params: Params, few: Instances) ->
     check_unchanged(task, before, far)
 
 
-def equal(a: Tensor, b: Tensor) -> bool:  # NaN being NaN
+def equal(a: Any, b: Any) -> bool:  # NaN being NaN
+    if not (isinstance(a, Tensor) and isinstance(b, Tensor)):
+        return type(a) is type(b) and (a == b or a != a)
     return torch.equal(a, b) or (a.shape == b.shape and torch.allclose(a, b, rtol=0, atol=0, equal_nan=True))
 
 
@@ -156,18 +159,22 @@ def check_sum(task: str, working: Working, params: Params, few: Instances) -> No
     It would not be with a gradient that is normalised over a batch, say, by a hook or an autograd.Function.
     """
 
-    def gradient(k: int) -> Tensor:
-        """Of the loss of the first instance, k times in a batch, over k."""
+    def gradient(rows: list[int], weights: list[float]) -> Tensor:
+        """Of the weighted losses of a batch of these instances."""
         leaves = {name: p.detach().clone().requires_grad_() for name, p in params.items()}
-        instances = tree_map(lambda x: x.detach()[:1].expand(k, *x.shape[1:]).clone(), few)
+        instances = tree_map(torch.clone, take(few, torch.tensor(rows, device=working.device)))
         with torch.enable_grad():
-            mean = working.losses(leaves, instances).mean()
+            losses = working.losses(leaves, instances)
+            total = (losses * losses.new_tensor(weights)).sum()
         return torch.cat([
-            g.flatten() for g in torch.autograd.grad(mean, list(leaves.values()), materialize_grads=True)
+            g.flatten() for g in torch.autograd.grad(total, list(leaves.values()), materialize_grads=True)
         ])  # fmt: skip
 
-    once, twice = gradient(1), gradient(2)
-    if not torch.allclose(once, twice, rtol=1e-6, atol=1e-9 * float(once.nan_to_num().abs().max()), equal_nan=True):
+    alone, twice, beside = gradient([0], [1.0]), gradient([0, 0], [0.5, 0.5]), gradient([0, 1, 2], [1.0, 0.0, 0.0])
+    beside = beside if beside.isfinite().all() else alone  # no weight takes away what is not finite
+    rounding = 1e-12 + 1e-9 * float(alone.nan_to_num().abs().max())
+    near = partial(torch.allclose, alone, rtol=1e-6, atol=rounding, equal_nan=True)
+    if not near(twice) or not near(beside):
         raise ValueError(
             f"The gradient of task '{task}' for an instance depends on which others are beside it in the batch, "
             "expected each on its own: no hook and no autograd.Function may use statistics of a batch."

@@ -6,11 +6,9 @@ will use. What does not hold is said in one sentence of its own: numbers that wo
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.func import grad, vmap
@@ -21,6 +19,7 @@ from ..devices import own_randomness
 from ..tasks import Instances, Params, Task, different, extreme, take, to
 from .causes import cause, failure
 from .engines import needs_measuring
+from .states import attributes, elsewhere
 from .ties import check_doors, check_left_alone, check_sum, check_ties, check_unchanged, check_writes, equal
 from .working import Working, once
 
@@ -86,7 +85,10 @@ def check_training(
     def check() -> None:
         for dtype in precisions(params, torch.float64, own=True):
             trial = Trial(task, params, dtype, device, training=True)
-            trial.trainable(trial.honest("train"), kind)
+            few = trial.honest("train")
+            trial.trainable(few, kind)
+            if trial.working.noisy and dtype == torch.float64:  # without its masks gradients can be compared
+                Trial(task, params, dtype, device).trainable(few, kind)
 
     check_evaluation(task, params, device, replicas=kind, parts=("test",))
     once(task, params, ("training", device, kind), check)
@@ -123,14 +125,14 @@ class Trial:
             try:
                 alone = [] if self.training else [self.forward(one) for one in self.alone(few)]
                 outputs, losses = self.forward(given)
-                kept = outputs.clone()
+                kept, own = outputs.clone(), attributes(self.working.model, self.working.criterion)
                 self.working.loss(outputs, given[1])
             except Exception as error:  # whatever the caller's model and loss may raise
                 raise failure(self.task.name, part, error, self.working.model) from error
             drawn = elsewhere() != others and all(self.draws(few) for _ in range(4))
             check_left_alone(self.task.name, few, given, kept, outputs)
             check_unchanged(self.task.name, state, self.held())
-            self.repeats(few, kept, losses, drawn)
+            self.repeats(few, kept, losses, drawn, own)
             self.each_on_its_own(few, alone, kept, losses, part)
             self.extremes(part)
         with own_randomness(self.device, 0):
@@ -147,9 +149,9 @@ class Trial:
             except Exception as error:  # whatever the caller's model and loss may raise
                 raise failure(self.task.name, part, error, self.working.model, row) from error
 
-    def forward(self, instances: Instances) -> tuple[Tensor, Tensor]:
+    def forward(self, instances: Instances, seed: int = 0) -> tuple[Tensor, Tensor]:
         """Outputs and losses, always from the same random state."""
-        with own_randomness(self.device, 0):
+        with own_randomness(self.device, seed):
             outputs = self.working.outputs(self.params, instances[0])
             return outputs, self.working.loss(outputs, instances[1])
 
@@ -165,10 +167,12 @@ class Trial:
         """Copies of the parameters that the model is called with, and of its buffers."""
         return {k: v.clone() for k, v in [*self.params.items(), *self.working.model.named_buffers()]}
 
-    def repeats(self, few: Instances, outputs: Tensor, losses: Tensor, drawn: bool) -> None:
-        """A second pass must find what the first found; random numbers are PyTorch's own, and none in evaluation."""
-        name = self.task.name
-        if drawn or not all(map(equal, self.forward(few), (outputs, losses))):
+    def repeats(self, few: Instances, outputs: Tensor, losses: Tensor, drawn: bool, own: dict[str, Any]) -> None:
+        """A second pass must find, and leave, what the first did; random numbers are PyTorch's own, and none in
+        evaluation. What is kept of one pass alone (maps of attention, say) may change with its instances."""
+        name, again = self.task.name, self.forward(few)
+        check_unchanged(name, own, attributes(self.working.model, self.working.criterion))
+        if drawn or not all(map(equal, again, (outputs, losses))):
             raise ValueError(
                 f"The model or the loss of task '{name}' gives other numbers in a second pass, or draws random ones "
                 "from elsewhere than PyTorch's own generator; expected torch.rand, F.dropout and the like, which can "
@@ -186,8 +190,7 @@ class Trial:
     ) -> None:
         """An instance's outputs and loss must be the same whatever other instances are beside it, or none."""
         if self.training:  # where noise belongs to places in a batch
-            others = take(few, torch.tensor([0, 2, 2], device=self.device))
-            error = self.error(self.forward(others)[0][:1], outputs[:1])
+            error = self.beside_copies(few, outputs)
         else:
             error = self.error(torch.cat([one for one, _ in alone]), outputs)
         if error:
@@ -204,6 +207,16 @@ class Trial:
                 f"beside it in the batch (by {error:.1%}), expected each on its own: outputs {shapes} and targets "
                 f"{tuple(few[1].shape)} may have been broadcast, or something was averaged over instances."
             )
+
+    def beside_copies(self, few: Instances, outputs: Tensor) -> float:
+        """Largest `error` of an instance's outputs, in its place of a batch, where it is in all other places, too."""
+        errors = []
+        for seed in (0, 1) if self.working.noisy else (0,):  # a drawn order may leave an instance alone
+            expected = self.forward(few, seed)[0] if seed else outputs
+            for k in range(FEW):
+                copies = take(few, torch.full((FEW,), k, device=self.device))
+                errors.append(self.error(self.forward(copies, seed)[0][k : k + 1], expected[k : k + 1]))
+        return max(errors)
 
     def error(self, found: Tensor, expected: Tensor, scale: float = 1.0) -> float:
         """Largest difference relative to the largest entry, 0 if it is rounding; infinite if shapes differ, or only one
@@ -284,9 +297,3 @@ class Trial:
                 f"Task '{self.task.name}' cannot be {how} by torch.func{what} "
                 f"({reason(error)}), expected operations that run under torch.func.vmap{advice}."
             ) from error
-
-
-def elsewhere() -> list[Any]:
-    """Where the random generators of Python and NumPy stand."""
-    kind, keys, *rest = np.random.get_state()
-    return [random.getstate(), kind, keys.tobytes(), *rest]

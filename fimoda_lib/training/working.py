@@ -22,7 +22,8 @@ from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflat
 from .. import checks
 from ..devices import own_randomness, random_state
 from ..tasks import Instances, Params, Task, counterpart, different, model_to, take, to
-from .causes import failure
+from .causes import failure, uncopied
+from .states import fingerprint
 
 
 class Working:
@@ -72,10 +73,7 @@ class Working:
         try:
             return copy.deepcopy(part)
         except Exception as error:
-            raise ValueError(
-                f"The {type(part).__name__} of task '{self.name}' cannot be copied ({checks.reason(error)}); expected "
-                "one that holds no tensors of an earlier forward pass, no generators and no open files: build it anew."
-            ) from error
+            raise uncopied(self.name, part, error) from error
 
     def _taken(self, found: Any, targets: Tensor) -> tuple[Any, bool, Any]:
         """What the loss takes of what the model returned, whether that is its logits alone, and the losses."""
@@ -123,9 +121,10 @@ class Form:
     def __init__(self, found: Any, losses: Any, loss: Callable[[Any], Any], task: str, n: int = 2) -> None:
         shape = tuple(losses.shape) if isinstance(losses, Tensor) else f"no tensor but {checks.shown(losses)}"
         if shape != (n,):
+            column = ": of its one column, losses.squeeze(1)" if shape == (n, 1) else ""
             raise ValueError(
                 f"The loss of task '{task}' returned shape {shape} for {n} instances, expected ({n},): one "
-                "value per instance, not reduced."
+                f"value per instance, not reduced{column}."
             )
         leaves, self.structure = tree_flatten(found)
         self.size, self.used = len(leaves), []
@@ -237,13 +236,12 @@ _known: WeakKeyDictionary[Task, dict[Any, Any]] = WeakKeyDictionary()
 
 
 def once(task: Task, params: Params, question: Any, answer: Callable[[], Any]) -> Any:
-    """What is found about a task, kept while there is the task and its model is in the same mode.
+    """What is found about a task, kept while there is the task and its model, mode and all, stays as it is.
 
     Results are asked for by the hundred, and what their trials look at does not change.
     """
-    modes = tuple(module.training for module in task.model.modules())
     like = [(k, p.dtype, p.device) for k, p in params.items()]
-    key = (question, modes, tuple(like))
+    key = (question, fingerprint(task.model, task.loss), tuple(like))
     found = _known.setdefault(task, {})
     if key not in found:
         found[key] = answer()

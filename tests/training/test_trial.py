@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from small_files import refusal
 from torch import nn
+from torch.nn.utils import prune
 from torch.utils.checkpoint import checkpoint
 
 from fimoda_lib import Task, attribute, cross_entropy, further_train, mean_loss, squared_error, train_final_model
@@ -202,16 +203,27 @@ def test_statistics_of_a_batch_of_ones_own():
 
 
 @pytest.mark.parametrize(
+    "other",
+    [lambda x: x.roll(1, 0), lambda x: x.flip(0), lambda x: x[torch.randperm(len(x))], lambda x: x.amax(0)],
+    ids=["the one before", "mirrored", "mixup", "largest"],
+)
+def test_instances_that_are_mixed_with_others_in_training_alone(other):
+    mixing = Own(lambda linear, x, training: linear(0.7 * x + 0.3 * other(x) if training else x))
+    everywhere(*problem(mixing), "which others are beside it", calls=TRAINING)
+
+
+@pytest.mark.parametrize(
     ("loss", "fragments"),
     [
         (lambda o, t: (o[:, 0] - t).square().mean(1), ["depends on which others", "broadcast", "(3, 1)"]),
         (lambda o, t: (o[:, 0] - t).square(), ["shape (2, 2) for 2 instances", "not reduced"]),
         (lambda o, t: (o - t).square()[:, 0] / (o - t).square().mean(), ["depends on which others"]),
+        (nn.MSELoss(reduction="none"), ["shape (2, 1)", "losses.squeeze(1)"]),
         (lambda o, t: (o - t).square().mean(), ["shape ()"]),
         (lambda o, t: (o - t).square().mean(0), ["shape (1,) for 2 instances"]),
         (lambda o, t: (o - t).square()[:, 0].tolist(), ["no tensor but"]),
     ],
-    ids=["broadcast", "a matrix", "normalised", "reduced", "over instances", "a list"],
+    ids=["broadcast", "a matrix", "normalised", "a column", "reduced", "over instances", "a list"],
 )
 def test_losses_that_mix_instances(loss, fragments):
     everywhere(*problem(nn.Linear(3, 1), loss), *fragments)
@@ -253,6 +265,53 @@ class Counting(Own):
     def forward(self, x):
         self.seen += 1
         return super().forward(x)
+
+
+class Scheduled(Own):
+    """Counts its passes in training, and is another model after the twelfth."""
+
+    def __init__(self):
+        super().__init__(lambda linear, x, training: linear(x))
+        self.calls = 0
+
+    def forward(self, x):
+        self.calls += self.training
+        return super().forward(x) * (1 if self.calls < 12 else 2)
+
+
+class Averaging(Own):
+    """Keeps a moving average of its inputs in a plain tensor, to be used later."""
+
+    def __init__(self):
+        super().__init__(lambda linear, x, training: linear(x))
+        self.mean = torch.zeros(3)
+
+    def forward(self, x):
+        self.mean = 0.9 * self.mean + 0.1 * x.mean(0)
+        return super().forward(x)
+
+
+def test_models_that_remember_other_passes():
+    everywhere(*problem(Scheduled()), "changes its own 'calls'", "no count of calls", calls=TRAINING)
+    everywhere(*problem(Averaging()), "changes its own 'mean'")
+    assert np.isfinite(further_train(*problem(Keeps()), **FURTHER).delta).all()  # of one pass alone
+
+
+def test_a_model_that_is_changed_between_calls_is_tried_anew():
+    def forward(linear, x, training):
+        return linear(F.dropout(x, model.p, training) - (x.mean(0) if model.mixes else 0))
+
+    model = Own(forward)
+    model.p, model.mixes = 0.0, False
+    task, params = problem(model, dtype=torch.float64)
+    assert abs(further_train(task, params, **FURTHER).delta).max() > 0
+    model.p = 0.5
+    fresh = Task("odd", model, task.loss, task.train, task.test)
+    for removal in ("drop", "mask", "subtract"):
+        found, expected = (further_train(t, params, **FURTHER, removal=removal).delta for t in (task, fresh))
+        np.testing.assert_array_equal(found, expected)
+    model.mixes = True
+    everywhere(task, params, "which others are beside it")
 
 
 def test_models_that_change_themselves():
@@ -420,6 +479,48 @@ def test_models_that_cannot_be_copied():
     everywhere(task, params, "cannot be copied", "build it anew")
 
 
+def pruned(layer):
+    return prune.l1_unstructured(layer, "weight", 0.5)
+
+
+@pytest.mark.filterwarnings("ignore")  # the old forms are deprecated
+@pytest.mark.parametrize(
+    ("dress", "advice"),
+    [
+        (pruned, "prune.remove(module, 'weight')"),
+        (nn.utils.weight_norm, "nn.utils.parametrizations.weight_norm"),
+    ],
+    ids=["pruned", "weight_norm"],
+)
+def test_layers_whose_weights_are_made_by_a_hook(dress, advice):
+    everywhere(*problem(nn.Sequential(dress(nn.Linear(3, 2)), nn.Linear(2, 1))), "cannot be copied", advice)
+
+
+@pytest.mark.filterwarnings("ignore")  # quantisation has moved
+def test_quantised_models_are_named():
+    half = torch.ao.quantization.quantize_dynamic(nn.Sequential(nn.LayerNorm(3), nn.Linear(3, 1)), {nn.Linear})
+    everywhere(*problem(half), "'1' of task 'odd' is quantised", "give the model that was quantised")
+
+
+@pytest.mark.parametrize("draw", [torch.normal, torch.bernoulli], ids=["normal", "bernoulli"])
+def test_draws_from_distributions_that_a_model_computes(draw):
+    drawing = Own(lambda linear, x, training: linear(x) * (draw(linear(x).sigmoid()) if training else 1))
+    everywhere(*problem(drawing), "draws from distributions", "torch.rand_like(p) < p", calls=["further_train"])
+
+
+@pytest.mark.filterwarnings("ignore")  # the layout CSR is new
+@pytest.mark.parametrize("how", ["buffer", "attribute"])
+@pytest.mark.parametrize("layout", ["sparse_coo", "sparse_csr"])
+def test_sparse_constants_of_a_model(layout, how):
+    model = Own(lambda linear, x, training: linear(x @ model.graph))
+    graph = torch.eye(3).to_sparse(layout=getattr(torch, layout))
+    if how == "buffer":
+        model.register_buffer("graph", graph)
+    else:
+        model.graph = graph
+    everywhere(*problem(model), f"'graph' of task 'odd' is a {layout} tensor", "to_dense()")
+
+
 def test_models_whose_parameters_have_no_shape_yet():
     model = nn.LazyLinear(1)
     assert "'weight' has no shape yet" in refusal(parameters_of, model, error=ValueError)
@@ -529,8 +630,8 @@ def clipped(model, h):
     return model.second(h)
 
 
-class Centred(torch.autograd.Function):
-    """Centres gradients over a batch: a rule of one's own that mixes instances."""
+class Normalised(torch.autograd.Function):
+    """Normalises gradients over a batch: a rule of one's own that mixes instances."""
 
     generate_vmap_rule = True
 
@@ -545,6 +646,14 @@ class Centred(torch.autograd.Function):
     @staticmethod
     def backward(ctx, g):
         return g / (g.square().mean() + 1).sqrt() / len(g)
+
+
+class Centred(Normalised):
+    """Takes the mean over a batch away from gradients."""
+
+    @staticmethod
+    def backward(ctx, g):
+        return g - g.mean(0)
 
 
 TIES = {  # a model, a loss of it, and words of the refusal
@@ -588,8 +697,11 @@ def test_what_a_copy_of_the_model_would_not_see(tie):
 
 @pytest.mark.filterwarnings("ignore")
 def test_gradients_that_mix_instances():
-    mixing = Tied(lambda model, h: model.second(Centred.apply(h)))
-    everywhere(*problem(mixing, dtype=torch.float64), "gradient", "depends on which others", calls=TRAINING)
+    for rule, masks in ((Normalised, False), (Centred, False), (Normalised, True), (Centred, True)):
+        mixing = Tied(
+            lambda model, h, rule=rule, on=masks: model.second(rule.apply(F.dropout(h, 0.5, on and model.training)))
+        )
+        everywhere(*problem(mixing, dtype=torch.float64), "gradient", "depends on which others", calls=TRAINING)
 
 
 def test_what_is_tied_in_ways_that_are_seen():
