@@ -5,6 +5,7 @@ A run of all tests prints how many faults and bad inputs were tried, and fails i
 
 import os
 import shutil
+from functools import partial
 from pathlib import Path
 
 import counting
@@ -27,17 +28,23 @@ def pytest_cmdline_main(config):
 
 # The files that take longest, measured one by one: so that no worker is left with one of them at the end.
 LONGEST = """
-run/test_run paper/test_figures paper/test_beyond run/test_spread derivatives/test_whole_hessian test_recipes
-experiments/test_paper_profile derivatives/test_second_order methods/test_lft datasets/test_text
+run/test_run run/test_spread derivatives/test_whole_hessian test_intervals derivatives/test_second_order
+methods/test_lft test_recipes experiments/test_paper_profile
+""".split()
+# Those that take over what test_run has computed come last, when it is over, again the longest first.
+LATER = """
+paper/test_figures paper/test_beyond paper/test_selection experiments/test_mislabelled experiments/test_rounded
+experiments/test_horizons
 """.split()
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items):
-    """The longest files first, then those with slow tests."""
+    """The longest files first, then those with slow tests, the others, and those that profit from test_run."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
-    place = {Path(__file__).parent / f"{name}.py": k for k, name in enumerate(LONGEST)}
-    items.sort(key=lambda item: (place.get(item.path, len(LONGEST)), item.path not in slow))
+    place = {Path(__file__).parent / f"{name}.py": k - len(LONGEST) for k, name in enumerate(LONGEST)}
+    place |= {Path(__file__).parent / f"{name}.py": k for k, name in enumerate(LATER, 2)}
+    items.sort(key=lambda item: place.get(item.path, 0 if item.path in slow else 1))
 
 
 def is_whole_run(config, session):
@@ -72,25 +79,57 @@ def pytest_terminal_summary(terminalreporter, config):
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory):
+def whole_run(tmp_path_factory):
+    """A temporary folder that all workers of a run share."""
+    base = tmp_path_factory.getbasetemp()
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+def copy_results(source, target, *beginnings):
+    """Copies results whose names begin so, with their sidecars, from one results folder of smoke size to another."""
+    (target / "smoke").mkdir(parents=True, exist_ok=True)
+    for beginning in beginnings:
+        for file in sorted((source / "smoke").glob(f"{beginning}-*")):
+            if file.suffix in (".nc", ".json"):
+                shutil.copy2(file, target / "smoke")
+
+
+@pytest.fixture(scope="session")
+def computed(whole_run):
+    """`computed(results, *beginnings)` puts what test_run has computed into a results folder, if it is over by then:
+    there the store finds it by its specification. What is not there is computed.
+    """
+    return partial(copy_results, whole_run / "finished")
+
+
+@pytest.fixture(scope="session")
+def trained(whole_run):
     """`trained(results, dataset, optimizer="sgd")` puts the final model and the further training of a data set at smoke
-    size into a results folder. Each is trained once in a run: by the worker that needs it first, for the store's locks
-    let the others wait.
+    size into a results folder. Each is trained once in a run: by test_run, if it is over, or else by the worker that
+    needs it first, for the store's locks let the others wait.
     """
     from fimoda_lib.experiments.panel import Panel
 
-    base = tmp_path_factory.getbasetemp()
-    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "trained"
-
     def put(results, dataset, optimizer="sgd"):
+        shared = whole_run / ("finished" if (whole_run / "finished").exists() else "trained")
         assert Panel(dataset, "smoke", optimizer, results=shared).gold.sizes["seed"] == 2
-        (results / "smoke").mkdir(exist_ok=True)
-        for kind in (f"final-{dataset}-*", f"further-{dataset}-{optimizer}-*"):
-            for file in sorted((shared / "smoke").glob(kind)):
-                if file.suffix in (".nc", ".json"):
-                    shutil.copy2(file, results / "smoke")
+        copy_results(shared, results, f"final-{dataset}", f"further-{dataset}-{optimizer}")
 
     return put
+
+
+@pytest.fixture(scope="module")
+def quick_pictures():
+    """Coarse pictures, and letters in PDF files as drawings, which take half the time of a font's; gives the style as
+    it is otherwise.
+    """
+    from fimoda_lib.plots.look import STYLE
+
+    usual = dict(STYLE)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(STYLE, "savefig.dpi", 40)
+        patch.setitem(STYLE, "pdf.fonttype", 3)
+        yield usual
 
 
 @pytest.fixture(scope="session")

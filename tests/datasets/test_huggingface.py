@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 
 import numpy as np
-import peft
 import pytest
 import torch
 import transformers
@@ -67,6 +66,8 @@ def tiny(family="Bert", **options):
 
 
 def with_adapter(model, **options):
+    import peft
+
     with torch.random.fork_rng():
         torch.manual_seed(1)
         settings = dict(task_type="SEQ_CLS", r=2, lora_alpha=4, target_modules=["query", "value"], **options)

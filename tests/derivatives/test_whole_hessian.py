@@ -177,6 +177,7 @@ def test_by_full_batches_it_is_the_tangent(problem, width, optimizer, monkeypatc
     (check if problem == "smooth" else differs)(found, between, 1e-12 if problem == "smooth" else 1e-4)
 
 
+@pytest.mark.slow
 def test_with_adam_it_is_close_to_the_mean_tangent():
     task, params = rectified()
     run, steps = dict(optimizer="adam", learning_rate=0.003), [30, 120]

@@ -4,7 +4,6 @@ import pandas as pd
 import pytest
 import torch
 from small_files import refusal
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 from fimoda_lib import datasets
 from fimoda_lib.datasets import text
@@ -21,6 +20,8 @@ def few(monkeypatch):
 
 
 def test_a_folder_that_transformers_reads(tmp_path):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
     folder = hand_over(tmp_path / "deep" / "folder")
     train, new = (pd.read_csv(folder / name) for name in ("train.csv", "new.csv"))
     assert (len(train), len(new)) == (60, 20) and [*train] == [*new] == ["sentence", "label"]

@@ -17,11 +17,13 @@ from fimoda_lib.plots import selection as plot
 
 
 @pytest.fixture(scope="module")
-def panel(tmp_path_factory):
+def panel(tmp_path_factory, computed):
     """Wine at the smallest size; two methods, and LFT."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Panel, "methods", ("grad_dot", "ekfac"))
-        yield Panel("wine", "smoke", results=tmp_path_factory.mktemp("results"))
+        results = tmp_path_factory.mktemp("results")
+        computed(results, "final-wine", "selection-wine")
+        yield Panel("wine", "smoke", results=results)
 
 
 def test_the_three_sets_do_not_overlap(panel):

@@ -16,11 +16,13 @@ from fimoda_lib.tasks import parameters_of
 
 
 @pytest.fixture(scope="module")
-def panel(tmp_path_factory):
+def panel(tmp_path_factory, computed):
     """Breast cancer at the smallest size; two methods, and LFT."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Panel, "methods", ("grad_dot", "ekfac"))
-        yield Panel("breast_cancer", "smoke", results=tmp_path_factory.mktemp("results"))
+        results = tmp_path_factory.mktemp("results")
+        computed(results, "final-breast_cancer", "mislabelled-breast_cancer")
+        yield Panel("breast_cancer", "smoke", results=results)
 
 
 @pytest.mark.parametrize("name", ["breast_cancer", "digits"])

@@ -12,7 +12,6 @@ from fimoda_lib.comparison import sensitivity, similarity
 from fimoda_lib.experiments.panel import Panel
 from fimoda_lib.experiments.rounded import published_runs, rounded, rounding_table
 from fimoda_lib.paper import beyond
-from fimoda_lib.plots.look import STYLE
 
 
 def runs(delta, full):
@@ -36,8 +35,8 @@ def test_losses_are_rounded_before_they_are_subtracted():
 
 
 @pytest.mark.slow
-def test_the_figure_from_tiny_runs(tmp_path, monkeypatch):
-    monkeypatch.setitem(STYLE, "savefig.dpi", 40)
+def test_the_figure_from_tiny_runs(tmp_path, quick_pictures, computed):
+    computed(tmp_path, "final-sentences", "further-sentences", "scores-sentences-grad_dot")
     panel = Panel("sentences", "smoke", results=tmp_path)
     gold = published_runs(panel)
     assert gold.sizes["seed"] == 2 and gold.attrs["removal"] == "subtract"

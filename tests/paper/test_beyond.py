@@ -38,15 +38,20 @@ from fimoda_lib.methods import attribute
 from fimoda_lib.paper import beyond, figures, over_horizons
 from fimoda_lib.plots import filters, first_order, removal
 
+pytestmark = pytest.mark.usefixtures("quick_pictures")
+
 
 @pytest.fixture(scope="module")
-def panels(tmp_path_factory, trained):
+def panels(tmp_path_factory, trained, computed):
     results = tmp_path_factory.mktemp("results")
+    methods = ("grad_dot", "lft", "timed")
+    kinds = ("further-diabetes", "tangent-diabetes", "adjoint-diabetes-sgd")
+    computed(results, *kinds, *(f"scores-diabetes-{name}" for name in methods))
     for optimizer in ("sgd", "adam"):
         trained(results, "diabetes", optimizer)
     shown = {k: Panel(name, "smoke", results=results) for k, name in {"a": "diabetes", "b": "wine"}.items()}
     a = shown["a"]  # nothing of panel b is run
-    for name in ("grad_dot", "lft", "timed"):
+    for name in methods:
         a.scores(name)
     exact_derivative(a)
     a.other(optimizer="adam").scores("lft")
@@ -98,7 +103,8 @@ def test_precision_of_steps_and_weights_of_the_papers_size(tmp_path, monkeypatch
     assert (sizes[["sensitivity", "float32", "losses"]] > 0).all(axis=None)
 
 
-def test_units_are_swapped_and_nothing_else(tmp_path):
+def test_units_are_swapped_and_nothing_else(tmp_path, computed):
+    computed(tmp_path, "final-wine", "further-wine", "tangent-wine", "scores-wine-lft")
     shown = Panel("wine", "smoke", results=tmp_path)
     table = first_order.units_table(shown)
     known = {("loss", 0.1), ("loss", 1.0), ("lft", 1.0)}
@@ -123,8 +129,7 @@ SHOWN = [name for name in beyond.FIGURES if name.startswith("fig") and name not 
 
 
 @pytest.mark.parametrize("name", SHOWN)
-def test_every_figure_draws_what_is_there_and_says_what_is_not(panels, tmp_path, monkeypatch, name):
-    monkeypatch.setitem(figures.STYLE, "savefig.dpi", 40)
+def test_every_figure_draws_what_is_there_and_says_what_is_not(panels, tmp_path, name):
     figure = beyond.FIGURES[name](panels, tmp_path)
     drawn, missing = figure.axes[:2]
     assert len(drawn.get_lines()) >= 2

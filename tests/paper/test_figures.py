@@ -21,17 +21,22 @@ from fimoda_lib.plots.panels import LETTERS, shown_in
 from fimoda_lib.storage.store import asked
 
 METHODS = ("grad_dot", "grad_cos")
+VARIANTS = ("fig04", "fig05", "fig06", "fig08", "fig09")  # of Figures 2 and 7: drawn with the first two panels here
 NOT_RUN = "Not run yet: ./run_all.sh --profile smoke --only {} --datasets wine"
+pytestmark = pytest.mark.usefixtures("quick_pictures")
 
 
 @pytest.fixture(scope="module")
-def panels(tmp_path_factory, trained):
+def panels(tmp_path_factory, trained, computed):
     results = tmp_path_factory.mktemp("results")
     for optimizer in ("sgd", "adam"):
         trained(results, "diabetes", optimizer)
     letters = {"a": "diabetes", "b": "wine", "d": "digits", "e": "digit_images", "f": "sentences"}
     shown = {k: Panel(name, "smoke", results=results) for k, name in letters.items()}
-    for letter in "ad":  # nothing of panel b is run
+    for letter in "adef":  # nothing of panel b is run
+        kinds = ("final-{}", "further-{}", "engine-{}", "scores-{}-grad_dot", "scores-{}-grad_cos")
+        computed(results, *(kind.format(letters[letter]) for kind in kinds[: 5 if letter in "ad" else 4]))
+    for letter in "ad":
         for name in METHODS:
             shown[letter].scores(name)
         assert shown[letter].gold.sizes["seed"] == 2
@@ -43,14 +48,16 @@ def panels(tmp_path_factory, trained):
     return shown
 
 
+def given(name, panels):
+    """The panels that a figure is drawn with."""
+    return {k: panels[k] for k in "ab"} if name in VARIANTS else panels
+
+
 @pytest.fixture(scope="module")
-def drawn(panels, tmp_path_factory):
+def drawn(panels, tmp_path_factory, quick_pictures):
     """Name of a figure -> the figure, drawn once, and the folder of its files."""
     folder = tmp_path_factory.mktemp("figures")
-    coarse = pytest.MonkeyPatch()
-    coarse.setitem(figures.STYLE, "savefig.dpi", 40)
-    yield cache(lambda name: (figures.FIGURES[name](panels, folder), folder))
-    coarse.undo()
+    return cache(lambda name: (figures.FIGURES[name](given(name, panels), folder), folder))
 
 
 @pytest.fixture(autouse=True)
@@ -333,7 +340,7 @@ def test_every_figure_comes_with_a_title_a_caption_and_its_notebook(panels, draw
         count = "1 seed" if name == "fig11" else "2 seeds"
         assert f"{shown.title}: {count}, 4 left-out and 8 test instances" in note["runs"]
         assert runs["left_out"] == 4
-    expected = {*panels} & {*LETTERS[name].values()}
+    expected = {*given(name, panels)} & {*LETTERS[name].values()}
     alone = {p.stem for p in folder.glob(f"{name}[a-f]_*.json")}
     own = {letter: panels[k] for letter, k in LETTERS[name].items() if k in expected}
     assert alone == (
@@ -347,7 +354,7 @@ def test_every_figure_comes_with_a_title_a_caption_and_its_notebook(panels, draw
 def test_captions_say_what_is_special_about_images_and_text(drawn):
     _, folder = drawn("fig02")
     words = json.loads((folder / "fig02.json").read_text())["runs"]
-    assert "AdamW with learning rate 1e-05 (left out by `subtract`; a transformer of two layers" in words
+    assert "AdamW with learning rate 1e-05 (left out by subtract; a transformer of two layers" in words
     assert "not run, for their cost: LiSSA-H" in words and "SGD with learning rate 0.01 (left out by" in words
 
 
@@ -370,9 +377,8 @@ def test_sentences_are_shown_in_full(panels, drawn):
     assert explained["sentence"].split()[0] in (folder / "table2_text.html").read_text()
 
 
-def test_a_panel_drawn_earlier_is_kept(panels, tmp_path, monkeypatch):
+def test_a_panel_drawn_earlier_is_kept(panels, tmp_path):
     """Its numbers stand in for results that are not here, in a figure of another data set; its own files stay."""
-    monkeypatch.setitem(figures.STYLE, "savefig.dpi", 40)
     figures.figure2({"a": panels["a"]}, tmp_path)
     before = (tmp_path / "fig02a_diabetes.json").read_bytes()
     whole = figures.figure2({"e": panels["e"]}, tmp_path)
@@ -409,8 +415,7 @@ def test_provenance_names_the_commits_of_all_runs_and_of_the_scores_that_are_sho
     assert computed_by(measured=lambda panel: panel.retrained) == [asked(lambda: one_seed(panel, 0).retrained).stem]
 
 
-def test_a_kept_panel_says_how_it_differs_from_those_drawn_now(panels, tmp_path, monkeypatch):
-    monkeypatch.setitem(figures.STYLE, "savefig.dpi", 40)
+def test_a_kept_panel_says_how_it_differs_from_those_drawn_now(panels, tmp_path):
     figures.figure2({"a": panels["a"]}, tmp_path)
     path = tmp_path / "fig02a_diabetes.json"
     note = json.loads(path.read_text())
@@ -420,8 +425,7 @@ def test_a_kept_panel_says_how_it_differs_from_those_drawn_now(panels, tmp_path,
     assert json.loads(_saved(figures.figure2, {"e": panels["e"]}, tmp_path))["runs"].count(words) == 1
 
 
-def test_files_under_letters_that_were_once_given_otherwise_are_passed_over(panels, tmp_path, monkeypatch):
-    monkeypatch.setitem(figures.STYLE, "savefig.dpi", 40)
+def test_files_under_letters_that_were_once_given_otherwise_are_passed_over(panels, tmp_path):
     figures.figure2({"a": panels["a"]}, tmp_path)
     for path in list(tmp_path.glob("fig02a_diabetes.*")):
         path.rename(tmp_path / path.name.replace("fig02a", "fig02b"))
@@ -466,9 +470,10 @@ def test_the_check_of_overlaps_notices():
     assert len(overlaps(figure, [apart, on_top])) == 1 and overlaps(figure, [beyond]) == [str(beyond)]
 
 
-def test_fonts_are_embedded_as_text(drawn):
-    _, folder = drawn("fig02")
-    pdf = (folder / "fig02.pdf").read_bytes()
+def test_fonts_are_embedded_as_text(panels, tmp_path, quick_pictures, monkeypatch):
+    monkeypatch.setitem(figures.STYLE, "pdf.fonttype", quick_pictures["pdf.fonttype"])
+    figures.figure2({"a": panels["a"]}, tmp_path, ["grad_dot"])
+    pdf = (tmp_path / "fig02.pdf").read_bytes()
     assert b"/FontFile2" in pdf and b"/Type3" not in pdf
 
 

@@ -9,15 +9,18 @@ import pytest
 
 from fimoda_lib.experiments.panel import Panel
 from fimoda_lib.paper import selection
-from fimoda_lib.plots.look import STYLE
+
+pytestmark = pytest.mark.usefixtures("quick_pictures")
 
 
 @pytest.fixture(scope="module")
-def panels(tmp_path_factory):
+def panels(tmp_path_factory, computed):
     """Two classification panels and what is stored of the first."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Panel, "methods", ("grad_dot", "ekfac"))
         results = tmp_path_factory.mktemp("results")
+        kinds = ("final", "further", "mislabelled", "selection", "groups", "whole-groups")
+        computed(results, *(f"{kind}-breast_cancer" for kind in kinds))
         chosen = {k: Panel(d, "smoke", results=results) for k, d in {"c": "breast_cancer", "d": "digits"}.items()}
         assert chosen["c"].params
         for name in ("mislabelled", "selection", "lds", "removal_curves"):
@@ -35,8 +38,7 @@ def panels(tmp_path_factory):
         ("fig_selection", "fig_selectionc_breast_cancer", "2 of 24 candidates dropped (455 training instances), 57 "),
     ],
 )
-def test_the_figures_say_what_they_were_made_from(panels, tmp_path, monkeypatch, name, alone, says):
-    monkeypatch.setitem(STYLE, "savefig.dpi", 40)
+def test_the_figures_say_what_they_were_made_from(panels, tmp_path, name, alone, says):
     figure = selection.FIGURES[name](panels, tmp_path)
     note = json.loads((tmp_path / f"{name}.json").read_text())
     assert says in note["runs"] and note["notebook"] == selection.NOTEBOOK and "left-out" not in note["runs"]

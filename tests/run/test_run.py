@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from datetime import datetime
@@ -150,7 +151,7 @@ ARGUMENTS = ["--profile", "smoke", "--results", "results", "--figures", "figures
 
 
 @pytest.fixture(scope="module")
-def smoke(tmp_path_factory):
+def smoke(tmp_path_factory, whole_run):
     """Every notebook at smoke size, from clean kernels, through the command line, with two processes: (folder, what
     it wrote to stderr, a function that starts it again with more arguments)."""
     folder = tmp_path_factory.mktemp("smoke")
@@ -163,6 +164,8 @@ def smoke(tmp_path_factory):
 
     finished = start()
     assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-4000:]
+    copy = shutil.copytree(folder / "results", folder / "copy", ignore=shutil.ignore_patterns("notebooks", "*.lock"))
+    copy.rename(whole_run / "finished")  # for other tests, all at once
     return folder, finished.stderr, start
 
 
@@ -251,6 +254,7 @@ def test_the_shards_come_first_and_the_notebooks_find_them(smoke, monkeypatch):
     assert last < min(datetime.fromisoformat(n.metadata.papermill.start_time).timestamp() for n in notebooks)
 
 
+@pytest.mark.slow
 def test_a_second_start_computes_nothing_again(smoke):
     folder, _, start = smoke
     before = {p: p.stat().st_mtime_ns for p in (folder / "results/smoke").glob("*.nc")}

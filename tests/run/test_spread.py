@@ -225,12 +225,6 @@ def test_each_worker_of_a_machine_gets_its_gpu_and_its_cores(monkeypatch):
     assert sorted(found.values()) == [("0", threads), ("1", threads)]
 
 
-def test_one_process_needs_no_dask():
-    code = "import sys, fimoda_lib.run.spread; print({'dask', 'distributed'} & set(sys.modules))"
-    printed = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
-    assert printed == "set()\n"
-
-
 # What goes wrong
 
 
