@@ -32,10 +32,10 @@ def sensitivity(gold: xr.Dataset | xr.DataArray, adjustment: Adjustment = "mean"
     Returns:
         [left_out, step, test], float64, positive = helpful; NaN where a run diverged in any of the seeds.
     """
-    delta = delta_of(gold, adjustment)
+    delta = delta_of(gold, adjustment).transpose("seed", ...)
     total = delta.isel(seed=0, drop=True).astype("float64")
-    for k in range(1, delta.sizes["seed"]):  # one at a time, so that a hundred of them are never held in float64
-        total.values += delta.isel(seed=k).values
+    for one in delta.values[1:]:  # one at a time, so that a hundred of them are never held in float64
+        total.values += one
     return adjusted(total / delta.sizes["seed"], adjustment)
 
 

@@ -167,10 +167,13 @@ class Panel:
         n = len(self.settings.curvature or range(self.task.n_train))
         return n * list(self.params.values())[-1].shape[0] > HOLD_FLOAT64 or n_parameters(self.params) > 500_000
 
-    def scores(self, method: str, **hyper: Any) -> xr.DataArray:
+    def scores(self, method: str, *, by: Callable | None = None, **hyper: Any) -> xr.DataArray:
         """Scores of the left-out instances for the tested ones, with the paper's hyper-parameters unless given.
 
         A method that diverges leaves an array of NaN whose attribute `outcome` says why.
+
+        Args:
+            by: what computes the method's scores where they are missing, if not the method itself.
         """
         s, chosen = self.settings, self.hyper(method) | hyper
         spec = {
@@ -188,7 +191,8 @@ class Panel:
         def compute() -> xr.Dataset:
             log.info("%s on %s: computing scores %s", method, self.title, chosen or "")
             rows = {"train": s.left_out, "test": s.test, "curvature": curved(s, self.task.n_train, chosen)}
-            found = attribute_or_outcome(YARDSTICKS.get(method, method), self.task, self.params, **rows, **chosen)
+            function = by or YARDSTICKS.get(method, method)
+            found = attribute_or_outcome(function, self.task, self.params, **rows, **chosen)
             return found.to_dataset(name="scores")
 
         return cached(self.folder, f"scores-{self.dataset}-{method}", spec, compute, compute_missing=self.compute)[

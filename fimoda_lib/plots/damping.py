@@ -13,6 +13,7 @@ from matplotlib.ticker import NullFormatter
 
 from ..comparison import sensitivity, similarity
 from ..experiments.panel import Panel, finished
+from ..methods.exact import Sweep
 
 WHAT = (
     "Cosine similarity (colour) between influence functions and further training (SGD, mean adjustment, averaged over "
@@ -43,9 +44,9 @@ def table(panel: Panel, method: str = "exact", multiples: Sequence[float] = ()) 
     if gold is None:
         return None
     measured = sensitivity(gold)
-    tables = []
+    tables, by = [], Sweep() if method == "exact" else None
     for multiple in multiples or MULTIPLES:
-        scores = finished(lambda m=multiple: panel.scores(method, multiple=float(m)))
+        scores = finished(lambda m=multiple: panel.scores(method, by=by, multiple=float(m)))
         if scores is not None and scores.attrs["outcome"] == "finished":
             values = similarity(scores, measured).to_dataframe().reset_index()
             tables.append(values.assign(multiple=multiple, damping=float(scores.attrs["damping"])))

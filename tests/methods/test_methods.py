@@ -12,6 +12,7 @@ from fimoda_lib import methods
 from fimoda_lib.derivatives import curvature as curvature_module
 from fimoda_lib.derivatives import gradients
 from fimoda_lib.methods import FAMILIES, METHODS, attribute
+from fimoda_lib.methods.exact import Sweep
 
 TRAIN, TEST, CURVATURE = [2, 11, 5, 20], [3, 0, 4], [0, 1, 4, 5, 7, 8, 11, 13, 16, 22]
 PROBLEMS = [("regression", 1), ("regression", 2), ("classification", 2), ("classification", 3)]
@@ -120,6 +121,22 @@ def test_small_and_large_problems_are_solved_alike(name):
             check(found, oracles.influence(task, params, range(n), range(5), range(n), damping))
         if name == "exact":
             assert found.attrs["solved_in"] == ("parameters" if n == 30 else "instances")
+
+
+@pytest.mark.parametrize(("width", "n"), [(4, 30), (12, 8)])
+def test_a_sweep_of_dampings_is_exact_for_each(width, n):
+    task, params = tiny("classification", n=n, width=width)
+    sweep, rows = Sweep(), {"train": [5, 2], "test": TEST, "curvature": range(1, n)}
+    for damping in (1.0, 1e-3, 50.0):
+        found = attribute(sweep, task, params, damping=damping, multiple=2, **rows)
+        expected = oracles.influence(task, params, [5, 2], TEST, range(1, n), 2 * damping)
+        check(found, expected)
+        with pytest.raises(AssertionError, match="relative error"):
+            check(found, oracles.influence(task, params, [5, 2], TEST, range(1, n), damping))
+    assert found.attrs["damping"] == 100 and found.attrs["solved_in"] == ("parameters" if n == 30 else "instances")
+    one, other = (attribute(method, task, params, **rows) for method in (sweep, "exact"))
+    check(one, other.values)
+    assert one.attrs["damping"] == other.attrs["damping"]
 
 
 @pytest.mark.parametrize("name", ALL)
