@@ -1,6 +1,7 @@
 """What does a profile take on this machine, and is all of it there? `run_all.sh check`, and before every run.
 
-Times are measured, a few steps of each further training, not looked up; sizes are counted. Nothing is stored.
+Times are measured, a few steps of each further training; those of scores and studies are estimated from another run
+and what a step took there (`foretold`). Sizes are counted. Nothing is stored.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ from ..training.engines import Engine, faster, measure
 from ..training.ensembles import OPTIMIZERS, Optimizer
 from ..training.minibatches import steps_per_epoch
 from ..training.plans import Plan, evaluation_steps
+from .foretold import STUDIES, foretold, is_foretold
+from .plan import BEYOND, SELECTION, asked_for
 from .shards import Shard
 from .spread import gpus, threads_each
 from .status import duration, files_of, optimizer_of
@@ -39,7 +42,7 @@ class Piece:
     """What one kind of work on one data set takes.
 
     Args:
-        seconds: of one process, measured; scores and studies count 0, because nothing short foretells them.
+        seconds: of one process, measured; of scores and studies estimated, or 0 where no run foretells them.
         disk: bytes of its results.
         memory: bytes that it takes at once.
     """
@@ -66,11 +69,17 @@ def needs(work: list[tuple[str, str]], options: argparse.Namespace) -> list[Need
     The data were found and verified when the work was planned.
     """
     jobs = options.jobs
+    if {"fig_damping", *BEYOND, *SELECTION} & {*asked_for(options)[0]}:
+        work = [*work, *((dataset, STUDIES) for dataset in dict(work) if is_foretold(dataset, STUDIES))]
     # One data set after the other: its data are loaded once.
     pieces = [piece(dataset, kind, options) for dataset, kind in sorted(work, key=lambda item: item[0])]
     seconds = sum(p.seconds for p in pieces) / jobs
     slowest = max(pieces, key=lambda p: p.seconds, default=Piece("nothing", 0, 0, 0))
     names = list(dict.fromkeys(dataset for dataset, _ in work))
+    guessed = {dataset for dataset, kind in work if is_foretold(dataset, kind) and kind != STUDIES}
+    rest = "scores, studies and figures come on top"
+    if guessed:
+        rest = f"scores and studies of {len(guessed)} data sets estimated from a run of profile laptop, figures on top"
     here = where_files_go(Path(options.results))
     disk = sum(p.disk for p in pieces) + FIGURE_BYTES
     memory = jobs * (BASE_BYTES + max((p.memory for p in pieces), default=0))
@@ -80,9 +89,9 @@ def needs(work: list[tuple[str, str]], options: argparse.Namespace) -> list[Need
         Need("data", f"{len(names)} data sets", ", ".join(DATASETS[name].title for name in names) + ": verified"),
         Need(
             "time",
-            f"{duration(seconds)} for training",
+            duration(seconds) if guessed else f"{duration(seconds)} for training",
             f"{jobs} x {machine(choose_device(None))}; most of it {slowest.label}, {duration(slowest.seconds / jobs)}; "
-            "scores, studies and figures come on top",
+            f"{rest}",
         ),
         Need("disk", size(disk), f"{size(left)} free at {here}", short("disk", disk, left, f"at {here}", options)),
         Need(
@@ -117,10 +126,18 @@ def piece(dataset: str, kind: str, options: argparse.Namespace) -> Piece:
     s, label, params = panel.settings, f"{kind}, {dataset}", parameters_of(panel.task.model)
     numbers, outputs = n_parameters(params), list(params.values())[-1].shape[0]
     data = 2 * sum(leaf.nbytes for leaf in tree_leaves((panel.task.train, panel.task.test)))  # as loaded, and in use
+    if kind == STUDIES:  # the whole of them: what is stored already is not told apart
+        return Piece(
+            label, foretold(dataset, kind, measured(panel, s.further, threads_each(options.jobs)).seconds), 0, 0
+        )
     if kind == "scores" or kind.startswith("lft"):
         rows = len(s.curvature or range(panel.task.n_train)) * max(outputs - (panel.task.kind != "regression"), 1)
         held = rows * numbers * (8 if rows <= HOLD_FLOAT64 else 4)
-        return Piece(label, 0.0, 8 * len(s.test) * len(s.left_out), data + (held if held <= HOLD_BYTES else 0))
+        seconds = 0.0
+        if is_foretold(dataset, kind) and (paths := files_of(panel, kind) or [Path()]):
+            share = sum(not path.is_file() for path in paths) / len(paths)
+            seconds = share * foretold(dataset, kind, measured(panel, s.further, threads_each(options.jobs)).seconds)
+        return Piece(label, seconds, 8 * len(s.test) * len(s.left_out), data + (held if held <= HOLD_BYTES else 0))
     training = s.further if kind in OPTIMIZERS else s.final
     engine = measured(panel, training, threads_each(options.jobs))
     seeds = len({"retraining": s.retrain_seeds, "final model": (0,)}.get(kind, s.seeds))

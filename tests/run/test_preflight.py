@@ -1,5 +1,6 @@
 """What a profile takes on this machine: times by measured steps, sizes by hand, and refusals before any computing."""
 
+import json
 import re
 import shutil
 from collections import namedtuple
@@ -9,7 +10,7 @@ import xarray as xr
 
 from fimoda_lib.experiments import panel as pieces
 from fimoda_lib.experiments import profiles
-from fimoda_lib.run import command, preflight
+from fimoda_lib.run import command, foretold, plan, preflight
 from fimoda_lib.run.command import main, parser
 
 STEP = 1e-3
@@ -39,6 +40,57 @@ def test_times_and_sizes_are_those_of_the_settings(tmp_path):
     again = preflight.piece("wine", "retraining", options(tmp_path))
     assert again.seconds == pytest.approx((1 + 4) * 2 * s.final.epochs * STEP / 2)
     assert preflight.piece("wine", "scores", options(tmp_path)).seconds == 0
+
+
+def test_scores_and_studies_are_estimated_from_a_run_and_the_speed_of_both_machines(tmp_path, monkeypatch, capsys):
+    there = {
+        ("wine", "scores"): 90.0,
+        ("wine", "studies"): 40 * 60.0,
+        ("wine", "step"): STEP / 8,
+    }  # here it is STEP / 2
+    monkeypatch.setattr(foretold, "seconds_there", lambda: there)
+    assert preflight.piece("wine", "scores", options(tmp_path)).seconds == pytest.approx(4 * 90)
+    assert preflight.piece("wine", "studies", options(tmp_path)).seconds == pytest.approx(4 * 40 * 60)
+    words = ["--profile", "smoke", "--results", str(tmp_path), "--jobs", "2", "--datasets", "wine", "--only"]
+    for figures, expected in ((["fig02"], "3 min"), (["fig02", "fig_limit"], "83 min")):
+        assert main(["check", *words, *figures]) == 0
+        (time,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("time")]
+        assert re.match(rf"time +{expected} +2 x .*estimated from a run of profile laptop", time), time
+
+
+def test_the_rows_of_a_run_are_sums_of_its_sidecars(tmp_path):
+    def put(stem, seconds, written="2026-01-01", **specification):
+        (tmp_path / f"{stem}.json").write_text(
+            json.dumps({"seconds": seconds, "written": written, "specification": specification})
+        )
+
+    put(
+        "further-wine-sgd-drop-seed0-a", 30.0, removal="drop", optimizer={"name": "sgd"}, left_out=[1, 2], steps=[1, 10]
+    )
+    put("further-wine-adam-drop-seed0-a", 3.0, removal="drop", optimizer={"name": "adam"}, left_out=[1], steps=[1])
+    put("further-wine-sgd-mask-seed0-a", 5.0, removal="mask")
+    put("groups-wine-cg-a", 7.0)
+    put("final-wine-a", 100.0)
+    put("scores-wine-cg-a", 1000.0, hyper={})
+    put("scores-wine-cg-b", 1.0, "2026-01-02", hyper={})  # computed again
+    put("scores-wine-trak-a", 2.5, hyper={})
+    put("scores-wine-exact-a", 4.0, hyper={})
+    put("scores-wine-lft-a", 8.0, hyper={"further_training": {"optimizer": "adam"}})
+    put("scores-wine-lft-b", 9.0, hyper={"further_training": {"optimizer": "sgd"}})
+    assert foretold.record(tmp_path) == [
+        ("wine", "lft, adam", 8.0),
+        ("wine", "lft, sgd", 9.0),
+        ("wine", "scores", 3.5),
+        ("wine", "step", 1.0),
+        ("wine", "studies", 16.0),
+    ]
+
+
+def test_the_measured_run_has_all_data_sets_of_the_paper():
+    rows = foretold.seconds_there()
+    for kind in ("scores", "lft, sgd", "studies", "step"):
+        assert {dataset for dataset, k in rows if k == kind} == {*plan.PANELS}, kind
+    assert all(seconds > 0 for seconds in rows.values())
 
 
 def test_what_is_finished_takes_no_more(tmp_path):
