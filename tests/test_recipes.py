@@ -132,9 +132,9 @@ WHAT = "Mean size of a sensitivity."
 MARKS = "Solid: mean adjustment."
 
 
-def table(shown):
+def table(panel):
     """Columns step, epoch, size; None if the gold standard is missing."""
-    gold = finished(lambda: shown.gold)
+    gold = finished(lambda: panel.gold)
     if gold is None:
         return None
     size = np.abs(sensitivity(gold)).mean(["left_out", "test"])
@@ -154,7 +154,7 @@ def figure_sizes(panels, folder):
     from ..plots import fig_sizes as sizes
 
     return study_figure("fig_sizes", panels, folder, sizes.table, sizes.draw, sizes.WHAT, sizes.MARKS,
-                  measured=lambda shown: shown.gold, title="Sizes", ylabel="size")
+                  measured=lambda panel: panel.gold, title="Sizes", ylabel="size")
 '''
 CELL = {
     "cell_type": "code",

@@ -40,7 +40,7 @@ def figure4_plus(panels: Panels, folder: Path | str) -> Figure:
 def figure_filter(panels: Panels, folder: Path | str) -> Figure:
     """The unifying filter (1 - (1 - ησ)^T)/σ over the spectrum of G, with the methods as special cases."""
     panels = shown_in("fig_filter", panels)
-    tables = {k: filters.table(s) for k, s in panels.items()}
+    tables = {k: filters.table(panel) for k, panel in panels.items()}
 
     def draw(ax: Axes, letter: str) -> None:
         s = panels[letter].settings

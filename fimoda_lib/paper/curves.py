@@ -52,11 +52,11 @@ def similarity_figure(
         name,
         panels,
         folder,
-        lambda s: similarity.table(s, methods, adjustment=adjustment, metric=metric),
+        lambda panel: similarity.table(panel, methods, adjustment=adjustment, metric=metric),
         optimizer=optimizer,
         compute=False,
     )
-    points = {k: published_of(f"{int(name[3:5])}{k}", s) for k, s in panels.items()}
+    points = {k: published_of(f"{int(name[3:5])}{k}", panel) for k, panel in panels.items()}
 
     def draw(ax: Axes, letter: str, axis: str = axis) -> None:
         similarity.draw(ax, tables[letter], panels[letter].dataset, axis)
@@ -79,7 +79,7 @@ def similarity_figure(
             optimizer=optimizer,
             adjustment=adjustment,
             metric=metric,
-            how=lambda s: {**_ceiling(metric), **_followed(s, methods)},
+            how=lambda panel: {**_ceiling(metric), **_followed(panel, methods)},
             scores=scores_of(methods),
         ),
         panels,
@@ -121,11 +121,11 @@ def seeds_figure(
         name,
         panels,
         folder,
-        lambda s: seeds.table(s, methods, adjustment=adjustment),
+        lambda panel: seeds.table(panel, methods, adjustment=adjustment),
         optimizer=optimizer,
         compute=False,
     )
-    points = {k: published_of(f"{int(name[3:])}{k}", s) for k, s in panels.items()}
+    points = {k: published_of(f"{int(name[3:])}{k}", panel) for k, panel in panels.items()}
 
     def draw(ax: Axes, letter: str) -> None:
         seeds.draw(ax, tables[letter], points[letter].x)
@@ -142,7 +142,7 @@ def seeds_figure(
             optimizer=optimizer,
             adjustment=adjustment,
             metric="cosine",
-            how=lambda s: _ceiling("cosine"),
+            how=lambda panel: _ceiling("cosine"),
             scores=scores_of(methods),
         ),
         panels,

@@ -102,7 +102,7 @@ def figure9(panels: Panels, folder: Path | str, methods: Sequence[str] = PAPER_M
 def figure10(panels: Panels, folder: Path | str, methods: Sequence[str] = ("grad_dot", "grad_cos")) -> Figure:
     """Figure 10: sorted attribution scores of first-order methods and of further training at two amounts."""
     panels, tables, kept = panels_and_tables(
-        "fig10", panels, folder, lambda s: sorted_scores.table(s, methods), compute=False
+        "fig10", panels, folder, lambda panel: sorted_scores.table(panel, methods), compute=False
     )
     note = provenance(
         panels,
@@ -128,14 +128,14 @@ def figure10(panels: Panels, folder: Path | str, methods: Sequence[str] = ("grad
 def figure11(panels: Panels, folder: Path | str, methods: Sequence[str] = PAPER_METHODS) -> Figure:
     """Figure 11: cosine similarity to re-training from scratch without each left-out instance."""
     panels, tables, kept = panels_and_tables(
-        "fig11", panels, folder, lambda s: retraining.table(s, methods), compute=False
+        "fig11", panels, folder, lambda panel: retraining.table(panel, methods), compute=False
     )
     note = provenance(
         panels,
         kept=kept,
         figure="fig11",
         title="Similarity to re-training from scratch",
-        measured=lambda s: s.retrained,
+        measured=lambda panel: panel.retrained,
         scores=scores_of(methods),
         optimizer="sgd",
         adjustment="mean",
@@ -200,7 +200,7 @@ def figure_images(panels: Panels, folder: Path | str) -> Figure:
 def figure_damping(panels: Panels, folder: Path | str, method: str = "exact") -> Figure:
     """Similarity of influence functions against damping and horizon, with λ = 1/(learning rate x steps) drawn on it."""
     panels = shown_in("fig_damping", panels)  # computes what is missing, if they may: no other notebook asks for it
-    tables = {k: damping.table(s, method) for k, s in panels.items()}
+    tables = {k: damping.table(panel, method) for k, panel in panels.items()}
 
     def draw(ax: Axes, letter: str) -> None:
         chosen = panels[letter].settings

@@ -42,7 +42,7 @@ def table_horizons(panels: Panels, folder: Path | str, methods: Sequence[str] = 
         has fewer test instances and horizons, neither leads nor keeps others from it.
     """
     panels, tables, kept = panels_and_tables(
-        "fig02plus", panels, folder, lambda s: curves.table(s, methods), compute=False
+        "fig02plus", panels, folder, lambda panel: curves.table(panel, methods), compute=False
     )
     drawn = {letter: table for letter, table in tables.items() if table is not None}
     note = provenance(

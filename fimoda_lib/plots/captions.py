@@ -51,7 +51,7 @@ def provenance(
         if letter in (kept or {}):
             datasets[panel.dataset] = kept[letter]
             continue
-        runs = finished(lambda s=panel: measured(s))
+        runs = finished(lambda panel=panel: measured(panel))
         if runs is not None:
             datasets[panel.dataset] = {
                 "seeds": runs.seed.values.tolist(),
