@@ -4,7 +4,9 @@ Layers of a table in any order, skip connections, a layer that is used twice, fr
 """
 
 import dataclasses
+from collections import defaultdict
 
+import counting
 import layers
 import numpy as np
 import oracles
@@ -100,6 +102,7 @@ def architectures(draw):
     loss = cross_entropy if classes else lambda o, t: (o - t).square().sum(1)
     task = Task("drawn", net, loss, *parts)
     odd = dataclasses.replace(task, model=Dressed(net, dress), loss=lambda o, t: loss(undress(o), t))
+    counting.model("architectures")
     return task, odd, parameters_of(net), parameters_of(odd.model)
 
 
@@ -164,6 +167,50 @@ def test_all_methods_on_architectures_made_up(case):
         found = found.sel(horizon=[1, 3]) if name == "lft" else found
         assert name, name
         agree(found, scores, 0.02 if name == "lft" else 1e-7)  # LFT drops eigenvalues whose filter is within 1 %
+
+
+def ekfac_by_hand(task, params, λ):
+    """EK-FAC's operator [P, P], of the losses' own gradients: inputs and slopes of layers by hooks, one at a time."""
+    model, calls, A, S = oracles.at(task, params), [], defaultdict(float), defaultdict(float)
+
+    def keep(layer, inputs, outputs):
+        outputs.retain_grad()
+        calls.append((names[layer], layer, inputs[0], outputs))
+
+    names = {m: k for k, m in model.named_modules() if type(m) in (nn.Linear, nn.Conv2d) and m.weight.requires_grad}
+    for layer in names:
+        layer.register_forward_hook(keep)
+    for i in CURVATURE:
+        calls.clear()
+        inputs, target = oracles.instance(task.train, i)
+        task.loss(model(inputs), target).sum().backward()
+        for name, layer, x, y in calls:
+            a, s = x, y.grad
+            if isinstance(layer, nn.Conv2d):
+                a, s = nn.functional.unfold(x, layer.kernel_size)[0].T, y.grad[0].flatten(1).T
+            a, s = torch.cat([a, torch.ones(len(a), 1)], 1).detach().numpy(), s.numpy()
+            A[name], S[name] = A[name] + a.T @ a, S[name] + s.T @ s
+    g = oracles.gradients(task, params, task.train, CURVATURE)
+    places, P = oracles.layers(task, params), np.zeros((g.shape[1],) * 2)
+    for name in A:
+        weight, bias = (np.arange(g.shape[1])[places[f"{name}.{kind}"]] for kind in ("weight", "bias"))
+        here = np.concatenate([weight.reshape(len(bias), -1), bias[:, None]], 1).ravel()
+        U = np.kron(np.linalg.eigh(S[name])[1], np.linalg.eigh(A[name])[1])
+        P[np.ix_(here, here)] = U / (((g[:, here] @ U) ** 2).mean(0) + λ) @ U.T
+    return P
+
+
+@given(case=architectures())
+@settings(deadline=None, max_examples=12, derandomize=True)
+def test_ekfac_and_trak_on_architectures_made_up(case):
+    task, odd, params, odd_params = case
+    λ, rows = 0.3, dict(train=TRAIN, test=TEST, curvature=CURVATURE)
+    found = attribute("ekfac", odd, odd_params, **rows, damping=λ, fisher="empirical")
+    agree(found, oracles.scores(task, params, TRAIN, TEST, ekfac_by_hand(task, params, λ)), 1e-7)
+    if task.kind == "regression":  # else TRAK takes another output; here n times its scores are those of exact
+        n = len(CURVATURE)
+        found = attribute("trak", odd, odd_params, **rows, projection="identity", weighted=True, ridge=n * λ)
+        agree(found, oracles.influence(task, params, TRAIN, TEST, CURVATURE, λ) / n, 1e-7)
 
 
 @given(case=architectures(), optimizer=st.sampled_from(["sgd", "adam"]), seed=st.integers(0, 9))

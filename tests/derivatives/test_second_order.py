@@ -5,6 +5,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 
+import counting
 import layers
 import numpy as np
 import oracles
@@ -87,6 +88,7 @@ def test_every_layer(name):
     J = at.of_outputs(instances[0], torch.eye(2, dtype=torch.float64).expand(task.n_train, 2, 2))
     change = (oracles.at(task, ahead)(task.train[0]) - oracles.at(task, behind)(task.train[0])) / (2 * SMALL)
     assert error(J @ v, change.detach().numpy()) < 1e-7
+    counting.model("layers")
 
 
 @pytest.mark.parametrize("name", NOT_ONCE_MORE)

@@ -2,6 +2,7 @@
 
 import threading
 
+import counting
 import numpy as np
 import plain
 import pytest
@@ -67,6 +68,7 @@ def no_training(monkeypatch):
 
 def everywhere(task, params, *fragments, calls=(*EVALUATING, *TRAINING)):
     """Every public function refuses the task, in a sentence with these fragments."""
+    counting.model("refused")
     for name in calls:
         message = refusal({**EVALUATING, **TRAINING}[name], task, params, error=ValueError)
         assert all(fragment in message for fragment in ("'odd'", *fragments)), (name, message)
@@ -142,6 +144,7 @@ def test_noise_of_any_kind_is_paired_as_dropout_is(noise):
     assert (quiet.delta == 0).all()
     with pytest.raises(ValueError, match="compile"):
         further_train(task, params, **FURTHER, compile=True)
+    counting.model("noise")
 
 
 def test_functional_dropout_is_dropout_of_a_module():
