@@ -17,12 +17,13 @@ import pandas as pd
 
 from ..plots.captions import counted
 from .benchmark import standings
-from .claims import NOT_COMPARABLE, NOT_RUN, VERDICTS, check_claims, title
+from .claims import check_claims, title
 from .entries import TITLES, figure_entry, figure_notes, heading, in_panel_order, words
 from .notebook_pages import pages as templates
 from .notebook_pages import write_page
 from .pieces import computed_by, digest, faults, in_words, pieces, sidecars
 from .rules import THRESHOLDS, number
+from .verdicts import NOT_COMPARABLE, NOT_RUN, VERDICTS
 
 ROOT = Path(__file__).resolve().parents[2]
 OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}

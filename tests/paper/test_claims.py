@@ -9,9 +9,10 @@ import pytest
 from fimoda_lib.experiments.panel import PAPER_METHODS
 from fimoda_lib.experiments.profiles import PROFILES
 from fimoda_lib.paper import claims
-from fimoda_lib.paper.claims import (
+from fimoda_lib.paper.claims import CLAIMS
+from fimoda_lib.paper.rules import labels
+from fimoda_lib.paper.verdicts import (
     CANNOT_TELL,
-    CLAIMS,
     IN_PART,
     NOT_COMPARABLE,
     NOT_REPRODUCED,
@@ -191,7 +192,7 @@ def test_a_claim_needs_numbers_for_each_method_it_names(number):
     for method in claim(number).methods:
         rows = table({m: c for m, c in FITTING[number].items() if m != method}, **columns(number))
         (result,) = claims.outcome(claim(number), rows).results
-        assert result.ours.verdict == NOT_RUN and claims.labels([method]) in result.ours.reason, method
+        assert result.ours.verdict == NOT_RUN and labels([method]) in result.ours.reason, method
 
 
 def test_a_curve_with_a_gap_is_not_taken_for_a_whole_one():
