@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..training.ensembles import Optimizer
+from .clipping import Clipping
 from .spectra import Spectrum
 
 GROWTH = 1.5  # boundaries lie evenly in the step's power of 1 over this: a run moves the model most at its beginning
@@ -89,6 +90,7 @@ class Drift:
         scale: root of what Adam multiplies gradients by, [P]; None for SGD.
         answer: how a step answers to a change of Adam's mean square, [P].
         share: what clipping leaves of gradients.
+        clipping: with SGD that clips, which parts of a change of the gradient it lets through.
     """
 
     spectrum: Spectrum
@@ -96,11 +98,15 @@ class Drift:
     scale: Tensor | None = None
     answer: Tensor | None = None
     share: float = 1.0
+    clipping: Clipping | None = None
 
     def __call__(self, start: Motion, force: Force, first: int, steps: int) -> Motion:
         """After so many steps from step `first` on."""
         if steps == 0:
             return start
+        if self.clipping is not None:
+            how = self.spectrum, self.rule.learning_rate, steps
+            return Motion(self.clipping.steps(start.delta, force.gradient, *how))
         values = self.share * torch.cat([self.spectrum.eigenvalues, self.spectrum.eigenvalues.new_zeros(1)])
         factors = propagator(values, self.rule, first, steps).to(start.delta.dtype)
         if self.scale is None:
@@ -122,9 +128,10 @@ class Drift:
         return found
 
     def curvature(self, delta: Tensor) -> Tensor:
-        """G times every row of δ, [b, P]: of the spectrum, where that was taken."""
+        """G, as clipping lets it act, times every row of δ, [b, P]: of the spectrum, where that was taken."""
         s = 1.0 if self.scale is None else self.scale
-        return self.spectrum.out_of(self.spectrum.into(delta / s) * self.spectrum.eigenvalues) / s
+        held = self.spectrum.out_of(self.spectrum.into(delta / s) * self.spectrum.eigenvalues) / s
+        return held if self.clipping is None else self.clipping.less(held)
 
 
 def midpoint(drift: Drift, start: Motion, force: Callable[[Tensor], Force], first: int, steps: int) -> Motion:

@@ -7,6 +7,9 @@ To first order, by full batches, the difference δ between the run without insta
 With Adam the step answers to two changes: that of its mean gradient, and that of its mean square, by which it divides.
 The second builds up over a thousand steps; it is taken over batches of the run's size, whose noise is most of it.
 
+Clipping multiplies gradients by a factor that answers to them: with SGD that is followed, too (`clipping`). With Adam,
+which divides by the gradients' size again, the factor is held.
+
 Where units are rectified, H is that of the model with softened kinks (`kinks`). `splitting` takes many steps at once.
 """
 
@@ -23,6 +26,7 @@ from tqdm import tqdm
 from ..groups import NOBODY
 from ..tasks import Instances, Params, Task, take
 from ..training.ensembles import Optimizer
+from .clipping import Clipping
 from .gradients import Gradients
 from .kinks import widen
 from .linearised import loss_changes
@@ -47,8 +51,11 @@ class Surroundings:
     def __init__(self, at: Gradients, train: Tensor, *, whole: bool) -> None:
         self.at, self.members, self.whole = at, train.reshape(len(train), -1), whole
 
-    def source(self, delta: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient of the loss of each instance, and its square; of a group, sums over its members: [b, P] each."""
+    def source(self, delta: Tensor, clipping: Clipping | None = None) -> tuple[Tensor, Tensor]:
+        """Gradient of the loss of each instance, and its square; of a group, sums over its members: [b, P] each.
+
+        With clipping, what it lets through of them.
+        """
         at = self.at
 
         def one(instance: Instances, change: Tensor) -> Tensor:
@@ -65,16 +72,17 @@ class Surroundings:
         for some, place in zip(rows.split(at.block_size()), places.split(at.block_size()), strict=True):
             with twice_differentiable():  # forward mode is what attention's fused kernels lack, too
                 found = vmap(one)(at.train(self.members[some, place]), delta[some])
+            found = found if clipping is None else clipping.of_instances(found)
             some = some.to(delta.device)
             gradients.index_add_(0, some, found)
             squares.index_add_(0, some, found.square())
         return gradients, squares
 
-    def gradient(self, rows: Tensor, rule: Optimizer) -> Tensor:
-        """That of the mean loss of training instances, with what weight decay adds to it, [P]."""
+    def gradient(self, rows: Tensor, decay: float) -> Tensor:
+        """That of the mean loss of training instances, with what weight decay of this size adds to it, [P]."""
         at, pieces = self.at, rows.split(self.at.product_size(VECTORS))
         mean = sum(len(piece) / len(rows) * at.flatten(at.of_mean_loss(at.train(piece), at.params)) for piece in pieces)
-        return mean + coupled(rule) * at.flatten(at.params)
+        return mean + decay * at.flatten(at.params)
 
     def products(self, delta: Tensor, rows: Tensor) -> Tensor:
         """The Hessian of the mean loss of training instances times every row of δ, [b, P]."""
@@ -137,20 +145,25 @@ def follow_whole(
         run.advance(middle + 1)  # the step from there has its own clipping
         widen(task, params)
         at, share, scale, answer = gradients_at(task, params, how.dtype), run.share(), None, None
+        clipping, B = None, min(run.batch_size, task.n_train)
         around = Surroundings(at, train, whole=how.whole)
         some = drawn(task.n_train, how.sample, run, generator)
         batches = [Batch(rows, len(rows) / sum(map(len, some))) for rows in some]
         if moments is not None:
-            batches = [replace(batch, gradient=around.gradient(batch.rows, run.rule)) for batch in batches]
+            decay = coupled(run.rule) / share
+            batches = [replace(batch, gradient=around.gradient(batch.rows, decay)) for batch in batches]
             mean, square = (sum(b.part * (share * b.gradient) ** power for b in batches) for power in (1, 2))
             scale, answer = moments.advance(mean, square, end - first)
+        elif run.rule.max_grad_norm is not None:
+            clipping = clipping_of(around, batches, run.rule.max_grad_norm, B)
+            share = clipping.share
         if number * how.segments // len(ends) > (number - 1) * how.segments // len(ends):
             spectrum = how.spectrum(at, scale)
             sizes.append(len(spectrum.eigenvalues))
         if motion is None:
             motion = Motion(*[torch.zeros(len(train), at.n_params, dtype=how.dtype, device=run.device)] * 3)
-        drift = Drift(spectrum, run.rule, scale, answer, share)
-        pull = Pull(around, drift, end - first, batches, min(run.batch_size, task.n_train))
+        drift = Drift(spectrum, run.rule, scale, answer, share, clipping)
+        pull = Pull(around, drift, end - first, batches, B)
         motion = midpoint(drift, motion, pull, first, end - first)
         there = Surroundings(gradients_at(task, run.advance(end), how.dtype), train, whole=how.whole)
         found.append(there.test_changes(test, motion.delta))
@@ -160,8 +173,8 @@ def follow_whole(
 
 
 def drawn(n: int, sample: int, run: LiveRun, generator: torch.Generator) -> list[Tensor]:
-    """At most so many of n training instances: with Adam, whose mean square is of batches, in batches as the run's."""
-    if run.rule.name == "sgd":
+    """At most so many of n training instances; in batches as the run's if it clips, or with Adam's mean square."""
+    if run.rule.name == "sgd" and run.rule.max_grad_norm is None:
         return [torch.randperm(n, generator=generator)[:sample] if n > sample else torch.arange(n)]
     return [*torch.randperm(n, generator=generator)[: max(sample, run.batch_size)].split(run.batch_size)]
 
@@ -187,18 +200,25 @@ class Pull:
 
     def __call__(self, delta: Tensor) -> Force:
         around, rule, n = self.around, self.drift.rule, self.around.at.task.n_train
-        change, square = 0.0, 0.0
-        for batch in self.batches:
-            product = around.products(delta, batch.rows) + coupled(rule) * delta
+        change, square, clipping = 0.0, 0.0, self.drift.clipping
+        for number, batch in enumerate(self.batches):
+            product = around.products(delta, batch.rows)
+            product = product if clipping is None else clipping.answer(number, product)
+            product = product + self.decay * delta
             change = change + batch.part * product
             if rule.name != "sgd":
                 square = square + 2 * batch.part * batch.gradient * product
         held = self.drift.curvature(delta)
         rest = limited(change - held, held, delta, self.drift, self.steps)
-        source, squares = around.source(delta)
+        source, squares = around.source(delta, clipping)
         if rule.name == "sgd":
             return Force(rest - source / n)
         return Force(rest - source / n, self.drift.share**2 * (square - self.lost(source, squares)))
+
+    @property
+    def decay(self) -> float:
+        """Weight decay that adds to gradients, in units of what clipping leaves of these: it comes after clipping."""
+        return coupled(self.drift.rule) / self.drift.share
 
     def lost(self, source: Tensor, squares: Tensor) -> Tensor:
         """What instances add to the mean square of the gradient of a batch, [b, P]; to first order unless `whole`.
@@ -210,10 +230,21 @@ class Pull:
         """
         n, B = self.around.at.task.n_train, self.batch_size
         other = (B - 1) / max(n - 1, 1) / B  # the weight of each other instance in a batch with this one
-        decay = coupled(self.drift.rule) * self.around.at.flatten(self.around.at.params)
+        decay = self.decay * self.around.at.flatten(self.around.at.params)
         mean = sum(b.part * b.gradient for b in self.batches) - decay
         beside = source * (other * n * mean + decay) - other * squares
         return 2 / n * (beside + squares / B) - (squares / (n * B) if self.around.whole else 0.0)
+
+
+def clipping_of(around: Surroundings, batches: list[Batch], max_norm: float, batch_size: int) -> Clipping:
+    """How SGD clips batches, b of n instances each, at one place of a run.
+
+    Besides an instance that it is known to hold, a batch has b - 1 of the n - 1 others.
+    """
+    n = around.at.task.n_train
+    gradients = torch.stack([around.gradient(batch.rows, 0.0) for batch in batches])
+    parts = gradients.new_tensor([batch.part for batch in batches])
+    return Clipping(max_norm, gradients, parts, (n - batch_size) / (max(n - 1, 1) * batch_size))
 
 
 def coupled(rule: Optimizer) -> float:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..derivatives.curvature import GaussNewton
+from ..derivatives.curvature import GaussNewton, largest_held
 from ..derivatives.gradients import Gradients
 from ..derivatives.kinks import check_kinks, with_kinks
 from ..derivatives.linearised import (
@@ -44,6 +44,7 @@ from .lft_settings import OF_OPTIMIZER, check, check_recorded, check_stored, che
 
 NEGLIGIBLE = 0.01  # an eigenvalue σ counts as zero where σηT is smaller: the filter is then within 1 % of ηT
 STIFF = 0.2  # with "split", an eigenvalue is left to the products of the Hessian if ησ adds up to less between them
+COPIES = 18  # of δ, with "split": so many are held at its peak, measured with Adam
 TEST_BLOCKS = 4  # of the usual size: Jacobians of test instances that are held at once
 
 
@@ -208,6 +209,8 @@ def split_runs(
 ) -> tuple[Tensor, Report]:  # fmt: skip
     """Mean scores [horizons, n_test, n_train] of several runs along which the whole Hessian is followed.
 
+    Of as many scored instances at once as fit the memory: for the others each run, which is the same, is followed anew.
+
     Args:
         soft: the task with the model whose Hessian counts; `task` is trained.
         along: the settings of the full runs.
@@ -226,13 +229,17 @@ def split_runs(
             return EkfacSpectrum(at, curvature, scale)
         return spectrum_of(GaussNewton(at, curvature, scale=scale), backend, floor)
 
-    how, total = Following(products, segments, spectrum, whole, dtype, sample), 0.0
-    with tqdm(total=runs * wanted[-1], desc="LFT", leave=False, disable=None) as bar:
-        for k in range(runs):
-            run = LiveRun(task, params, rule, along["batch_size"], along["seed"] + k, at.device)
-            scores, sizes = follow_whole(soft, run, train, test, wanted, how, bar)
-            total = total + scores / runs
-    return total, {"backend": backend, "eigenvalues": sizes, "segments": len(sizes)}
+    how, found = Following(products, segments, spectrum, whole, dtype, sample), []
+    pieces = train.split(max(largest_held(at.device) // (COPIES * at.n_params * dtype.itemsize), 1))
+    with tqdm(total=len(pieces) * runs * wanted[-1], desc="LFT", leave=False, disable=None) as bar:
+        for piece in pieces:
+            total = 0.0
+            for k in range(runs):
+                run = LiveRun(task, params, rule, along["batch_size"], along["seed"] + k, at.device)
+                scores, sizes = follow_whole(soft, run, piece, test, wanted, how, bar)
+                total = total + scores / runs
+            found.append(total)
+    return torch.cat(found, 2), {"backend": backend, "eigenvalues": sizes, "segments": len(sizes)}
 
 
 class EkfacSpectrum:

@@ -1,6 +1,7 @@
 """LFT with the whole Hessian against its recursion, dense and step by step, and against tangents."""
 
 import dataclasses
+import importlib
 
 import numpy as np
 import oracles
@@ -10,7 +11,7 @@ from problems import tiny
 from small_files import refusal
 from torch import nn
 
-from fimoda_lib.derivatives import live_run
+from fimoda_lib.derivatives import live_run, whole_hessian
 from fimoda_lib.derivatives.splitting import Drift, Force, Motion, boundaries, interpolated, midpoint, propagator
 from fimoda_lib.derivatives.tangents import tangent_train
 from fimoda_lib.derivatives.trajectories import record_full_run
@@ -19,11 +20,13 @@ from fimoda_lib.methods import attribute
 from fimoda_lib.tasks import parameters_of
 from fimoda_lib.training.ensembles import Optimizer
 
+lft_module = importlib.import_module("fimoda_lib.methods.lft")  # its package has the function of this name
 TRAIN, TEST, N, STEPS = [2, 11, 5], [3, 0, 4], 23, 7
 RULES = {
     "sgd": dict(optimizer="sgd", learning_rate=0.2, weight_decay=0.05),
     "adam": dict(optimizer="adam", learning_rate=0.02, weight_decay=0.05),
     "adamw": dict(optimizer="adamw", learning_rate=0.02, weight_decay=0.5, max_grad_norm=0.3),
+    "clipped adam": dict(optimizer="adam", learning_rate=0.02, weight_decay=0.05, max_grad_norm=0.1),
 }
 
 
@@ -39,12 +42,13 @@ def differs(found, expected, at_least=0.01):
 
 def split(task, params, run, *, horizon=(1, 3, STEPS), batch_size=8, **options):
     settings = {
+        "train": TRAIN,
         "order": 1,
         "mode": "split",
         "further_training": {"batch_size": batch_size, "seed": 4, **run},
         **options,
     }
-    return attribute("lft", task, params, train=TRAIN, test=TEST, horizon=list(horizon), **settings)
+    return attribute("lft", task, params, test=TEST, horizon=list(horizon), **settings)
 
 
 def recursion(
@@ -77,7 +81,7 @@ def recursion(
         optimizer.step()
         adamw = run["optimizer"] == "adamw"
         decay, kept = (0.0, 1 - eta * wd) if adamw else (wd, 1.0)
-        change = share * (change + decay * delta)
+        change = share * change + decay * delta
         if run["optimizer"] == "sgd":
             delta = delta - eta * change
         else:
@@ -85,15 +89,15 @@ def recursion(
             g = square_here = squared_here = 0.0
             for k in range(0, N, batch_size):
                 batch, part = order[k : k + batch_size], len(order[k : k + batch_size]) / N
-                of_batch = share * (every[batch].mean(0) + decay * flat(here, params))
-                batch_change = share * (delta @ curvature(task, here, batch) + decay * delta)
+                of_batch = share * every[batch].mean(0) + decay * flat(here, params)
+                batch_change = share * delta @ curvature(task, here, batch) + decay * delta
                 g, square_here = g + part * of_batch, square_here + part * of_batch**2
                 squared_here = squared_here + part * 2 * of_batch * batch_change
             for row, i in enumerate(TRAIN):
                 # In a batch with i (one of N / B), which the others join with equal chances
                 others = (every.sum(0) - every[i]) * (batch_size - 1) / (N - 1)
-                together = (every[i] + others) / batch_size + decay * flat(here, params)
-                squared_here[row] -= share**2 * batch_size / N * 2 * together * every[i] / batch_size
+                together = share * (every[i] + others) / batch_size + decay * flat(here, params)
+                squared_here[row] -= share * batch_size / N * 2 * together * every[i] / batch_size
             mean = 0.9 * mean + 0.1 * change if momentum else change * (1 - 0.9**t)
             usual = 0.9 * usual + 0.1 * g
             square, squared = (0.999 * x + 0.001 * y for x, y in ((square, square_here), (squared, squared_here)))
@@ -175,6 +179,33 @@ def test_by_full_batches_it_is_the_tangent(problem, width, optimizer, monkeypatc
     check(found, tangents.delta.isel(seed=0).sel(step=[1, 3, STEPS]).transpose("step", "test", "left_out"))
     between = split(task, params, run, batch_size=N, kinks="between")
     (check if problem == "smooth" else differs)(found, between, 1e-12 if problem == "smooth" else 1e-4)
+
+
+@pytest.mark.parametrize("problem", ["smooth", "rectified"])
+def test_clipped_sgd_by_full_batches_is_the_tangent(problem):
+    task, params = tiny("classification") if problem == "smooth" else rectified()
+    run, left_out = dict(optimizer="sgd", learning_rate=0.5, weight_decay=0.05, max_grad_norm=0.1), [[2, 11], [5]]
+    found = split(task, params, run, batch_size=N, width=0.3, train=left_out)
+    tangents = tangent_train(
+        task, params, batch_size=N, epochs=STEPS, seeds=[4], left_out=left_out, test=TEST, progress=False, **run,
+        kinks="softened", width=0.3,
+    )  # fmt: skip
+    expected = tangents.delta.isel(seed=0).sel(step=[1, 3, STEPS]).transpose("step", "test", "left_out")
+    check(found, expected)
+    differs(split(task, params, {**run, "max_grad_norm": 0.2}, batch_size=N, width=0.3, train=left_out), expected, 0.1)
+    check(split(task, params, run, batch_size=N, width=0.3, train=left_out, dtype="float32"), expected, 1e-4)
+
+
+def test_clipped_sgd_by_batches_is_close_to_the_mean_tangent():
+    task, params = rectified()
+    run = dict(optimizer="sgd", learning_rate=0.05, max_grad_norm=0.25)
+    found = split(task, params, run, horizon=[12], batch_size=4, runs=4, width=0.1)
+    tangents = tangent_train(
+        task, params, batch_size=4, epochs=2, seeds=range(12), left_out=TRAIN, test=TEST, evaluate=[12],
+        progress=False, kinks="softened", width=0.1, **run,
+    )  # fmt: skip
+    expected = tangents.delta.mean("seed").transpose("step", "test", "left_out").values
+    check(found, expected, 0.1)
 
 
 @pytest.mark.slow
@@ -278,10 +309,12 @@ def test_directions_in_which_steps_would_explode_settle_at_once():
     np.testing.assert_allclose(found[[0, 2], 2], [1, -0.4])
 
 
-@pytest.mark.parametrize(("optimizer", "learning_rate"), [("sgd", 0.1), ("adam", 0.003)])
-def test_many_steps_at_once_come_close_to_single_ones(optimizer, learning_rate):
+@pytest.mark.parametrize(
+    ("optimizer", "learning_rate", "most"), [("sgd", 0.1, None), ("adam", 0.003, None), ("sgd", 0.3, 0.03)]
+)
+def test_many_steps_at_once_come_close_to_single_ones(optimizer, learning_rate, most):
     task, params = rectified()
-    run, far = dict(optimizer=optimizer, learning_rate=learning_rate), [20, 60]
+    run, far = dict(optimizer=optimizer, learning_rate=learning_rate, max_grad_norm=most), [20, 60]
     expected = split(task, params, run, horizon=far, products=240, width=0.3, batch_size=N)
     found = {b: split(task, params, run, horizon=far, products=32, width=0.3, batch_size=N, backend=b, segments=4)
              for b in ("gram", "ekfac")}  # fmt: skip
@@ -315,6 +348,32 @@ def test_runs_are_averaged_and_subsets_do_not_matter():
     settings = dict(mode="split", order=1, horizon=[1, 3, STEPS])
     every = attribute("lft", task, params, further_training={"batch_size": 8, "seed": 4, **run}, **settings)
     check(alone[0], every.sel(train=TRAIN, test=TEST), 1e-10)
+
+
+def test_a_sample_is_another_in_each_interval_and_comes_close_to_all_as_it_grows(monkeypatch):
+    task, params = tiny("classification")
+    expected, drawn, plain, errors = split(task, params, RULES["sgd"]), [], whole_hessian.drawn, []
+    monkeypatch.setattr(whole_hessian, "drawn", lambda *given: (drawn.append(plain(*given)), drawn[-1])[1])
+    for sample in (4, 20):
+        found = split(task, params, RULES["sgd"], sample=sample).values
+        errors.append(np.linalg.norm(found - expected.values) / np.linalg.norm(expected))
+        rows = [frozenset(batch.tolist()) for (batch,) in drawn[-STEPS:]]
+        assert {len(some) for some in rows} == {sample} and len({*rows}) > STEPS - 2
+        assert len(frozenset.union(*rows)) > 0.6 * N
+    assert 0 < 2 * errors[1] < errors[0] < 0.5
+
+
+@pytest.mark.parametrize(("copies", "sizes"), [(2.5, [2, 1]), (0.5, [1, 1, 1])])
+def test_scores_do_not_depend_on_how_many_instances_fit_the_memory(copies, sizes, monkeypatch):
+    task, params = rectified()
+    options = dict(run=RULES["adam"], batch_size=4, sample=10, runs=2, width=0.3, train=[[2, 11], [11], [5, 8]])
+    expected, followed = split(task, params, **options), []
+    of_one = 18 * 8 * sum(p.numel() for p in params.values())
+    monkeypatch.setattr(lft_module, "largest_held", lambda device: int(copies * of_one))
+    follow = lft_module.follow_whole
+    monkeypatch.setattr(lft_module, "follow_whole", lambda *given: (followed.append(len(given[2])), follow(*given))[1])
+    check(split(task, params, **options), expected, 1e-11)
+    assert followed == [size for size in sizes for _ in range(2)]
 
 
 def test_whole_instances_are_removed_by_default():
