@@ -10,8 +10,10 @@ How wide? Along a run, a unit is as likely to be at its kink as it is anywhere b
 is: the width is how far what goes into the units has moved by then. A run that hardly moves has sharp kinks.
 
 Every unit is written with the rectified one (`units`), so that there is one derivative to soften. Calls of PyTorch's
-functions are intercepted, whether a module or the model's own code makes them. What cannot be intercepted (a kernel of
-one's own, a compiled model) is reached by `difference_products`, which knows gradients only.
+functions are intercepted, whether a module or the model's own code makes them. Other kinks stay sharp: those of maxima
+with places (`x.max(dim)`, pooling with indices, `topk`, `sort`, `median`), of choices (`where`, `x * (x > 0)`), of
+SELU, of ELU with another alpha than 1, of `rrelu` in training, of a kernel of one's own, of a compiled model. Jumps,
+such as `hardshrink`'s or that of `threshold` to another value, are no kinks.
 """
 
 from __future__ import annotations
@@ -27,11 +29,10 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from .. import checks
-from ..tasks import Instances, Params, Task, take, to
+from ..tasks import Params, Task, take, to
 from ..training.ensembles import Optimizer
 from ..training.working import Working
-from .gradients import Gradients
-from .units import IN_PLACE, UNITS
+from .units import IN_PLACE, unit_of
 
 KINKS = ("between", "softened")
 FLOOR = 0.03  # of Adam's denominator where kinks are softened, in units of its root mean square
@@ -102,10 +103,8 @@ class Intercepted(TorchFunctionMode):
         self.relu, self.calls = relu, 0
 
     def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        kwargs, name = kwargs or {}, getattr(function, "__name__", "")
-        unit = UNITS.get(name.rstrip("_"))
-        # A maximum with its places cannot be written with pairs; of whole numbers there is nothing to differentiate.
-        if unit is None or kwargs.get("return_indices") or not args or not is_real(args[0]):
+        kwargs, name = kwargs or {}, getattr(function, "__name__", "").removeprefix("_")
+        if (unit := unit_of(name.rstrip("_"), args, kwargs)) is None:
             return function(*args, **kwargs)
         in_place = kwargs.pop("inplace", False) or name.endswith("_")
         if len(args) > (place := IN_PLACE.get(name, len(args))):  # relu(x, True)
@@ -117,10 +116,6 @@ class Intercepted(TorchFunctionMode):
     def next(self, input: Tensor) -> Tensor:
         self.calls += 1
         return self.relu(self.calls - 1, input)
-
-
-def is_real(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()
 
 
 class Softened(nn.Module):
@@ -136,14 +131,14 @@ class Softened(nn.Module):
     plain: nn.Module
     start: list[Tensor]
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:  # hooks, and a `forward` set on the instance, are inside
         def relu(k: int, x: Tensor) -> Tensor:
             if k >= len(self.widths):
                 raise ValueError(f"kinks: the model calls more than the {len(self.widths)} units found in it at first.")
             return Rectified.apply(x, self.widths[k])
 
         with Intercepted(relu):
-            return super().forward(*args, **kwargs)
+            return super().__call__(*args, **kwargs)
 
 
 def softened(model: nn.Module, widths: Sequence[float], start: Sequence[Tensor] = ()) -> nn.Module:
@@ -240,31 +235,3 @@ def regularised(state: dict, after: Params, rule: Optimizer) -> dict:
     """
     mean = sum(v.sum() for v in after.values()) / sum(v.numel() for v in after.values())
     return {**state, "square": {k: s + FLOOR**2 * mean / rule.betas[1] for k, s in state["square"].items()}}
-
-
-def difference_products(at: Gradients, instances: Instances, vectors: Tensor, width: float) -> Tensor:
-    """The Hessian of the mean loss with softened kinks times each vector, from plain gradients: [k, P] -> [k, P].
-
-    A symmetric difference of gradients sees each kink that the step between them crosses. The step moves the outputs,
-    and with them about everything before them, by `width` of their spread in either direction. Knows nothing of the
-    model; noisier than a Gaussian, and for each vector another width.
-    """
-    inputs, targets = instances
-
-    def gradient(flat: Tensor) -> Tensor:
-        params = {k: p.detach().requires_grad_() for k, p in at.unflatten(flat).items()}
-        loss = at.losses(at.outputs(inputs, params), targets).mean()
-        return at.flatten(dict(zip(params, torch.autograd.grad(loss, [*params.values()]), strict=True)))
-
-    def outputs(flat: Tensor) -> Tensor:
-        with torch.no_grad():
-            return at.outputs(inputs, at.unflatten(flat))
-
-    here, found = at.flatten(at.params), []
-    spread = outputs(here).var(0, correction=0).mean().sqrt()
-    for v in vectors:
-        little = 1e-3 * here.norm() / v.norm().clamp(min=torch.finfo(v.dtype).tiny)
-        moved = (outputs(here + little * v) - outputs(here - little * v)).square().mean().sqrt() / (2 * little)
-        step = width * spread / moved
-        found.append((gradient(here + step * v) - gradient(here - step * v)) / (2 * step) if moved > 0 else 0 * v)
-    return torch.stack(found)

@@ -55,11 +55,18 @@ def magnitude(relu: Relu, input: Tensor) -> Tensor:
 
 
 def maximum(relu: Relu, input: Tensor, other: Tensor) -> Tensor:
-    return input + relu(other - input)
+    infinite = input.isinf() | other.isinf()  # their differences may be no numbers
+    softened = input + relu(torch.where(infinite, 0.0, other - input))
+    return torch.where(infinite, torch.maximum(input, other), softened)
 
 
 def minimum(relu: Relu, input: Tensor, other: Tensor) -> Tensor:
-    return input - relu(input - other)
+    return -maximum(relu, -input, -other)
+
+
+def larger(relu: Relu, input: Tensor, other: Tensor) -> Tensor:
+    """The maximum, or what is a number."""
+    return maximum(relu, torch.where(input.isnan(), other, input), torch.where(other.isnan(), input, other))
 
 
 def amax(relu: Relu, input: Tensor, dim: int | Sequence[int] = (), keepdim: bool = False) -> Tensor:
@@ -134,6 +141,12 @@ UNITS: dict[str, Callable[..., Tensor]] = {  # what PyTorch calls them
     "absolute": magnitude,
     "maximum": maximum,
     "minimum": minimum,
+    "max": lambda relu, input, other=None: amax(relu, input) if other is None else maximum(relu, input, other),
+    "min": lambda relu, input, other=None: -amax(relu, -input) if other is None else minimum(relu, input, other),
+    "fmax": larger,
+    "fmin": lambda relu, input, other: -larger(relu, -input, -other),
+    "threshold": lambda relu, input, threshold, value: clamp(relu, input, threshold),
+    "rrelu": lambda relu, input, lower=1 / 8, upper=1 / 3, *_, **options: leaky_relu(relu, input, (lower + upper) / 2),
     "amax": amax,
     "amin": lambda relu, input, *dims, **options: -amax(relu, -input, *dims, **options),
     **{f"max_pool{n}d": max_pool(n) for n in (1, 2, 3)},
@@ -141,4 +154,24 @@ UNITS: dict[str, Callable[..., Tensor]] = {  # what PyTorch calls them
 }
 
 # Where PyTorch's function takes whether to overwrite its input, if that is given by position
-IN_PLACE = {"relu": 1, "relu6": 1, "hardsigmoid": 1, "hardswish": 1, "leaky_relu": 2, "hardtanh": 3}
+IN_PLACE = {"relu": 1, "relu6": 1, "hardsigmoid": 1, "hardswish": 1, "leaky_relu": 2, "hardtanh": 3, "threshold": 3}
+IN_PLACE |= {"rrelu": 4}
+
+
+def unit_of(name: str, args: Sequence[Any], options: dict[str, Any]) -> Callable[..., Tensor] | None:
+    """The unit that a call of PyTorch's function of this name is; None if it is none, or cannot be written in pairs."""
+    unit = UNITS.get(name)
+    if unit is None or not args or not is_real(args[0]):  # of whole numbers there is nothing to differentiate
+        return None
+    given = [*args[1:], *options.values()]
+    if name in ("max", "min"):  # along a dimension they give places, too
+        return unit if all(is_real(value) for value in given) and not {"dim", "keepdim"} & {*options} else None
+    if name == "threshold":  # any other value makes a jump of it
+        threshold, value = [*args[1:3], *(options[k] for k in ("threshold", "value") if k in options)]
+        return unit if threshold == value else None
+    random = name == "rrelu" and (options.get("training") or True in args[3:4])
+    return None if random or options.get("return_indices") else unit
+
+
+def is_real(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.is_floating_point()
