@@ -55,7 +55,8 @@ def draw(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
 
 
 def _short(value: float) -> str:
-    return f"{value:.0f}" if abs(value) >= 9.95 else f"{value:.1f}" if abs(value) >= 0.995 else f"{value:.2f}"
+    text = f"{value:.0f}" if abs(value) >= 9.95 else f"{value:.1f}" if abs(value) >= 0.995 else f"{value:.2f}"
+    return "0.00" if text == "-0.00" else text.replace("-", "−")
 
 
 def _name(method: str, step: float, rows: pd.DataFrame, x: str) -> str:
