@@ -25,8 +25,8 @@ SMALL_ENOUGH = "ab"  # letters of the panels whose data sets are
 
 
 def is_small_enough(panel: Panel) -> bool:
-    """Whether the exact derivative is computed on a panel's data set."""
-    return panel_letter(panel.dataset) in SMALL_ENOUGH
+    """Whether the exact derivative is computed on a panel's data set, if by its profile at all."""
+    return panel_letter(panel.dataset) in SMALL_ENOUGH and get_profile(panel.profile).exact_tests > 0
 
 
 def exact_derivative(panel: Panel) -> xr.DataArray | None:
@@ -37,7 +37,7 @@ def exact_derivative(panel: Panel) -> xr.DataArray | None:
 
     Returns:
         scores [horizon, test, train], positive = helpful, mean over seeds, for `exact_tests` of the profile and five
-        of the panel's horizons, first and last among them; None for a data set that is too large.
+        of the panel's horizons, first and last among them; None for a data set that is too large, or a profile that has none.
     """
     if not is_small_enough(panel):
         return None
