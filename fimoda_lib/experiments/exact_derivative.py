@@ -37,7 +37,8 @@ def exact_derivative(panel: Panel) -> xr.DataArray | None:
 
     Returns:
         scores [horizon, test, train], positive = helpful, mean over seeds, for `exact_tests` of the profile and five
-        of the panel's horizons, first and last among them; None for a data set that is too large, or a profile that has none.
+        of the panel's horizons, first and last among them; None for a data set that is too large, or a
+        profile that has none.
     """
     if not is_small_enough(panel):
         return None
