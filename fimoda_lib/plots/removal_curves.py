@@ -55,7 +55,7 @@ def draw(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
         inset.spines["left"].set_visible(True)
         inset.margins(x=0.1, y=0.12)
         inset.text(0.03, 0.94, f"after {counted(round(after), x)}", fontsize=7.5, transform=inset.transAxes)
-    ax.yaxis.labelpad = 20
+    ax.yaxis.labelpad = 28
     ax.set_yticks([])
     ax.spines["left"].set_visible(False)
     ax.set_xlabel("training instances left out (%)")
