@@ -265,17 +265,10 @@ def test_a_page_is_refused_if_it_is_older_than_its_figures_or_of_several_commits
     assert main([str(made[0]), "--check"]) == 0
 
 
-PATCHED = {"laptop"}  # drawn by several commits; goes when a run of one commit is there
+COMMITTED = [f.name for f in sorted((ROOT / "figures").glob("*")) if f.is_dir()]  # a copy of the project may have none
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(folder.name, marks=pytest.mark.xfail(strict=True) if folder.name in PATCHED else ())
-        for folder in sorted((ROOT / "figures").glob("*"))  # a copy of the project may have none
-        if folder.is_dir()
-    ],
-)
+@pytest.mark.parametrize("name", COMMITTED)
 def test_the_committed_figures_are_of_one_commit_and_their_page_is_as_new(name):
     assert faults(ROOT / "figures" / name) == []
     note = json.loads((ROOT / "figures" / name / "fig02.json").read_text())
