@@ -109,11 +109,16 @@ def trained(whole_run):
     needs it first, for the store's locks let the others wait.
     """
     from fimoda_lib.experiments.panel import Panel
+    from fimoda_lib.run.status import files_of
 
     def put(results, dataset, optimizer="sgd"):
         shared = whole_run / ("finished" if (whole_run / "finished").exists() else "trained")
         assert Panel(dataset, "smoke", optimizer, results=shared).gold.sizes["seed"] == 2
-        copy_results(shared, results, f"final-{dataset}", f"further-{dataset}-{optimizer}")
+        (Path(results) / "smoke").mkdir(parents=True, exist_ok=True)
+        for kind in ("final model", optimizer):  # and no piece of a study
+            for path in files_of(Panel(dataset, "smoke", optimizer, results=shared), kind):
+                for file in (path, path.with_suffix(".json")):
+                    shutil.copy2(file, Path(results) / "smoke")
 
     return put
 
