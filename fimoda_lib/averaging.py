@@ -24,6 +24,7 @@ from .comparison import (
 )
 from .intervals import LEVEL
 
+BLOCKS = (1, 2, 5, 10, 20, 50, 100)  # how many seeds are averaged in the paper
 AT_ONCE = 20  # horizons of all seeds are held in float64
 RESAMPLES = 200
 SEVERAL = 5  # blocks
@@ -32,7 +33,7 @@ SEVERAL = 5  # blocks
 def seed_averaging(
     scores: xr.DataArray,
     gold: xr.Dataset,
-    blocks: Iterable[int] = (1, 2, 5, 10, 20, 50, 100),
+    blocks: Iterable[int] = BLOCKS,
     *,
     adjustment: Adjustment = "mean",
     metric: Metric = "cosine",

@@ -37,8 +37,12 @@ class Clipping:
     @cached_property
     def share(self) -> float:
         """What clipping leaves of gradients, on the mean."""
-        kept = self.clipped(self.gradients).norm(dim=1) / self.lengths
-        return float(self.parts @ torch.where(kept > 0, kept, 1.0)) or 1.0
+        return float(self.parts @ torch.where(self.kept > 0, self.kept, 1.0)) or 1.0
+
+    @cached_property
+    def kept(self) -> Tensor:
+        """What clipping leaves of each gradient, [k]."""
+        return self.clipped(self.gradients).norm(dim=1) / self.lengths
 
     @cached_property
     def lengths(self) -> Tensor:
@@ -48,9 +52,8 @@ class Clipping:
     def along(self) -> tuple[Tensor, Tensor]:
         """Directions of the gradients [k, P], and what the mean answer, over `share`, lacks of a change along each."""
         directions = self.gradients / self.lengths[:, None]
-        kept = self.clipped(self.gradients).norm(dim=1) / self.lengths
         answers = (directions * self.answers(self.gradients, directions)).sum(1)
-        return directions, self.parts * (kept - answers).clamp(min=0.0) / self.share
+        return directions, self.parts * (self.kept - answers).clamp(min=0.0) / self.share
 
     def clipped(self, gradients: Tensor) -> Tensor:
         return clip_grad_norm({"all": gradients}, self.max_norm)["all"]

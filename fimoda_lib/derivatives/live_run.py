@@ -18,6 +18,7 @@ class LiveRun:
     def __init__(
         self, task: Task, params: Params, rule: Optimizer, batch_size: int, seed: int, device: torch.device
     ) -> None:
+        self.clips = rule.max_grad_norm is not None and rule.name != "sgd"  # whose batches are followed: `clipping`
         self.ensemble, self.rule = Ensemble(task, params, 1, rule, device=device), rule
         self.train = to(task.train, device, self.ensemble.dtype)
         nobody = torch.tensor([FULL_RUN])
@@ -32,7 +33,7 @@ class LiveRun:
                 self.step += 1
                 rows, weights = next(self.batches)
                 batch, weights = take(self.train, rows[None]), weights.to(self.device, e.dtype)
-                if self.rule.max_grad_norm is not None and self.step == step:  # for `share`
+                if self.clips and self.step == step:  # for `share`
                     with torch.no_grad(), e.masks(self.seed, self.step):
                         self.gradients = e.gradients(e.params, batch, weights, 1)
                 with e.masks(self.seed, self.step):  # those of `further_train`

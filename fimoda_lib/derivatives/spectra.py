@@ -1,4 +1,4 @@
-"""Three eigendecompositions of the Gauss-Newton matrix G behind one interface, for functions of G.
+"""Eigendecompositions of the Gauss-Newton matrix G behind one interface, for functions of G.
 
 A spectrum holds q orthonormal directions of parameter space and an eigenvalue for each. Outside their span G counts as
 zero: exactly true of the Gram matrix's, which spans the range of G; of the others, true up to what they left out.
@@ -7,6 +7,7 @@ zero: exactly true of the Gram matrix's, which spans the range of G; of the othe
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
@@ -32,6 +33,19 @@ class Spectrum(Protocol):
 
     def out_of(self, coordinates: Tensor) -> Tensor:
         """Coordinates [k, q] -> [k, P]."""
+
+
+class Dense:
+    """All of G, where parameters are few."""
+
+    def __init__(self, G: GaussNewton) -> None:
+        self.eigenvalues, self.vectors = eigh(G.dense())
+
+    def into(self, vectors: Tensor) -> Tensor:
+        return vectors @ self.vectors
+
+    def out_of(self, coordinates: Tensor) -> Tensor:
+        return coordinates @ self.vectors.T
 
 
 class Krylov:
@@ -75,6 +89,20 @@ class Krylov:
 
     def out_of(self, coordinates: Tensor) -> Tensor:
         return coordinates @ self.basis
+
+
+def damped(
+    spectrum: Spectrum, test: Tensor, inside_test: Tensor, train: Tensor, dampings: Sequence[float]
+) -> Iterator[Tensor]:
+    """g_zᵀ (G + λI)⁻¹ gᵢ for one λ after the other, [z, i] each: g_zᵀ gᵢ / λ, but for the part in the spectrum.
+
+    Args:
+        test, train: gradients [z, P], [i, P]; inside_test: `spectrum.into(test)`.
+    """
+    plain, inside = test @ train.T, spectrum.into(train)
+    for damping in dampings:
+        bent = 1 / (spectrum.eigenvalues + damping) - 1 / damping
+        yield plain / damping + (inside_test * bent) @ inside.T
 
 
 def orthonormal(vectors: Tensor, against: Tensor | None = None) -> Tensor:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..training.working import is_real
+
 Relu = Callable[[Tensor], Tensor]
 
 
@@ -171,7 +173,3 @@ def unit_of(name: str, args: Sequence[Any], options: dict[str, Any]) -> Callable
         return unit if threshold == value else None
     random = name == "rrelu" and (options.get("training") or True in args[3:4])
     return None if random or options.get("return_indices") else unit
-
-
-def is_real(value: Any) -> bool:
-    return isinstance(value, Tensor) and value.is_floating_point()

@@ -11,7 +11,6 @@ import xarray as xr
 
 from ..derivatives.adjoints import adjoint_train
 from ..storage.store import cached
-from ..training.ensembles import Optimizer
 from ..training.plans import Plan, specification
 from .followed import LFT_SEED
 from .panel import Panel
@@ -47,8 +46,7 @@ def exact_derivative(panel: Panel) -> xr.DataArray | None:
     seeds = range(LFT_SEED, LFT_SEED + profile.exact_seeds)
     horizons = some_horizons(panel, HORIZONS)
     double = {k: v.double() for k, v in panel.params.items()}
-    rule = Optimizer(further.optimizer, further.learning_rate, further.weight_decay, further.max_grad_norm)
-    plan = Plan(rule, further.batch_size, further.epochs, "mask", 1.0, (), test, tuple(horizons))
+    plan = Plan(further.rule, further.batch_size, further.epochs, "mask", 1.0, (), test, tuple(horizons))
     spec = {**specification(panel.task, double, plan), "seeds": [*seeds], "kind": EXACT, "kinks": "softened"}
     run = {k: v for k, v in further.arguments().items() if k not in ("epochs", "evaluate")}
 

@@ -155,3 +155,8 @@ def best_horizons(table: pd.DataFrame, part: str = "untouched") -> pd.DataFrame:
     lft = table[(table["method"] == "lft") & (table["part"] == part)]
     best = lft.loc[lft.groupby("after_step")["gain"].idxmax()]
     return best[["after_epoch", "epoch", "gain", "over_low", "over_high"]].reset_index(drop=True)
+
+
+def follows(best: pd.DataFrame) -> float:
+    """The rank correlation of T and the K of `best_horizons`; 0 where one K is best for all."""
+    return best["after_epoch"].corr(best["epoch"], method="spearman") if best["epoch"].nunique() > 1 else 0.0

@@ -8,6 +8,8 @@ from functools import cache
 from importlib import resources
 from typing import Any
 
+from ..training.ensembles import Optimizer
+
 
 @dataclass(frozen=True)
 class Training:
@@ -26,6 +28,10 @@ class Training:
     max_grad_norm: float | None = None
     evaluate: tuple[int, ...] | None = None
     keep_best: bool = False
+
+    @property
+    def rule(self) -> Optimizer:
+        return Optimizer(self.optimizer, self.learning_rate, self.weight_decay, self.max_grad_norm)
 
     def scaled(self, factor: float) -> Training:
         return replace(self, epochs=max(round(self.epochs * factor), 1))

@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 
-from ..averaging import averaged_similarities
+from ..averaging import BLOCKS, averaged_similarities
 from ..training.further_training import further_train
 from ..training.minibatches import steps_per_epoch
 from .panel import Panel
@@ -20,7 +20,6 @@ from .profiles import get_profile
 from .settings import experiment_of
 from .studies import log_epochs, paper_sized, study_arguments
 
-BLOCKS = (1, 2, 5, 10, 20, 50, 100)  # how many seeds are averaged, as far as there are so many
 SHRUNK = (1.0, 0.1, 0.01)  # as if all sensitivities were so much smaller before test losses are rounded
 
 

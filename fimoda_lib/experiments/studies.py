@@ -18,7 +18,6 @@ from ..derivatives.kinks import spreads
 from ..derivatives.tangents import tangent_train
 from ..storage.store import cached
 from ..tasks import Params, take
-from ..training.ensembles import Optimizer
 from ..training.further_training import further_train
 from ..training.minibatches import steps_per_epoch
 from ..training.plans import Plan, specification
@@ -114,7 +113,7 @@ def paper_sized(panel: Panel) -> tuple[Training, float]:
 def stored_tangents(panel: Panel, params: Params, further: Training, arguments: dict, **kinks: str) -> xr.Dataset:
     """`tangent_train`, computed once and kept."""
     plan = Plan(
-        Optimizer(further.optimizer, further.learning_rate, further.weight_decay, further.max_grad_norm),
+        further.rule,
         further.batch_size,
         further.epochs,
         arguments["removal"],

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from ..derivatives.curvature import GaussNewton, Reduction, recommended_damping
 from ..derivatives.gradients import Gradients
-from ..devices import eigh
+from ..derivatives.spectra import Dense, Spectrum, damped
 from ..tasks import Params, Task
 from .base import Report, apply_operator, method, resolve_damping
 
@@ -58,17 +58,15 @@ def solved_in_instances(G: GaussNewton) -> bool:
 
 
 class Sweep:
-    """`exact` with one damping after another, by a single eigendecomposition of G: g_zᵀ (G + λI)⁻¹ gᵢ is g_zᵀ gᵢ / λ,
-    but for the part in the eigenvectors of G.
+    """`exact` with one damping after another, by a single eigendecomposition of G.
 
-    To be given to `attribute` in place of the name, again and again with the same task, parameters and instances.
+    To be given to `attribute` in place of the name, again and again with the same task, parameters and curvature.
     """
 
     __name__ = "exact"
 
     def __init__(self) -> None:
-        self.parts: tuple[Tensor, ...] = ()
-        self.report: Report = {}
+        self.decomposed: tuple[Gradients, Spectrum, float] | None = None
 
     def __call__(
         self,
@@ -83,28 +81,15 @@ class Sweep:
         dtype: torch.dtype = torch.float64,
     ) -> tuple[Tensor, Report]:
         """As `exact`."""
-        if not self.parts:
+        if self.decomposed is None:
             at = Gradients(task, params, dtype=dtype)
-            self._decompose(at, GaussNewton(at, curvature), train, test)
-            self.recommended = recommended_damping(at, curvature)
-        damping = resolve_damping(damping, multiple, lambda: self.recommended)
-        eigenvalues, plain, inside_test, inside_train = self.parts
-        bent = 1 / (eigenvalues + damping) - 1 / damping
-        scores = plain / damping + (inside_test * bent) @ inside_train.T
-        return scores.cpu(), {"damping": damping, **self.report}
-
-    def _decompose(self, at: Gradients, G: GaussNewton, train: Tensor, test: Tensor) -> None:
-        if solved_in_instances(G):
-            reduced = Reduction(G)
-            eigenvalues, into = reduced.eigenvalues, reduced.into
-        else:
-            eigenvalues, vectors = eigh(G.dense())
-
-            def into(gradients: Tensor) -> Tensor:
-                return gradients @ vectors
-
+            G = GaussNewton(at, curvature)
+            spectrum = Reduction(G) if solved_in_instances(G) else Dense(G)
+            self.decomposed = at, spectrum, recommended_damping(at, curvature)
+        at, spectrum, recommended = self.decomposed
+        damping = resolve_damping(damping, multiple, lambda: recommended)
         g_test = at.of_losses(at.test(test))
-        blocks = [(g_test @ g.T, into(g)) for _, g in at.blocks(train)]
-        plain, inside = torch.cat([b[0] for b in blocks], 1), torch.cat([b[1] for b in blocks])
-        self.parts = (eigenvalues, plain, into(g_test), inside)
-        self.report = {"solved_in": "instances" if solved_in_instances(G) else "parameters"}
+        inside = spectrum.into(g_test)
+        scores = [next(damped(spectrum, g_test, inside, g, [damping])) for _, g in at.blocks(train)]
+        solved_in = "instances" if isinstance(spectrum, Reduction) else "parameters"
+        return torch.cat(scores, 1).cpu(), {"damping": damping, "solved_in": solved_in}

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..derivatives.curvature import GaussNewton
 from ..derivatives.gradients import Gradients
 from ..derivatives.linearised import output_directions
-from ..derivatives.spectra import choose_backend, spectrum_of
+from ..derivatives.spectra import choose_backend, damped, spectrum_of
 from ..tasks import Params, Task
 from ..training.ensembles import Optimizer
 from .base import Report
@@ -56,11 +56,9 @@ def timed(
     inside_test, scores = spectrum.into(g_test), torch.empty(len(wanted), len(test), len(train), dtype=torch.float64)
     for columns, g in at.blocks(train):
         g = g if scale is None else g * scale
-        inside, plain = spectrum.into(g), g_test @ g.T
-        for k, steps in enumerate(wanted):
-            most = rate * steps  # 1/λ
-            bent = 1 / (spectrum.eigenvalues + 1 / most) - most
-            scores[k][:, columns] = ((most * plain + (inside_test * bent) @ inside.T) / task.n_train).cpu().double()
+        dampings = [1 / (rate * steps) for steps in wanted]
+        for k, found in enumerate(damped(spectrum, g_test, inside_test, g, dampings)):
+            scores[k][:, columns] = (found / task.n_train).cpu().double()
     return scores, {"horizon": wanted, "further_training": along, "backend": backend}
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..experiments.horizons import best_horizons, follows
 from .claims import read_table, title
 from .rules import label, number
 
@@ -96,9 +97,7 @@ def _selection(rows: pd.DataFrame) -> dict[str, str]:
     if len(lft):
         matched = last[last["method"] == "lft"].sort_values("step").iloc[-1]
         found["LFT for K = T, over random"] = _over(matched)
-        best = lft.loc[lft.groupby("after_step")["gain"].idxmax()]
-        follows = best["after_step"].corr(best["step"], method="spearman") if best["step"].nunique() > 1 else 0.0
-        found["rank correlation of T and LFT's best K"] = number(follows)
+        found["rank correlation of T and LFT's best K"] = number(follows(best_horizons(rows)))
         surely = int((lft["over_low"] > 0).sum()), int((lft["over_high"] < 0).sum())
         found["LFT's cells (K, T) surely above random, surely below, of"] = f"{surely[0]}, {surely[1]}, {len(lft)}"
     return found

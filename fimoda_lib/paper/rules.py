@@ -29,6 +29,11 @@ class Threshold:
 
 
 THRESHOLDS = {
+    "high": Threshold(
+        0.5,
+        "a curve starts high if its first similarity is at least this",
+        "half of the largest possible similarity",
+    ),
     "decay": Threshold(
         0.9,
         "a curve decays if its last similarity is at most this share of its first",
@@ -69,12 +74,15 @@ class Condition:
 Judged = tuple[list[Condition], str]
 
 
-def decays(curves: Curves) -> Judged:
-    """Each curve loses a good part of its first value."""
+def high_then_decay(curves: Curves) -> Judged:
+    """Each curve starts high and loses a good part of it."""
     found, share = [], THRESHOLDS["decay"].value
     for method, curve in curves.items():
         first, last = curve.iloc[0], curve.iloc[-1]
         start, end = number(first.value), number(last.value)
+        found.append(
+            Condition(first.value - THRESHOLDS["high"].value, first.half, f"{label(method)} starts at {start}")
+        )
         margin, half = share * first.value - last.value, _both(share * first.half, last.half)
         found.append(Condition(margin, half, f"{label(method)} ends at {end} after {start}"))
     return found, _from_to(curves)

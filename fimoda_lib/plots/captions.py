@@ -16,6 +16,7 @@ from ..experiments.panel import Panel, finished, one_seed
 from ..experiments.settings import experiment_of
 from ..storage.provenance import code_version
 from ..storage.store import asked, of_seeds, read_sidecar
+from ..training.plans import shard_name
 from .look import LOOK, RULES
 from .panels import Panels
 
@@ -96,7 +97,7 @@ def computed_on(
         scores: see `provenance`; those that are not stored are passed over.
     """
     one = one_seed(panel, int(runs.seed[0]))  # has read its final model: inside `asked` nothing is
-    name = "further-{task}-{optimizer}-{removal}-seed".format(**{"task": panel.dataset, **runs.attrs})
+    name = shard_name(panel.dataset, runs.attrs["optimizer"], runs.attrs["removal"])
     paths = of_seeds(panel.folder, name, runs.attrs["specification"], runs.seed.values.tolist())
     paths = paths or [asked(lambda: measured(one))]  # of a study with runs of another kind
     paths += [path for path in map(asked, scores) if path.exists()]

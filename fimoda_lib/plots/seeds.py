@@ -10,12 +10,11 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.ticker import FixedLocator, NullLocator, ScalarFormatter
 
-from ..averaging import averaged_similarities, averaging_bands, largest
+from ..averaging import BLOCKS, averaged_similarities, averaging_bands, largest
 from ..experiments.panel import Panel
 from ..intervals import block_ceiling
 from .similarity import diverged, draw_lines
 
-BLOCKS = (1, 2, 5, 10, 20, 50, 100)  # how many seeds are averaged, as far as there are so many
 WHAT = (
     "Cosine similarity to further training ({trained}) against the number of seeds averaged, at the horizon "
     "where it is largest, so that each maximum has picked some noise."

@@ -23,7 +23,7 @@ from ..experiments.paper_settings import Training
 from ..tasks import parameters_of
 from ..training.chunks import replica_bytes, replicas_that_fit
 from ..training.engines import Engine, faster, measure
-from ..training.ensembles import OPTIMIZERS, Optimizer
+from ..training.ensembles import OPTIMIZERS
 from ..training.minibatches import steps_per_epoch
 from ..training.plans import Plan, evaluation_steps
 from .foretold import STUDIES, foretold, is_foretold
@@ -160,7 +160,7 @@ def plan_of(panel: Panel, training: Training) -> Plan:
     """What `further_train` makes of a panel's settings."""
     s, per_epoch = panel.settings, steps_per_epoch(panel.task.n_train, training.batch_size)
     return Plan(
-        optimizer=optimizer_from(training),
+        optimizer=training.rule,
         batch_size=training.batch_size,
         epochs=training.epochs,
         removal=s.removal,
@@ -171,14 +171,10 @@ def plan_of(panel: Panel, training: Training) -> Plan:
     )
 
 
-def optimizer_from(training: Training) -> Optimizer:
-    return Optimizer(training.optimizer, training.learning_rate, training.weight_decay, training.max_grad_norm)
-
-
 def measured(panel: Panel, training: Training, threads: int) -> Engine:
     """The faster engine and its seconds for a step of one model, by a few steps with so many threads."""
     task, before = panel.task, torch.get_num_threads()
-    arguments = (optimizer_from(training), training.batch_size, panel.settings.removal, choose_device(None))
+    arguments = (training.rule, training.batch_size, panel.settings.removal, choose_device(None))
     torch.set_num_threads(threads)
     try:
         return faster(measure(task, parameters_of(task.model), *arguments).seconds_per_step)

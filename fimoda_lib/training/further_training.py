@@ -22,7 +22,7 @@ from ..storage.store import cached, is_stored, specification_hash
 from ..tasks import Params, Task, check_params, check_task, resolve_rows
 from .ensembles import Optimizer, check_trainable
 from .minibatches import steps_per_epoch
-from .plans import Plan, check_seeds, evaluation_steps, specification
+from .plans import Plan, check_seeds, evaluation_steps, shard_name, specification
 from .runs import Runner
 
 
@@ -96,7 +96,7 @@ def further_train(
     _check_enough(task, plan)
     runner = Runner(task, params, plan, device=device, replicas=replicas, compile=compile, store=store)
     spec = specification(task, params, plan)
-    name = f"further-{task.name}-{optimizer}-{removal}-seed"
+    name = shard_name(task.name, optimizer, removal)
     pieces = {seed: (f"{name}{seed}", {**spec, "seed": seed}) for seed in seeds}
     with tqdm(
         total=len(seeds) * runner.model_steps,

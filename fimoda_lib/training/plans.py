@@ -76,6 +76,11 @@ def evaluation_steps(evaluate: Any, epochs: int, per_epoch: int) -> tuple[int, .
     return tuple(int(s) for s in steps)
 
 
+def shard_name(task: str, optimizer: str, removal: str) -> str:
+    """What the names of stored further training begin with, up to the seed."""
+    return f"further-{task}-{optimizer}-{removal}-seed"
+
+
 def specification(task: Task, params: Params, plan: Plan) -> dict[str, Any]:
     """Everything that determines the numbers, as JSON values."""
     frozen = {name: value for name, value in task.model.state_dict().items() if name not in params}

@@ -8,6 +8,7 @@ import pandas as pd
 import pytest
 import xarray as xr
 from bs4 import BeautifulSoup
+from pages import visit
 
 import fimoda_lib
 from fimoda_lib.intervals import ceiling_interval
@@ -71,9 +72,7 @@ def test_no_raw_markup_is_left_on_the_page(folder):
 @each
 @pytest.mark.parametrize("width", [390, 1280])
 def test_the_page_fits_the_window_and_shows_all_its_pictures(folder, browser, width):
-    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    browser.get((folder / "index.html").as_uri())
+    visit(browser, folder / "index.html", width)
     assert browser.execute_script("return document.documentElement.scrollWidth <= window.innerWidth")
     # on a narrow page, single panels are loaded when they come into sight
     shown = browser.execute_script(

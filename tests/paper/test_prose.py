@@ -110,8 +110,8 @@ STUDIES = {
         ["the loss itself | 0.90 (0.80 to 0.95)", "0.97 (0.90 to 0.99) (LFT (ours), harm)", "below | 1, 1, 1"],
     ),
     "fig_selection": (
-        "method,step,after_step,part,gain,low,high,over_random,over_low,over_high",
-        [f"{m},{k},{t},{p},{g},-1,1,{o},{o - 0.2},{o + 0.2}" for m, k, t, p, g, o in (
+        "method,step,epoch,after_step,after_epoch,part,gain,low,high,over_random,over_low,over_high",
+        [f"{m},{k},{k},{t},{t},{p},{g},-1,1,{o},{o - 0.2},{o + 0.2}" for m, k, t, p, g, o in (
             ("random", "", 1, "untouched", 0.1, 0.0), ("random", "", 9, "untouched", 0.3, 0.0),
             ("grad_dot", "", 9, "untouched", 0.2, -0.1), ("grad_dot", "", 9, "validation", 9, 9),
             ("lft", 1, 1, "untouched", 0.9, 0.5), ("lft", 9, 1, "untouched", 0.1, 0.1),

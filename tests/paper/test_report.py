@@ -15,6 +15,7 @@ import pytest
 from bs4 import BeautifulSoup
 from matplotlib.figure import Figure
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from pages import visit
 from PIL import Image
 
 from fimoda_lib.paper import notebook_pages
@@ -364,12 +365,6 @@ def test_a_run_ends_with_its_report_and_survives_a_failing_one(good, made, tmp_p
 
 
 PAGES = ("index.html", "notebooks/04_figures.html", "notebooks/03_x.html")
-
-
-def visit(browser, page: Path, width: int) -> None:
-    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": False}
-    browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
-    browser.get(page.as_uri())
 
 
 @pytest.mark.parametrize("name", PAGES)
