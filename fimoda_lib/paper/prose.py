@@ -55,14 +55,18 @@ def fill(text: str, folder: Path | str) -> str:
 
 
 def value_of(source: str, folder: Path | str) -> float:
-    """The number that a source names: `figure:data set:method:which`, `published:panel:method:which` or, of a stored
-    gold standard, `standard:data set:method:which`, where which is first, last, lowest, highest, or an x."""
+    """The number that a source names: `figure:data set:method:which`, `published:panel:method:which`, of a stored gold
+    standard `standard:data set:method:which`, or of `benchmarks/lft_with_adam.py` `adam:data set:whole or alone:which`,
+    where which is first, last, lowest, highest, or an x."""
     try:
         figure, where, method, which = source.split(":")
         if figure == "published":
             table = published_curves()
             rows = table[[where in names.split("+") for names in table.figure]]
             rows = rows[rows.method == method].set_index("x")["value"]
+        elif figure == "adam":
+            rows = pd.read_csv(BENCHMARKS / "lft_with_adam.csv")
+            rows = rows[(rows.dataset == where) & (rows.scores == method)].set_index("epoch")["similarity"]
         elif figure == "standard":
             rows = read_rows(where)[0]
             rows = rows[rows.method == method].set_index("epoch")["similarity"]
