@@ -114,23 +114,45 @@ def bands(
     level: float = LEVEL,
     resamples: int = RESAMPLES,
 ) -> dict[str, xr.DataArray]:
-    """Half the width of the interval of each method's mean similarity, [step].
+    """Half the width of the interval of each method's mean similarity, [step]: normal, with the standard deviation over
+    `draws`, whose arguments it takes."""
+    return half_widths(draws(scores, gold, adjustment, metric, resamples), gold, level)
+
+
+def half_widths(drawn: Mapping[str, xr.DataArray], gold: xr.Dataset, level: float = LEVEL) -> dict[str, xr.DataArray]:
+    """`bands` of similarities that were drawn before, at every step of the gold standard."""
+    width = norm.ppf((1 + _level(level)) / 2)
+    return {m: _between(a, gold, width * np.std(a.values, axis=0, ddof=1)) for m, a in drawn.items()}
+
+
+def draws(
+    scores: Mapping[str, xr.DataArray],
+    gold: xr.Dataset,
+    adjustment: Adjustment = "mean",
+    metric: Metric = "cosine",
+    resamples: int = RESAMPLES,
+) -> dict[str, xr.DataArray]:
+    """Each method's mean similarity, measured anew on runs and instances that are drawn, [draw, step].
 
     Seeds, left-out instances and test instances are drawn anew, each with replacement and independently of the others
-    (the pigeonhole bootstrap, Owen 2007), the same draws for all methods; the interval is normal, with the standard
-    deviation over draws. For Spearman correlation the ranks stay those of all left-out instances.
+    (the pigeonhole bootstrap, Owen 2007), the same draws for all methods and steps: differences of them are paired. For
+    Spearman correlation the ranks stay those of all left-out instances. A resample of S seeds varies less than S seeds
+    do, by (S - 1) / S: deviations from the mean over draws are made larger by the root of that, of all sources alike.
+    A single seed says nothing of seeds.
 
     Args:
         scores: method -> [test, train] or [horizon, test, train], as for `similarity`; undefined ones count as 0.
+
+    Returns:
+        method -> similarities at some of the steps, first and last among them.
     """
     checks.choice("metric", metric, METRICS)
-    width = norm.ppf((1 + _level(level)) / 2)
     delta = gold["delta"].isel(step=_some(gold.step.values))
     s = np.ascontiguousarray(delta.transpose("seed", "left_out", "step", "test").values, dtype=float)
     measured = delta.isel(seed=0, drop=True)
     given = {m: _prepared(matching(a, measured), metric) for m, a in scores.items()}
     g, (S, n, _, n_test) = np.random.default_rng(0), s.shape
-    drawn: dict[str, list[np.ndarray]] = {m: [] for m in given}
+    found: dict[str, list[np.ndarray]] = {m: [] for m in given}
     u, w, v = (g.multinomial(k, np.full(k, 1 / k), size=resamples) / k for k in (S, n, n_test))
     for r in range(resamples):
         if r % TOGETHER == 0:  # one product of matrices for several draws
@@ -141,10 +163,13 @@ def bands(
         if metric == "spearman":
             b = np.moveaxis(centred_ranks(np.moveaxis(b, 0, -1)), -1, 0)
         for m, cosines in weighted_cosines(given, b, w[r]):
-            drawn[m].append(cosines @ v[r])
-    # A resample of S seeds varies less than S seeds do, by (S - 1) / S; with a single seed it says nothing of seeds.
-    factor = width * np.sqrt(S / (S - 1) if S > 1 else 1.0)
-    return {m: _between(delta, gold, factor * np.std(values, axis=0, ddof=1)) for m, values in drawn.items()}
+            found[m].append(cosines @ v[r])
+    factor = np.sqrt(S / (S - 1) if S > 1 else 1.0)
+    drawn = {m: np.array(a) for m, a in found.items()}  # [draw, step]
+    return {
+        m: xr.DataArray(a.mean(0) + factor * (a - a.mean(0)), dims=("draw", "step"), coords={"step": delta.step.values})
+        for m, a in drawn.items()
+    }
 
 
 def weighted_cosines(

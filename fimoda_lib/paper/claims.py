@@ -8,7 +8,7 @@ evidence for or against it.
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,14 +19,17 @@ from ..experiments.panel import PAPER_METHODS
 from ..experiments.paper_settings import SMALL
 from ..experiments.profiles import PROFILES
 from ..plots.published import published_curves
+from ..plots.similarity import DRAWN
 from .rules import (
     FIRST_ORDER,
     INFLUENCE,
+    NORMAL,
     THRESHOLDS,
     Curves,
     high_then_decay,
     label,
     near_zero,
+    paired_halves,
     persistent_but_lower,
     rises_with_seeds,
 )
@@ -101,15 +104,26 @@ def check_claims(folder: Path | str) -> list[Outcome]:
     """Judges every claim on the figures of a folder; a figure that is not there counts as not run."""
     profile = profile_of(folder)
     return [
-        outcome(claim, read_table(folder, claim.figure), profile, sampled(folder, claim.figure)) for claim in CLAIMS
+        outcome(claim, read_table(folder, claim.figure), profile, runs_of(folder, claim.figure)) for claim in CLAIMS
     ]
 
 
-def sampled(folder: Path | str, figure: str) -> frozenset[str]:
-    """The data sets on which a figure takes the curvature from a sample of the training instances."""
+def margins(figure: str, table: pd.DataFrame | None) -> dict[str, dict[str, float]]:
+    """For the provenance of a figure that claims are judged by: half the widths of the intervals of all margins on one
+    data set, if its table holds the draws that they follow from, as `{"margins": {condition: half}}`; else nothing."""
+    drawn = {} if table is None else table.attrs.get(DRAWN, {})
+    found: dict[str, float] = {}
+    for claim in CLAIMS if drawn else ():
+        if claim.figure == figure:
+            found |= paired_halves(claim.check, {m: drawn[m] for m in claim.methods if m in drawn})
+    return {"margins": {name: round(half, 5) for name, half in found.items()}} if found else {}
+
+
+def runs_of(folder: Path | str, figure: str) -> dict[str, dict]:
+    """Data set -> what a figure's provenance says of its runs: "curvature" where that is of a sample of the training
+    instances, "margins" as above."""
     path = Path(folder) / f"{figure}.json"
-    note = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-    return frozenset(name for name, runs in note.get("datasets", {}).items() if "curvature" in runs)
+    return json.loads(path.read_text(encoding="utf-8")).get("datasets", {}) if path.exists() else {}
 
 
 def profile_of(folder: Path | str) -> str:
@@ -137,11 +151,13 @@ def what_differs(dataset: str, profile: str, methods: Collection[str] = ()) -> s
     return ""
 
 
-def outcome(claim: Claim, table: pd.DataFrame | None, profile: str = "paper", sampled: Collection[str] = ()) -> Outcome:
+def outcome(
+    claim: Claim, table: pd.DataFrame | None, profile: str = "paper", runs: Mapping[str, dict] | None = None
+) -> Outcome:
     """One claim on the numbers of its figure: columns panel, dataset, method, x and value as `curves_of` takes them.
 
     Args:
-        sampled: data sets on which the curvature is that of some of the training instances.
+        runs: what is known of the runs on a data set, as `runs_of` gives it.
     """
     if table is None or not {"panel", "dataset", "method"} <= set(table):
         return Outcome(claim, ())
@@ -150,9 +166,10 @@ def outcome(claim: Claim, table: pd.DataFrame | None, profile: str = "paper", sa
         if claim.tabular and panel not in TABULAR_PANELS:
             continue
         published = published_panel(claim.figure, panel, dataset)
-        ours = claim.judge(curves_of(rows), panel)
+        known = (runs or {}).get(dataset, {})
+        ours = claim.judge(curves_of(rows), panel, known.get("margins"))
         differs = what_differs(dataset, profile, claim.methods if claim.tabular else ())
-        if claim.curvature and dataset in sampled and not differs:
+        if claim.curvature and "curvature" in known and not differs:
             differs = "the curvature of some of the training instances"
         if differs and ours.verdict != NOT_RUN:
             ours = replace(ours, verdict=NOT_COMPARABLE, reason=f"Not the paper's experiment: {differs}.")
@@ -203,7 +220,6 @@ def curves_of(rows: pd.DataFrame) -> Curves:
     return {m: c for m, c in curves.items() if c.value.notna().all() and c.index.notna().all()}
 
 
-NORMAL = 1.96  # standard errors to either side for 95 %
 X, VALUE = ("seeds_averaged", "block", "epoch", "step", "x"), ("mean", "value")  # names of columns, in this order
 
 

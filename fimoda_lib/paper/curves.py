@@ -20,6 +20,7 @@ from ..plots.kept import panels_and_tables
 from ..plots.look import PUBLISHED, RULES
 from ..plots.panels import Panels, Tables
 from ..plots.published import draw_published, published_points
+from .claims import margins
 
 METRICS = {"cosine": ("cosine similarity", "to"), "spearman": ("Spearman correlation", "with")}
 INTERVALS = "bands: 95 % bootstrap intervals over seeds, left-out and test instances"
@@ -57,6 +58,7 @@ def similarity_figure(
         compute=False,
     )
     points = {k: published_of(f"{int(name[3:5])}{k}", panel) for k, panel in panels.items()}
+    judged = {panel.dataset: margins(name, tables[k]) for k, panel in panels.items()}
 
     def draw(ax: Axes, letter: str, axis: str = axis) -> None:
         similarity.draw(ax, tables[letter], panels[letter].dataset, axis)
@@ -79,7 +81,7 @@ def similarity_figure(
             optimizer=optimizer,
             adjustment=adjustment,
             metric=metric,
-            how=lambda panel: {**_ceiling(metric), **_followed(panel, methods)},
+            how=lambda panel: {**_ceiling(metric), **_followed(panel, methods), **judged[panel.dataset]},
             scores=scores_of(methods),
         ),
         panels,

@@ -27,6 +27,7 @@ from ..plots.look import LOOK, STYLE, Look
 from ..plots.panels import LETTERS, Panels, shown_in
 from ..plots.pictures import gallery
 from ..plots.published import published_curves
+from .claims import margins
 from .curves import legend_of, seeds_figure, similarity_figure
 
 __all__ = ["FIGURES", "LETTERS", "LOOK", "STYLE", "Look", "damping_sweep", "published_curves", "shown_in"]
@@ -130,6 +131,7 @@ def figure11(panels: Panels, folder: Path | str, methods: Sequence[str] = PAPER_
     panels, tables, kept = panels_and_tables(
         "fig11", panels, folder, lambda panel: retraining.table(panel, methods), compute=False
     )
+    judged = {panel.dataset: margins("fig11", tables[k]) for k, panel in panels.items()}
     note = provenance(
         panels,
         kept=kept,
@@ -139,6 +141,7 @@ def figure11(panels: Panels, folder: Path | str, methods: Sequence[str] = PAPER_
         scores=scores_of(methods),
         optimizer="sgd",
         adjustment="mean",
+        how=lambda panel: judged[panel.dataset],
         metric="cosine",
     )
     return panel_figure(

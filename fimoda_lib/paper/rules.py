@@ -7,10 +7,11 @@ bounds are ours, not the paper's: all of them are in `THRESHOLDS`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import pandas as pd
+import xarray as xr
 
 from ..plots.look import LOOK
 from ..plots.retraining import NEAR_ZERO
@@ -45,6 +46,7 @@ THRESHOLDS = {
         "the bound that goes with the paper's Figure 11; the average keeps one noisy epoch from deciding",
     ),
 }
+NORMAL = 1.96  # standard errors to either side for 95 %
 Curves = Mapping[str, pd.DataFrame]  # method -> columns value and half, indexed by an ascending x; without NaN
 
 
@@ -53,12 +55,14 @@ class Condition:
     """One thing that a claim asks for.
 
     Args:
+        name: the same whatever the numbers are.
         margin: by how much it holds; negative where it fails.
-        half: half the width of the margin's interval, as if its parts were independent: of curves that were measured on
-            the same runs it is too wide rather than too narrow.
+        half: half the width of the margin's interval, as if its parts were independent: too wide for curves that were
+            measured on the same runs, for which `paired_halves` has the right one.
         words: what speaks against it.
     """
 
+    name: str
     margin: float
     half: float
     words: str
@@ -80,11 +84,10 @@ def high_then_decay(curves: Curves) -> Judged:
     for method, curve in curves.items():
         first, last = curve.iloc[0], curve.iloc[-1]
         start, end = number(first.value), number(last.value)
-        found.append(
-            Condition(first.value - THRESHOLDS["high"].value, first.half, f"{label(method)} starts at {start}")
-        )
+        margin, words = first.value - THRESHOLDS["high"].value, f"{label(method)} starts at {start}"
+        found.append(Condition(f"{method} starts high", margin, first.half, words))
         margin, half = share * first.value - last.value, _both(share * first.half, last.half)
-        found.append(Condition(margin, half, f"{label(method)} ends at {end} after {start}"))
+        found.append(Condition(f"{method} decays", margin, half, f"{label(method)} ends at {end} after {start}"))
     return found, _from_to(curves)
 
 
@@ -98,11 +101,12 @@ def persistent_but_lower(curves: Curves) -> Judged:
         if "grad_dot" in curves:
             plain, plain_half = span(curves["grad_dot"])
             words = f"{label(method)} changes by {number(change)}, Grad-Dot by {number(plain)}"
-            found.append(Condition(plain - change, _both(half, plain_half), words))
+            found.append(Condition(f"{method} is more stable", plain - change, _both(half, plain_half), words))
         if start is not None:
             top = curve.loc[curve.value.idxmax()]
             words = f"{label(method)} reaches {number(top.value)}, first-order start {number(start.value)}"
-            found.append(Condition(start.value - top.value, _both(top.half, start.half), words))
+            half = _both(top.half, start.half)
+            found.append(Condition(f"{method} stays below", start.value - top.value, half, words))
     changes = [f"{label(m)} {number(span(c)[0])}" for m, c in curves.items() if m != "datainf"]
     numbers = [f"change: {', '.join(changes)}"] if changes else []
     if influence:
@@ -118,7 +122,7 @@ def rises_with_seeds(curves: Curves) -> Judged:
     for method, rise in rises.items():
         ends = curves[method].iloc[[0, -1]]  # of the same test instances, where that is known
         half = ends.rise_half.iloc[-1] if "rise_half" in ends else _both(*ends.half)
-        found.append(Condition(rise, half, f"{label(method)} changes by {signed(rise)}"))
+        found.append(Condition(f"{method} rises", rise, half, f"{label(method)} changes by {signed(rise)}"))
     least = min(rises, key=rises.get)
     x = next(iter(curves.values())).index
     risen = f"{sum(r > 0 for r in rises.values())} of {len(rises)} methods rise from {x[0]:g} to {x[-1]:g} seeds"
@@ -130,10 +134,27 @@ def near_zero(curves: Curves) -> Judged:
     sizes = {m: c.value.abs().mean() for m, c in curves.items()}
     bound = THRESHOLDS["zero"].value
     found = [
-        Condition(bound - size, curves[m].half.mean(), f"{label(m)} is {number(size)} on average")
+        Condition(f"{m} is near zero", bound - size, curves[m].half.mean(), f"{label(m)} is {number(size)} on average")
         for m, size in sizes.items()
     ]
     return found, ", ".join(f"{label(m)} {number(size)}" for m, size in sizes.items())
+
+
+def paired_halves(check: Callable[[Curves], Judged], drawn: Mapping[str, xr.DataArray]) -> dict[str, float]:
+    """Half the width of the interval of each condition's margin, by its name, of curves measured on the same runs.
+
+    The rule is applied to every draw of the curves, so that what they have in common cancels; the interval is normal,
+    with the standard deviation over draws.
+
+    Args:
+        check: a rule of this module.
+        drawn: method -> similarities [draw, step], as `intervals.draws` gives them.
+    """
+    margins = []
+    for r in range(min((a.sizes["draw"] for a in drawn.values()), default=0)):
+        curves = {m: pd.DataFrame({"value": a.values[r], "half": 0.0}, a.step.values) for m, a in drawn.items()}
+        margins.append({c.name: c.margin for c in check(curves)[0]})
+    return (NORMAL * pd.DataFrame(margins).std(ddof=1)).to_dict() if margins else {}
 
 
 def span(curve: pd.DataFrame) -> tuple[float, float]:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 
 from .rules import Curves, Judged, labels, listed
 
@@ -53,14 +53,15 @@ class Claim:
     tabular: bool = False
     curvature: bool = False
 
-    def judge(self, curves: Curves, panel: str = "a") -> Finding:
-        """The finding for one data set; `panel` is the letter that it fills."""
+    def judge(self, curves: Curves, panel: str = "a", halves: Mapping[str, float] | None = None) -> Finding:
+        """The finding for one data set; `panel` is the letter that it fills, `halves` are those of `paired_halves`."""
         needed = [m for m in self.methods if m not in NOT_RUN_IN.get(panel, ())]
         known = {m: curves[m] for m in needed if m in curves and len(curves[m]) > 1}  # one point shows no shape
         missing = [m for m in needed if m not in known]
         if not known:
             return Finding(NOT_RUN, "", "There are no numbers yet.")
         conditions, numbers = self.check(known)
+        conditions = [replace(c, half=(halves or {}).get(c.name, c.half)) for c in conditions]
         if broken := [c.words for c in conditions if c.holds is False]:
             return Finding(NOT_REPRODUCED, numbers, f"{'; '.join(broken)}.")
         if missing:

@@ -10,10 +10,10 @@ from matplotlib.axes import Axes
 
 from ..comparison import sensitivity
 from ..experiments.panel import Panel, finished
-from ..intervals import bands, ceiling_interval
+from ..intervals import ceiling_interval
 from .look import plain_log
 from .panels import Tables
-from .similarity import curves, diverged, draw_lines, rows_of, with_interval
+from .similarity import DRAWN, curves_with_intervals, draw_lines, rows_of
 
 NEAR_ZERO = 0.1  # the bound that the paper's claim goes with: no similarity beyond it
 BINS = 40  # of epochs, in the drawing
@@ -47,13 +47,12 @@ def table(panel: Panel, methods: Sequence[str]) -> pd.DataFrame | None:
     gold, scores = panel.stored(methods)
     if gold is not None:
         scores["further_last"] = sensitivity(gold).isel(step=-1, drop=True).rename(left_out="train")
-    halves = bands({m: a for m, a in scores.items() if not diverged(a)}, retrained)
-    tables = [
-        with_interval(rows, halves.get(rows["method"].iloc[0])) for rows in curves(sensitivity(retrained), scores)
-    ]
+    tables, drawn = curves_with_intervals(retrained, scores)
     if retrained.sizes["seed"] > 1:
         tables.append(rows_of("ceiling", ceiling_interval(retrained).drop_vars("noise_dimensions")))
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"method": []})
+    found = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"method": []})
+    found.attrs[DRAWN] = drawn
+    return found
 
 
 def binned(table: pd.DataFrame) -> pd.DataFrame:

@@ -12,12 +12,13 @@ from matplotlib.axes import Axes
 from ..comparison import sensitivity, similarity
 from ..experiments.exact_derivative import EXACT, exact_derivative
 from ..experiments.panel import Panel, finished
-from ..intervals import bands, ceiling_interval
+from ..intervals import ceiling_interval, draws, half_widths
 from .look import LOOK, plain_log
 from .panels import horizon_axis
 
 MARKED = 7  # points of a line, if it has many
 BANDS = 4  # that are drawn with full opacity
+DRAWN = "draws"  # attribute of a table: method -> its similarity [draw, step], see `intervals.draws`
 WHAT = "{Measure} of scores and the sensitivities that further training measures ({trained}), mean over test instances."
 
 
@@ -29,28 +30,32 @@ def table(
     Returns:
         columns method, step, epoch, mean, low, high (its interval), sem, undefined; methods without finished scores are
         absent; a method that diverged has one row of NaN. The rows of method "ceiling" are the noise ceiling (cosine
-        only), an estimate with its interval; those of `EXACT` are of some steps and some test instances.
+        only), an estimate with its interval; those of `EXACT` are of some steps and some test instances. Its attribute
+        `DRAWN` holds the draws behind the intervals.
     """
     gold, scores = panel.stored(name for name in methods if name != EXACT)
     if gold is None:
         return None
-    tables = curves_with_intervals(gold, scores, adjustment, metric)
+    tables, drawn = curves_with_intervals(gold, scores, adjustment, metric)
     exact = finished(lambda: exact_derivative(panel)) if EXACT in methods else None
     if exact is not None:
         some = gold.sel(step=exact["horizon"].values, test=exact["test"].values)
-        tables += curves_with_intervals(some, {EXACT: exact}, adjustment, metric)
+        tables += curves_with_intervals(some, {EXACT: exact}, adjustment, metric)[0]
     if metric == "cosine":
         tables.append(rows_of("ceiling", ceiling_interval(gold, adjustment).drop_vars("noise_dimensions")))
-    return pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"method": []})
+    found = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"method": []})
+    found.attrs[DRAWN] = drawn
+    return found
 
 
 def curves_with_intervals(
-    gold: xr.Dataset, scores: dict[str, xr.DataArray], adjustment: str, metric: str
-) -> list[pd.DataFrame]:
-    """One table per method: its similarity to the gold standard at every step, with its interval."""
+    gold: xr.Dataset, scores: dict[str, xr.DataArray], adjustment: str = "mean", metric: str = "cosine"
+) -> tuple[list[pd.DataFrame], dict[str, xr.DataArray]]:
+    """One table per method, its similarity to the gold standard at every step, with its interval; and the draws."""
     tables = curves(sensitivity(gold, adjustment), scores, metric)
-    halves = bands({m: a for m, a in scores.items() if not diverged(a)}, gold, adjustment, metric)
-    return [with_interval(rows, halves.get(rows["method"].iloc[0])) for rows in tables]
+    drawn = draws({m: a for m, a in scores.items() if not diverged(a)}, gold, adjustment, metric)
+    halves = half_widths(drawn, gold)
+    return [with_interval(rows, halves.get(rows["method"].iloc[0])) for rows in tables], drawn
 
 
 def with_interval(rows: pd.DataFrame, half: xr.DataArray | None) -> pd.DataFrame:

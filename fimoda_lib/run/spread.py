@@ -30,12 +30,6 @@ if TYPE_CHECKING:
 CONNECT_SECONDS = 20  # a scheduler that has not answered by then is not there
 
 
-# In a worker
-
-
-# On the machine that starts the run
-
-
 def gpus() -> list[str]:
     """This machine's GPUs, by the names that CUDA_VISIBLE_DEVICES takes."""
     count = torch.cuda.device_count()
