@@ -144,8 +144,8 @@ PROFILES: dict[str, Profile] = {
         ),
         Profile(
             "laptop",
-            "the paper's data sets and epochs, every second of its left-out instances; SGD with 100 seeds on Energy, 20 "
-            "on Concrete, 6 on FICO, 4 on Folktables; Adam with 10 on Concrete and Energy; 2 elsewhere",
+            "the paper's data sets and epochs, every second of its left-out instances; SGD with 100 seeds on Energy, "
+            "20 on Concrete, 6 on FICO, 4 on Folktables; Adam with 10 on Concrete and Energy; 2 elsewhere",
             {
                 "sgd": {"concrete": 20, "energy": 100, "fico": 6, "folktables": 4, "*": 2},
                 "adam": {"concrete": 10, "energy": 10, "*": 2},
@@ -158,8 +158,8 @@ PROFILES: dict[str, Profile] = {
         ),
         Profile(
             "overnight",
-            "the paper's data sets and epochs, every second of its left-out instances; 100 seeds on Concrete and Energy "
-            "as in the paper, 20 on FICO and Folktables, 5 on images and text; Adam with 20 and 5",
+            "the paper's data sets and epochs, every second of its left-out instances; 100 seeds on Concrete and "
+            "Energy as in the paper, 20 on FICO and Folktables, 5 on images and text; Adam with 20 and 5",
             _OVERNIGHT_SEEDS,
             retrain_seeds=5,
             **_HALF,
