@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 import xarray as xr
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
@@ -85,7 +86,7 @@ def figure_rounding(panels: Panels, folder: Path | str) -> Figure:
     """Grad-Dot's similarity on text with the published learning rate, weight and float32 losses."""
     return study_figure(
         "fig_rounding", panels, folder, rounded.table, rounded.draw, rounded.WHAT, rounded.MARKS,
-        measured=published_runs, title="Text as published: is it rounding?",
+        measured=published_runs, legend=rounded.legend(), title="Text as published: is it rounding?",
         ylabel="cosine similarity to further training",
     )  # fmt: skip
 
@@ -112,24 +113,25 @@ def study_figure(
     title: str,
     ylabel: str,
     notebook: str = NOTEBOOK,
-    legend: Sequence[str] = (),
+    legend: Sequence[str | Artist] = (),
     **more: Callable,
 ) -> Figure:
     """A figure of a study, which is run if need be; panels drawn earlier are kept.
 
     Args:
         measured, more: for `provenance`.
-        legend: of the methods that are in the tables, those are explained below the panels.
+        legend: what is explained below the panels; of methods, those that are in the tables.
     """
     panels, tables, kept = panels_and_tables(name, panels, folder, make)
     note = provenance(
         panels, measured=measured, kept=kept, figure=name, title=title, notebook=notebook, optimizer="sgd",
         methods=False, **more,
     )  # fmt: skip
-    shown = {name for table in tables.values() if table is not None and legend for name in table["method"]}
+    shown = {name for table in tables.values() if table is not None and "method" in table for name in table["method"]}
+    explained = [entry for entry in legend if entry in shown or isinstance(entry, Artist)]
     return panel_figure(
         note, panels, folder, tables, lambda ax, letter: draw(ax, tables[letter], panels[letter].dataset),
-        what=what, marks=marks, ylabel=ylabel, legend=[name for name in legend if name in shown],
+        what=what, marks=marks, ylabel=ylabel, legend=explained,
     )  # fmt: skip
 
 

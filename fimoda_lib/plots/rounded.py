@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from ..experiments.panel import Panel, finished
 from ..experiments.rounded import rounding_table
@@ -32,15 +33,23 @@ def table(panel: Panel) -> pd.DataFrame | None:
     return finished(lambda: rounding_table(panel))
 
 
+def legend() -> list[Line2D]:
+    """What the figure's legend explains."""
+    lines = [Line2D([], [], color=colour, marker="o", ms=2.5, lw=1.6, label=words) for colour, words in LOOKS.values()]
+    published = dict(mfc="none", mec=LOOK["grad_dot"].colour, ms=5, label="published (100 seeds)")
+    return [*lines, Line2D([], [], marker="o", ls="none", **published)]
+
+
 def draw(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
     """Against steps, for single seeds and for all, and beside it against the number of seeds, a line for each kind of
     test losses; the published points, whatever the model."""
     x, label = horizon_axis(dataset)
+    label = label.split(" of ")[0]  # there is room for so much
     lowest, most = min(-0.15, table["mean"].min() - 0.05), table["seeds_averaged"].max()
-    left, right = ax.inset_axes([0, 0, 0.62, 1]), ax.inset_axes([0.67, 0, 0.33, 1])
+    left, right = ax.inset_axes([0, 0, 0.6, 1]), ax.inset_axes([0.67, 0, 0.33, 1])
     for (losses, shrunk), kind in table.groupby(["losses", "shrunk"], sort=False):
-        colour, words = LOOKS[losses, shrunk]
-        for seeds, look in ((1, dict(ls="--", lw=1)), (most, dict(ls="-", lw=1.6, label=words))):
+        colour, _ = LOOKS[losses, shrunk]
+        for seeds, look in ((1, dict(ls="--", lw=1)), (most, dict(ls="-", lw=1.6))):
             rows = kind[kind["seeds_averaged"] == seeds]
             left.plot(rows[x], rows["mean"], color=colour, marker="o", ms=2.5, **look)
         best = kind.groupby("seeds_averaged")["mean"].max()
@@ -48,8 +57,7 @@ def draw(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
     for inset, figure, words in zip((left, right), FIGURES, (label, "seeds averaged"), strict=True):
         points = published_points(figure, dataset).query("method == 'grad_dot'")
         if len(points):
-            look = dict(mfc="none", mec=LOOK["grad_dot"].colour, ms=5, label="published (100 seeds)")
-            inset.plot(points.x, points.value, "o", **look)
+            inset.plot(points.x, points.value, "o", mfc="none", mec=LOOK["grad_dot"].colour, ms=5)
         inset.axhline(0, color="#999999", lw=0.6, zorder=0)
         inset.set(xscale="log", ylim=(lowest, 1.02), xlabel=words)
         plain_log(inset.xaxis)
@@ -58,4 +66,3 @@ def draw(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
     ax.set(ylim=(lowest, 1.02), xticks=[])
     ax.spines["bottom"].set_visible(False)
     ax.grid(visible=False)
-    ax.legend(*left.get_legend_handles_labels(), fontsize=7.5, loc="upper center", bbox_to_anchor=(0.5, -0.2), ncols=3)
