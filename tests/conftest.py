@@ -125,16 +125,12 @@ def trained(whole_run):
 
 @pytest.fixture(scope="module")
 def quick_pictures():
-    """Coarse pictures, and letters in PDF files as drawings, which take half the time of a font's; gives the style as
-    it is otherwise.
-    """
+    """Coarse pictures."""
     from fimoda_lib.plots.look import STYLE
 
-    usual = dict(STYLE)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(STYLE, "savefig.dpi", 40)
-        patch.setitem(STYLE, "pdf.fonttype", 3)
-        yield usual
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -241,14 +241,11 @@ TESTS = (
 )
 
 
-@pytest.mark.slow
-def test_the_tests_of_the_copy_find_the_newcomers_and_pass(copy):
-    printed = run(copy, "-m", "pytest", "-q", "-p", "no:cacheprovider", *(f"tests/{name}" for name in TESTS))
-    assert f"{len(TESTS)} passed" in printed
-
-
-NOTEBOOK = """
+BOTH = """
+import sys
+import pytest
 from pathlib import Path
+pytest.main(["-q", "-p", "no:cacheprovider", *sys.argv[1:]])
 from fimoda_lib.run import command, notebooks, plan
 command.for_notebooks()
 options = command.parser().parse_args("--profile smoke --only fig_sizes --datasets iris".split())
@@ -257,9 +254,18 @@ assert notebooks.execute(drawn, Path(), shown=False) is None
 """
 
 
+@pytest.fixture(scope="module")
+def printed(copy):
+    """What the copy prints that runs its tests and draws its figure."""
+    return run(copy, "-c", BOTH, *(f"tests/{name}" for name in TESTS))
+
+
 @pytest.mark.slow
-def test_the_new_figure_of_the_new_data_set_is_drawn(copy):
-    run(copy, "-c", NOTEBOOK)
+def test_the_tests_of_the_copy_find_the_newcomers_and_pass(printed):
+    assert f"{len(TESTS)} passed" in printed
+
+
+def test_the_new_figure_of_the_new_data_set_is_drawn(copy, printed):
     table = pd.read_csv(copy / "figures" / "smoke" / "fig_sizes.csv")
     assert set(table.dataset) == {"iris"} and (table["size"] > 0).all()
     assert (copy / "figures" / "smoke" / "fig_sizes.pdf").stat().st_size > 0

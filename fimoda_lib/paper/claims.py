@@ -110,8 +110,9 @@ def check_claims(folder: Path | str) -> list[Outcome]:
 
 def margins(figure: str, table: pd.DataFrame | None) -> dict[str, dict[str, float]]:
     """For the provenance of a figure that claims are judged by: half the widths of the intervals of all margins on one
-    data set, if its table holds the draws that they follow from, as `{"margins": {condition: half}}`; else nothing."""
-    drawn = {} if table is None else table.attrs.get(DRAWN, {})
+    data set, if its table holds the draws that they follow from, as `{"margins": {condition: half}}`; else nothing. The
+    draws are taken out of the table: pandas puts no tables together that have arrays for attributes."""
+    drawn = {} if table is None else table.attrs.pop(DRAWN, {})
     found: dict[str, float] = {}
     for claim in CLAIMS if drawn else ():
         if claim.figure == figure:

@@ -10,6 +10,8 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
+from urllib.request import ProxyHandler, Request, build_opener
 
 import pytest
 
@@ -81,10 +83,25 @@ def started(project, tmp_path):
         server.wait(PATIENCE)
 
 
+def answer(started, path):
+    """What the server's own interface says."""
+    address = urlsplit(started)
+    (token,) = parse_qs(address.query)["token"]
+    asked = Request(f"http://{address.netloc}/api/{path}", headers={"Authorization": f"token {token}"})
+    with build_opener(ProxyHandler({})).open(asked, timeout=PATIENCE) as response:
+        return json.load(response)
+
+
 @pytest.mark.slow
-def test_a_notebook_runs_in_jupyterlab_and_finds_the_projects_folders(browser, project, started):
-    """Opened in the browser, all cells run: the last one holds its number, the result lies in the project."""
+def test_a_notebook_runs_in_jupyterlab_and_finds_the_projects_folders(project, started, request):
+    """Opened in the browser, all cells run: the last one holds its number, the result lies in the project.
+
+    Where there is no browser, the server has started nevertheless, and knows the notebook and the kernel.
+    """
     assert "/lab/tree/notebooks/01_final_model.ipynb?" in started
+    assert answer(started, "contents/notebooks/01_final_model.ipynb?content=0")["type"] == "notebook"
+    assert "python3" in answer(started, "kernelspecs")["kernelspecs"]
+    browser = request.getfixturevalue("browser")
     browser.get(started)
     ready = "return window.jupyterapp?.shell.currentWidget?.sessionContext?.session?.kernel?.connectionStatus"
     waited_for("the kernel", lambda: browser.execute_script(ready) == "connected")

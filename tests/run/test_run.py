@@ -153,25 +153,30 @@ ARGUMENTS = ["--profile", "smoke", "--results", "results", "--figures", "figures
 @pytest.fixture(scope="module")
 def smoke(tmp_path_factory, whole_run):
     """Every notebook at smoke size, from clean kernels, through the command line, with two processes: (folder, what
-    it wrote to stderr, a function that starts it again with more arguments)."""
+    it wrote to stderr)."""
     folder = tmp_path_factory.mktemp("smoke")
     environment = {k: v for k, v in os.environ.items() if k != "FIMODA_DATA"}
     environment |= {"FIMODA_CACHE": str(folder / "cache"), "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-m", "fimoda_lib.run", *ARGUMENTS]
-
-    def start(*more):
-        return subprocess.run([*command, *more], cwd=folder, env=environment, capture_output=True, text=True)
-
-    finished = start()
+    finished = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stdout[-2000:] + finished.stderr[-4000:]
     copy = shutil.copytree(folder / "results", folder / "copy", ignore=shutil.ignore_patterns("notebooks", "*.lock"))
     copy.rename(whole_run / "finished")  # for other tests, all at once
-    return folder, finished.stderr, start
+    return folder, finished.stderr
+
+
+@pytest.fixture
+def again(smoke, monkeypatch):
+    """Starts the command again in that folder, from this process, with more arguments; gives its exit status."""
+    monkeypatch.chdir(smoke[0])
+    monkeypatch.delenv("FIMODA_DATA", raising=False)
+    monkeypatch.setenv("FIMODA_CACHE", str(smoke[0] / "cache"))
+    return lambda *more: run.main([*ARGUMENTS, *more])
 
 
 @pytest.mark.slow
 def test_all_notebooks_run(smoke):
-    folder, _, _ = smoke
+    folder, _ = smoke
     executed = {
         p.name.split("-")[0].removesuffix(".ipynb") for p in (folder / "results/smoke/notebooks").glob("*.ipynb")
     }
@@ -241,7 +246,7 @@ def test_the_drawing_the_tables_and_the_images_are_made(smoke):
 
 
 def test_the_shards_come_first_and_the_notebooks_find_them(smoke, monkeypatch):
-    folder, said, _ = smoke
+    folder, said = smoke
     monkeypatch.delenv("FIMODA_DATA", raising=False)
     monkeypatch.setenv("FIMODA_CACHE", str(folder / "cache"))
     work = plan.work_of(plan.plan(run.parser().parse_args(ARGUMENTS)))
@@ -255,21 +260,19 @@ def test_the_shards_come_first_and_the_notebooks_find_them(smoke, monkeypatch):
 
 
 @pytest.mark.slow
-def test_a_second_start_computes_nothing_again(smoke):
-    folder, _, start = smoke
+def test_a_second_start_computes_nothing_again(smoke, again):
+    folder, _ = smoke
     before = {p: p.stat().st_mtime_ns for p in (folder / "results/smoke").glob("*.nc")}
-    again = start("--only", "fig02", "--datasets", "diabetes")
-    assert again.returncode == 0, again.stderr[-2000:]
+    assert again("--only", "fig02", "--datasets", "diabetes") == 0
     assert {p: p.stat().st_mtime_ns for p in (folder / "results/smoke").glob("*.nc")} == before
 
 
-def test_a_damaged_result_stops_the_run_with_a_sentence(smoke):
-    folder, _, start = smoke
+def test_a_damaged_result_stops_the_run_with_a_sentence(smoke, again, capsys):
+    folder, _ = smoke
     # Seed 1 with "drop": of the gold standard, for re-training has seed 0 only and the other runs are masked.
     (victim,) = (folder / "results/smoke").glob("further-wine-sgd-drop-seed1-*.nc")
     whole = victim.read_bytes()
     victim.write_bytes(whole[: len(whole) // 2])
-    again = start("--only", "fig02", "--datasets", "wine")
+    status, said = again("--only", "fig02", "--datasets", "wine"), capsys.readouterr().err
     victim.write_bytes(whole)
-    assert again.returncode == 1
-    assert victim.name in again.stderr and "is damaged" in again.stderr
+    assert status == 1 and victim.name in said and "is damaged" in said
