@@ -3,13 +3,14 @@
     python -m fimoda_lib.paper.prose figures/laptop
 
 A number stands behind a comment that no reader sees and that names its source: `<!--fig02:energy:grad_dot:first-->.68`;
-a table stands between `<!--NAME-->` and `<!--end-->`, where NAME is verdicts, lft, width, unpublished or findings. A
-test fails where a page says something else.
+a table stands between `<!--NAME-->` and `<!--end-->`, where NAME is one of `BLOCK`. A test fails where a page says
+something else.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -17,17 +18,23 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..experiments.settings import panel_letter
 from ..experiments.standards import read_rows
 from ..methods import METHODS
 from ..plots.look import LOOK
 from ..plots.published import published_curves
-from .claims import check_claims, read_table
+from .claims import check_claims, read_table, title
 from .findings import findings
 from .rules import number
 
-PAGES = ("README.md", "docs/results.md", "docs/beyond.md", "docs/images_and_text.md")
+PAGES = ("README.md", "docs/results.md", "docs/beyond.md", "docs/images_and_text.md", "figures/README.md")
 NUMBER = re.compile(r"<!--([\w:.]+)-->(−?\d*\.\d+|–)")
-BLOCK = re.compile(r"(<!--(verdicts|lft|width|unpublished|findings)-->\n).*?(<!--end-->)", re.S)
+BLOCK = re.compile(r"(<!--(verdicts|lft|width|unpublished|findings|run|sizes)-->\n).*?(<!--end-->)", re.S)
+SEEDS = {  # figure -> whose seeds it shows
+    "fig02": "seeds, SGD (text: AdamW)",
+    "fig04": "seeds, Adam",
+    "fig11": "seeds, re-training from scratch",
+}
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 WHICH: dict[str, Callable[[pd.Series], float]] = {
     "first": lambda curve: curve.iloc[0],
@@ -49,6 +56,8 @@ def fill(text: str, folder: Path | str) -> str:
         "width": widths,
         "unpublished": unpublished,
         "findings": lambda: findings(folder),
+        "run": lambda: run(folder),
+        "sizes": lambda: sizes(folder),
     }
     text = BLOCK.sub(lambda m: m[1] + tables[m[2]]() + m[3], text)
     return NUMBER.sub(lambda m: f"<!--{m[1]}-->{written(value_of(m[1], folder))}", text)
@@ -171,6 +180,35 @@ def unpublished() -> str:
             f"| {dataset.capitalize()}, {METHODS[method].label} | {pair(best, 'published_')} | {best.setting} | "
             f"{pair(best)} | {worst.setting}: {pair(worst)} | {len(rows)} |"
         )
+    return "\n".join(lines) + "\n"
+
+
+def run(folder: Path | str) -> str:
+    """By which commits a folder of figures was drawn and its results were computed, and how to repeat that."""
+    notes = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(Path(folder).glob("*.json"))]
+    drawn = {note["commit"] for note in notes}
+    entries = [runs for note in notes for runs in note.get("datasets", {}).values()]
+    computed = sorted({commit for runs in entries for commit in runs.get("computed_by", ())} - drawn)
+    by = f"; its stored results were computed by {', '.join(f'`{c}`' for c in computed)}" if computed else ""
+    (profile,), commit = {note["profile"] for note in notes} - {"any"}, ", ".join(sorted(drawn))
+    return (
+        f"`{profile}/` was drawn by `{commit}`{by}. To repeat it:\n\n```bash\ngit checkout {commit}\n"
+        f"./run_all.sh --profile {profile} --jobs 2 --data DIR      # DIR as in docs/data.md\n```\n"
+    )
+
+
+def sizes(folder: Path | str) -> str:
+    """How many instances and seeds the main figures have on each data set."""
+    rows: dict[str, dict[str, str]] = {}
+    for figure, words in SEEDS.items():
+        path = Path(folder) / f"{figure}.json"
+        for name, runs in json.loads(path.read_text(encoding="utf-8"))["datasets"].items() if path.exists() else ():
+            rows.setdefault("left-out instances", {})[name] = f"{runs['left_out']}"
+            rows.setdefault("test instances", {})[name] = f"{runs['test']:,}"
+            rows.setdefault(words, {})[name] = f"{len(runs['seeds'])}"
+    names = sorted({name for cells in rows.values() for name in cells}, key=panel_letter)
+    lines = [f"| | {' | '.join(title(name) for name in names)} |", "|---|" + "---|" * len(names)]
+    lines += [f"| {words} | {' | '.join(cells.get(name, '–') for name in names)} |" for words, cells in rows.items()]
     return "\n".join(lines) + "\n"
 
 

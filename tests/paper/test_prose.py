@@ -1,5 +1,6 @@
 """Numbers in README and docs are those of the committed figures; a page that says something else fails."""
 
+import json
 import re
 from pathlib import Path
 
@@ -83,6 +84,25 @@ def test_the_page_on_gpus_says_what_the_benchmark_printed():
         for rule, seeds in (("sgd", 20), ("adam", 10)):
             total += count * float(re.search(rf"{rule} +{seeds} seeds, replayed +([\d.]+);", block)[1]) / 1e6
     assert f"are {total / 60:.0f} minutes on one H100" in page
+
+
+def test_the_page_of_the_figures_names_their_run(tmp_path):
+    def runs(seeds, **more):
+        return {"seeds": [*range(seeds)], "left_out": 50, "test": 1000, **more}
+
+    notes = {
+        "fig01": {"profile": "any", "commit": "abc"},
+        "fig02": {"datasets": {"fico": runs(2, computed_by=["d", "abc"]), "concrete": runs(20, computed_by=["e"])}},
+        "fig04": {"datasets": {"fico": runs(3)}},
+    }
+    for name, note in notes.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps({"profile": "laptop", "commit": "abc", **note}))
+    page = prose.fill("<!--run-->\n<!--end-->\n<!--sizes-->\n<!--end-->", tmp_path)
+    assert "`laptop/` was drawn by `abc`; its stored results were computed by `d`, `e`. To repeat it:" in page
+    assert "git checkout abc\n./run_all.sh --profile laptop --jobs 2 --data DIR" in page
+    expected = ["| | Concrete | FICO HELOC |", "| left-out instances | 50 | 50 |", "| test instances | 1,000 | 1,000 |"]
+    expected += ["| seeds, SGD (text: AdamW) | 20 | 2 |", "| seeds, Adam | – | 3 |"]
+    assert [line for line in page.splitlines() if line.startswith("| ")] == expected
 
 
 STUDIES = {
