@@ -9,9 +9,13 @@ import argparse
 import os
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .notebooks import ROOT, run
 from .plan import FIGURES, PANELS, STAND_INS, NotebookRun, plan, work_of
+
+if TYPE_CHECKING:
+    from .preflight import Need
 
 PROFILES = {  # what `profiles.PROFILES` holds; a test compares them
     "smoke": "the smallest sizes that pass through every line, for tests: about a minute",
@@ -107,7 +111,12 @@ def main(arguments: list[str] | None = None) -> int:
     if options.jobs is None:
         options.jobs = choose_jobs(options)
     try:
-        stages = plan(options)
+        try:
+            stages = plan(options)
+        except DataFileError as error:
+            if asked == "status" or not told(without_data(options)):
+                raise error
+            return 2
         if asked == "status":
             return status(stages, options)
         if asked == "check" or options.profile != "smoke":  # the tests' own profile takes no longer than the check
@@ -146,10 +155,22 @@ def choose_jobs(options: argparse.Namespace) -> int:
 
 
 def preflight(stages: list[list[NotebookRun]], options: argparse.Namespace) -> bool:
-    """Prints what the run needs and what there is here, in one table; returns whether something is missing."""
-    from .preflight import needs, problems, table
+    """Prints what the run needs and what there is here; returns whether something is missing."""
+    from .preflight import needs
 
-    found = needs(work_of(stages), options)
+    return told(needs(work_of(stages), options))
+
+
+def without_data(options: argparse.Namespace) -> list[Need]:
+    from .preflight import needs_without_data
+
+    return needs_without_data(options)
+
+
+def told(found: list[Need]) -> bool:
+    """Prints needs in one table, and what is wrong; returns whether anything is."""
+    from .preflight import problems, table
+
     print(table(found), flush=True)
     for problem in problems(found):
         print(f"run_all.sh: {problem}", file=sys.stderr)

@@ -15,11 +15,13 @@ from pathlib import Path
 import torch
 from torch.utils._pytree import tree_leaves
 
-from ..datasets import DATASETS
+from ..datasets import DATASETS, DataFileError
 from ..derivatives.curvature import HOLD_BYTES
 from ..devices import choose_device, free_memory, machine
 from ..experiments.panel import HOLD_FLOAT64, Panel, n_parameters
 from ..experiments.paper_settings import Training
+from ..experiments.settings import choose_dataset, panel_letter
+from ..plots.panels import LETTERS
 from ..tasks import parameters_of
 from ..training.chunks import replica_bytes, replicas_that_fit
 from ..training.engines import Engine, faster, measure
@@ -27,7 +29,7 @@ from ..training.ensembles import OPTIMIZERS
 from ..training.minibatches import steps_per_epoch
 from ..training.plans import Plan, evaluation_steps
 from .foretold import STUDIES, foretold, is_foretold
-from .plan import BEYOND, SELECTION, asked_for
+from .plan import BEYOND, PANELS, SELECTION, asked_for
 from .shards import Shard
 from .spread import gpus, threads_each
 from .status import duration, files_of, optimizer_of
@@ -81,34 +83,56 @@ def needs(work: list[tuple[str, str]], options: argparse.Namespace) -> list[Need
     rest = "scores, studies and figures come on top"
     if guessed:
         rest = f"scores and studies of {len(guessed)} data sets estimated from a run of profile laptop, figures on top"
-    here = where_files_go(Path(options.results))
     disk = sum(p.disk for p in pieces) + FIGURE_BYTES
     memory = jobs * (BASE_BYTES + max((p.memory for p in pieces), default=0))
+    data = Need("data", f"{len(names)} data sets", ", ".join(DATASETS[name].title for name in names) + ": verified")
+    total = duration(seconds) if guessed else f"{duration(seconds)} for training"
+    most = f"; most of it {slowest.label}, {duration(slowest.seconds / jobs)}; {rest}"
+    return [data, *of_machine(options, disk, memory, total, most)]
+
+
+def needs_without_data(options: argparse.Namespace) -> list[Need]:
+    """The same where files of data sets are missing or are not the originals: what is wrong with each data set. How
+    much the others take is not measured.
+    """
+    here, problems_of = [], {}
+    shown = {letter for figure in options.only or LETTERS for letter in LETTERS[figure].values()}
+    for name in options.datasets or PANELS:
+        if panel_letter(name) in shown:
+            try:
+                here.append(DATASETS[choose_dataset(name, options.profile) if name in PANELS else name].title)
+            except DataFileError as error:
+                problems_of[DATASETS[name].title] = str(error)
+    words = f"{', '.join(here) or 'none'}; without {', '.join(problems_of)}"
+    data = Need("data", f"{len(here) + len(problems_of)} data sets", words, "\n".join(problems_of.values()))
+    return [data, *of_machine(options)]
+
+
+def of_machine(
+    options: argparse.Namespace, disk: int | None = None, memory: int | None = None, total: str = "?", most: str = ""
+) -> list[Need]:
+    """Time, disk, memory, compiler and GPU: what is needed, if that is known, and what there is."""
+    here = where_files_go(Path(options.results))
     left, free = shutil.disk_usage(here).free, free_memory(torch.device("cpu"))
     compiler = next(filter(shutil.which, (os.environ.get("CXX") or COMPILERS[0], *COMPILERS)), None)
+    with_jobs = f"with {options.jobs} processes"
     return [
-        Need("data", f"{len(names)} data sets", ", ".join(DATASETS[name].title for name in names) + ": verified"),
-        Need(
-            "time",
-            duration(seconds) if guessed else f"{duration(seconds)} for training",
-            f"{jobs} x {machine(choose_device(None))}; most of it {slowest.label}, {duration(slowest.seconds / jobs)}; "
-            f"{rest}",
-        ),
+        Need("time", total, f"{options.jobs} x {machine(choose_device(None))}{most}"),
         Need("disk", size(disk), f"{size(left)} free at {here}", short("disk", disk, left, f"at {here}", options)),
         Need(
             "memory",
             size(memory),
             "unknown" if free is None else f"{size(free)} free",
-            "" if free is None else short("memory", memory, free, f"with {jobs} processes", options),
+            "" if free is None else short("memory", memory, free, with_jobs, options),
         ),
         Need("compiler", "useful", compiler or "none: training steps are not compiled, and slower"),
         Need("GPU", "for profile paper", ", ".join(gpus()) or "none"),
     ]
 
 
-def short(what: str, needed: int, free: int, where: str, options: argparse.Namespace) -> str:
-    """The sentence that says there is too little of something; empty if there is enough."""
-    if needed <= free:
+def short(what: str, needed: int | None, free: int, where: str, options: argparse.Namespace) -> str:
+    """The sentence that says there is too little of something; empty if there is enough, or nobody knows."""
+    if needed is None or needed <= free:
         return ""
     remedy = "give another folder to --results" if what == "disk" else "take fewer --jobs"
     return (
@@ -188,8 +212,8 @@ def where_files_go(folder: Path) -> Path:
     return next(place for place in (folder, *folder.parents) if place.is_dir())
 
 
-def size(number: float) -> str:
-    return f"{number / 1e9:.1f} GB"
+def size(number: float | None) -> str:
+    return "?" if number is None else f"{number / 1e9:.1f} GB"
 
 
 def table(found: list[Need]) -> str:

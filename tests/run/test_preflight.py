@@ -8,8 +8,10 @@ from collections import namedtuple
 import pytest
 import xarray as xr
 
+from fimoda_lib.datasets import DATASETS, DataFileNotFound
 from fimoda_lib.experiments import panel as pieces
 from fimoda_lib.experiments import profiles
+from fimoda_lib.experiments import settings as experiments
 from fimoda_lib.run import command, foretold, plan, preflight
 from fimoda_lib.run.command import main, parser
 
@@ -145,6 +147,32 @@ def test_too_little_is_said_in_one_sentence_before_anything_is_computed(what, as
     assert re.match(rf"run_all\.sh: Profile quick needs [\d.]+ GB of {what}, and 0\.0 GB are free", message)
     assert message.endswith("take a smaller profile.") and "NOT ENOUGH" in output.out
     assert not (tmp_path / "results").exists()
+
+
+@pytest.mark.parametrize("asked", [["check"], []])
+def test_data_that_are_not_there_are_all_told_of_in_the_table(asked, tmp_path, capsys, monkeypatch):
+    def require(name, *_):
+        if name in ("fico", "folktables", "sst2"):
+            raise DataFileNotFound(f"{name} is not there; put it there.")
+
+    monkeypatch.setattr(command, "run", lambda *_: pytest.fail("it began"))
+    monkeypatch.setattr(experiments, "require", require)
+    words = ["--profile", "laptop", "--results", str(tmp_path / "results"), "--jobs", "2"]
+    for more, there, missing in (
+        ([], ["concrete", "energy", "adult", "cifar10"], ["fico", "sst2"]),  # Adult stands in for Folktables
+        (["--only", "fig03"], ["adult"], ["sst2"]),  # Figure 3 does not show FICO
+        (["--datasets", "sst2", "wine"], ["wine"], ["sst2"]),
+    ):
+        assert main([*asked, *words, *more]) == 2
+        output = capsys.readouterr()
+        rows = dict(line.split(maxsplit=1) for line in output.out.strip().splitlines()[1:])
+        assert list(rows) == ["data", "time", "disk", "memory", "compiler", "GPU"]
+        here, gone = (", ".join(DATASETS[name].title for name in names) for names in (there, missing))
+        assert re.split("data sets +", rows["data"])[1] == f"{here}; without {gone} -- NOT ENOUGH"
+        expected = [f"{name} is not there; put it there." for name in missing]
+        assert output.err.removeprefix("run_all.sh: ").splitlines() == expected
+    assert main(["status", *words]) == 2 and not (tmp_path / "results").exists()
+    assert capsys.readouterr().err == "run_all.sh: fico is not there; put it there.\n"
 
 
 def test_overnight_has_the_seeds_that_were_asked_for():
