@@ -294,6 +294,44 @@ class Averaging(Own):
         return super().forward(x)
 
 
+class Ledger:
+    def __init__(self):
+        self.passes = {"seen": [0]}
+
+
+class Within(Own):
+    """Counts passes, or keeps what it saw, in an object of its own."""
+
+    def __init__(self, note):
+        super().__init__(lambda linear, x, training: linear(x))
+        self.ledger, self.note = Ledger(), note
+
+    def forward(self, x):
+        self.note(self.ledger.passes, x)
+        return super().forward(x)
+
+
+def count(passes, x):
+    passes["seen"][0] += 1
+
+
+def test_models_that_count_within_what_they_keep():
+    everywhere(*problem(Within(count)), "changes its own \"ledger.passes['seen'][0]\"", "no count of calls")
+    grows = Within(lambda passes, x: passes["seen"].append(x.detach()))  # what was there stays
+    assert np.isfinite(further_train(*problem(grows), **FURTHER).delta).all()
+
+
+def test_a_setting_within_what_a_model_keeps_is_seen_when_it_changes():
+    model = Own(lambda linear, x, training: linear(F.dropout(x, model.settings["rates"][0], training)))
+    model.settings = {"rates": [0.0]}
+    task, params = problem(model, dtype=torch.float64)
+    assert abs(further_train(task, params, **FURTHER).delta).max() > 0
+    model.settings["rates"][0] = 0.5
+    fresh = Task("odd", model, task.loss, task.train, task.test)
+    found, expected = (further_train(t, params, **FURTHER).delta for t in (task, fresh))
+    np.testing.assert_array_equal(found, expected)
+
+
 def test_models_that_remember_other_passes():
     everywhere(*problem(Scheduled()), "changes its own 'calls'", "no count of calls", calls=TRAINING)
     everywhere(*problem(Averaging()), "changes its own 'mean'")
