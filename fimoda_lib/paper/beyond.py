@@ -70,6 +70,7 @@ def figure_units(panels: Panels, folder: Path | str) -> Figure:
         "fig_units", panels, folder, first_order.units_table, first_order.draw_units,
         first_order.UNITS_SAY, first_order.UNITS_MARKS, measured=first_order.smooth_runs, remark_on=lambda panel: "",
         title="Rectified and smooth units", ylabel="similarity of derivative and difference",
+        legend=first_order.units_legend(),
     )  # fmt: skip
 
 
@@ -78,7 +79,7 @@ def figure_precision(panels: Panels, folder: Path | str) -> Figure:
     return study_figure(
         "fig_precision", panels, folder, first_order.precision_table, first_order.draw_precision,
         first_order.PRECISION, first_order.PRECISION_MARKS, measured=first_order.whole_runs,
-        title="Precision audit", ylabel="median magnitude (units of the loss)",
+        title="Precision audit", legend=first_order.precision_legend(), ylabel="median magnitude (units of the loss)",
     )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 import xarray as xr
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from ..comparison import instance_similarity, noise_ceiling, sensitivity
 from ..experiments.panel import Panel, finished
@@ -43,6 +44,7 @@ UNITS_SAY = (
 )
 UNITS_MARKS = "Bands: one standard error over test instances."
 UNIT_COLOURS = {"ReLU": "#D55E00", "SiLU": "#0072B2"}
+UNIT_LINES = {0.1: ("--", "0.1 of the weight"), 1.0: ("-", "the whole instance"), "lft": (":", "LFT")}
 PRECISION = (
     "Median magnitude of the sensitivity, of what float32 training and float32 test losses change "
     "about it, and of the part beyond its derivative."
@@ -161,13 +163,23 @@ def units_table(panel: Panel) -> pd.DataFrame | None:
     return pd.concat(known, ignore_index=True) if len(known) == len(UNITS) else None
 
 
+def units_legend() -> list[Line2D]:
+    """What the figure of units explains below its panels."""
+    return [
+        Line2D([], [], color=colour, ls=line, lw=1.4, marker="o", ms=3, label=f"{unit}, {words}")
+        for unit, colour in UNIT_COLOURS.items()
+        for line, words in UNIT_LINES.values()
+    ]
+
+
 def draw_units(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
     """A line per kind of unit and fraction, and one for LFT with each kind of unit."""
     for (unit, quantity, fraction), rows in table.groupby(["unit", "quantity", "fraction"], sort=False):
-        what = "the whole instance" if fraction == 1 else f"{fraction:g} of the weight"
-        what, line = ("LFT", ":") if quantity == "lft" else (what, "-" if fraction == 1 else "--")
-        _line(ax, rows, dataset, UNIT_COLOURS[unit], line, f"{unit}, {what}")
-    _finish(ax, dataset)
+        line, _ = UNIT_LINES["lft" if quantity == "lft" else fraction]
+        _line(ax, rows, dataset, UNIT_COLOURS[unit], line, "")
+    low = float((table["mean"] - table["sem"].fillna(0)).min())
+    ax.set(xscale="log", ylim=(min(-0.06, low - 0.04), 1.02), xlabel=horizon_axis(dataset)[1])
+    plain_log(ax.xaxis)
 
 
 def precision_table(panel: Panel) -> pd.DataFrame | None:
@@ -176,14 +188,17 @@ def precision_table(panel: Panel) -> pd.DataFrame | None:
     return None if runs is None else rounding(runs).to_dataframe().reset_index()
 
 
+def precision_legend() -> list[Line2D]:
+    """What the precision audit explains below its panels."""
+    return [Line2D([], [], color=c, ls=line, marker="o", ms=3, label=words) for c, line, words in LOOKS.values()]
+
+
 def draw_precision(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
     """The magnitudes against the amount of further training."""
     x, amount = horizon_axis(dataset)
-    for column, (colour, line, label) in LOOKS.items():
+    for column, (colour, line, _) in LOOKS.items():
         if column in table:
             values = table[column].where(table[column] > 0)
-            ax.plot(table[x], values, color=colour, ls=line, marker="o", ms=3, label=label)
+            ax.plot(table[x], values, color=colour, ls=line, marker="o", ms=3)
     ax.set(xscale="log", yscale="log", xlabel=amount)
     plain_log(ax.xaxis)
-    ax.set_ylim(bottom=ax.get_ylim()[0] / 300)  # room for the legend
-    ax.legend(fontsize=7.5, loc="lower right")
