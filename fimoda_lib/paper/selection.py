@@ -44,7 +44,7 @@ def figure_mislabelled(panels: Panels, folder: Path | str) -> Figure:
     return study_figure(
         "fig_mislabelled", panels, folder, mislabelled.table, mislabelled.draw, mislabelled.WHAT, mislabelled.MARKS,
         measured=final_run, how=lambda panel: {"says": what_is_flipped(panel)}, title="Mislabelled instances",
-        ylabel="", notebook=NOTEBOOK,
+        ylabel="", legend=mislabelled.legend(), notebook=NOTEBOOK,
     )  # fmt: skip
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
 
 from ..experiments.mislabelled import SHARE, detection
 from ..experiments.panel import Panel, finished
@@ -28,6 +29,16 @@ def table(panel: Panel) -> pd.DataFrame | None:
     return finished(lambda: detection(panel))
 
 
+def legend() -> list[Line2D]:
+    """What is explained below the panels."""
+    look = dict(color="#444444", ls="", ms=4)
+    kinds = [
+        Line2D([], [], marker=marker, mfc="#444444" if kind == "harm" else "white", label=kind, **look)
+        for kind, (marker, _) in FORMS.items()
+    ]
+    return [*kinds, Line2D([], [], color="#666666", ls="--", lw=1.2, label="the loss itself")]
+
+
 def draw(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
     """A line for each method, with the area of either kind of evidence."""
     loss = table[table["method"] == "loss"].iloc[0]
@@ -48,13 +59,9 @@ def draw(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
         ax.errorbar(row["auc"], y, xerr=ends, color=colour, marker=marker, ms=4, mfc=fill, lw=1)
         if row["above_low"] > 0:
             ax.text(row["high"] + 0.01, y, "★", color=colour, fontsize=7, va="center")
-    for kind, (marker, _) in FORMS.items():
-        ax.plot([], [], color="#444444", marker=marker, mfc="#444444" if kind == "harm" else "white", ls="", label=kind)
-    ax.plot([], [], color="#666666", ls="--", lw=1.2, label="the loss itself")
     ax.set_yticks([*places.values()], [*places], fontsize=7.5)
     ax.set(xlabel="area under the ROC curve", xlim=(min(0.3, rows["low"].min() - 0.02), 1.04))
     ax.grid(axis="y", visible=False)
-    ax.legend(fontsize=7, loc="lower left", frameon=True, framealpha=0.9, edgecolor="none")
 
 
 def _name(method: str, step: float, dataset: str, rows: pd.DataFrame) -> str:
