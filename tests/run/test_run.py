@@ -9,21 +9,25 @@ import sys
 from datetime import datetime
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import nbformat
 import pandas as pd
 import pytest
 
 from fimoda_lib.datasets import DATASETS
+from fimoda_lib.experiments import panel as panel_pieces
 from fimoda_lib.experiments import paper_settings, profiles
 from fimoda_lib.experiments import settings as experiments
-from fimoda_lib.experiments.panel import PAPER_METHODS
+from fimoda_lib.experiments.panel import PAPER_METHODS, Panel
 from fimoda_lib.methods import METHODS
-from fimoda_lib.paper import beyond, selection
+from fimoda_lib.paper import beyond, figures, selection
 from fimoda_lib.paper.figures import FIGURES, LETTERS, LOOK
+from fimoda_lib.plots import drawing
 from fimoda_lib.run import command as run
 from fimoda_lib.run import plan
 from fimoda_lib.run.shards import shards_of
 from fimoda_lib.storage.provenance import code_version
+from fimoda_lib.training.runs import Runner
 
 ROOT = Path(run.__file__).parents[2]
 
@@ -257,6 +261,28 @@ def test_the_shards_come_first_and_the_notebooks_find_them(smoke, monkeypatch):
     last = max(shard.path(shard.panel(compute=False)).stat().st_mtime for shard in shards)
     notebooks = [nbformat.read(path, 4) for path in (folder / "results/smoke/notebooks").glob("*.ipynb")]
     assert last < min(datetime.fromisoformat(n.metadata.papermill.start_time).timestamp() for n in notebooks)
+
+
+@pytest.mark.slow
+def test_results_moved_elsewhere_give_the_same_numbers_without_computing(smoke, tmp_path, monkeypatch):
+    folder, _ = smoke
+    monkeypatch.delenv("FIMODA_DATA", raising=False)
+    monkeypatch.setenv("FIMODA_CACHE", str(folder / "cache"))
+    moved, again = shutil.copytree(folder / "results", tmp_path / "moved"), tmp_path / "again"
+    monkeypatch.setattr(Runner, "run", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(panel_pieces, "attribute", lambda *_, **__: pytest.fail("attributed again"))
+    monkeypatch.setattr(drawing, "_layout", lambda *_: plt.figure())  # numbers only
+    for module in (drawing, figures):
+        monkeypatch.setattr(module, "save", lambda figure, *rest: drawing.save_numbers(*rest))
+    panels = {letter: Panel(name, "smoke", results=moved, compute=False) for letter, name in PANELS_MADE.items()}
+    for draw in (FIGURES | beyond.FIGURES | selection.FIGURES).values():
+        draw(panels, again)
+        plt.close("all")
+    before = {path.name: path for path in (folder / "figures/smoke").glob("*.csv")}
+    assert {path.name for path in again.glob("*.csv")} == {*before}
+    for name, path in before.items():
+        # rtol: other numbers of threads round the last of six digits otherwise
+        pd.testing.assert_frame_equal(pd.read_csv(again / name), pd.read_csv(path), rtol=1e-4, obj=name)
 
 
 @pytest.mark.slow
