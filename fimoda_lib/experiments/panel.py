@@ -127,7 +127,7 @@ class Panel:
         """The hyper-parameters that the paper plots for a method on this data set.
 
         Args:
-            many: for more instances than the left-out ones, or for groups. Then LFT takes G alone, in whose eigenbasis
+            many: for more instances than the left-out ones, or for groups: LiSSA-H may take fewer steps then, and LFT takes G alone, in whose eigenbasis
                 all are scored at once; elsewhere it has the whole Hessian, and follows each on its own.
         """
         s = self.settings
@@ -137,7 +137,8 @@ class Panel:
         if "multiple" in METHODS[method].defaults and method in ("cg", "lissa", "lissa_h", "exact"):
             hyper |= {"multiple": max(s.damping_multiples)} if s.damping is None else {"damping": s.damping}
         if "depth" in METHODS[method].defaults:
-            hyper["depth"] = s.lissa_h_depth if method == "lissa_h" else s.lissa_depth
+            of_hessian = s.group_lissa_h_depth if many else s.lissa_h_depth
+            hyper["depth"] = of_hessian if method == "lissa_h" else s.lissa_depth
         if method == "lissa" and s.lissa_scale is not None:
             hyper["scale"] = s.lissa_scale
         if method == "cg" and s.cg_tolerance is not None:

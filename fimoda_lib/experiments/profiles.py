@@ -19,6 +19,7 @@ class Profile:
         lissa_depth: recursion depth of LiSSA (the paper's is 5000).
         lissa_h_depth: data set -> the same for LiSSA-H, whose steps cost a hundred times more; "*" for all others.
         n_test: at most so many test instances.
+        group_lissa_h_depth: the same where many instances are ranked or groups scored; None for the same.
         cg_tolerance: relative residual at which CG stops; None takes the method's own.
         study_left_out: at most so many left-out instances in the studies beyond the paper, whose derivatives cost
             several times a run.
@@ -47,6 +48,7 @@ class Profile:
     embedded: bool = False
     lissa_depth: int = 5000
     lissa_h_depth: dict[str, int] = field(default_factory=lambda: {"*": 5000})
+    group_lissa_h_depth: dict[str, int] | None = None
     n_test: int | None = None
     cg_tolerance: float | None = None
     study_left_out: int = 20
@@ -70,8 +72,9 @@ class Profile:
     def n_subsets(self, dataset: str) -> int:
         return self.subsets.get(dataset, self.subsets["*"])
 
-    def depth_of_lissa_h(self, dataset: str) -> int:
-        return self.lissa_h_depth.get(dataset, self.lissa_h_depth["*"])
+    def depth_of_lissa_h(self, dataset: str, *, groups: bool = False) -> int:
+        depths = (groups and self.group_lissa_h_depth) or self.lissa_h_depth
+        return depths.get(dataset, depths["*"])
 
     def n_seeds(self, optimizer: str, dataset: str) -> int:
         counts = self.seeds.get(optimizer, self.seeds["sgd"])
@@ -86,6 +89,7 @@ _OVERNIGHT_SEEDS = {
 _HALF = {  # sizes of what two cores do in hours
     "left_out": 50,
     "lissa_h_depth": {"concrete": 5000, "energy": 5000, "*": 500},  # as published on what is small
+    "group_lissa_h_depth": {"energy": 5000, "*": 500},
     "study_left_out": 10,
     "suspected": 300,
     "rounding_seeds": 6,

@@ -39,6 +39,7 @@ class Settings:
     lissa_scale: float | None
     lissa_depth: int
     lissa_h_depth: int
+    group_lissa_h_depth: int
     cg_tolerance: float | None
     lft_segments: int
     lft_products: int | None
@@ -109,6 +110,7 @@ def settings(task: Task, profile: str, optimizer: str = "sgd") -> Settings:
         lissa_scale=experiment.lissa_scale,
         lissa_depth=chosen.lissa_depth,
         lissa_h_depth=chosen.depth_of_lissa_h(task.name),
+        group_lissa_h_depth=chosen.depth_of_lissa_h(task.name, groups=True),
         cg_tolerance=chosen.cg_tolerance,
         lft_segments=experiment.lft_segments,
         lft_products=experiment.lft_products and max(round(experiment.lft_products * chosen.further), LEAST_PRODUCTS),
