@@ -127,8 +127,9 @@ class Panel:
         """The hyper-parameters that the paper plots for a method on this data set.
 
         Args:
-            many: for more instances than the left-out ones, or for groups: LiSSA-H may take fewer steps then, and LFT takes G alone, in whose eigenbasis
-                all are scored at once; elsewhere it has the whole Hessian, and follows each on its own.
+            many: for more instances than the left-out ones, or for groups. Then LiSSA-H may take fewer steps, and LFT
+                takes G alone, in whose eigenbasis all are scored at once; elsewhere it has the whole Hessian, and
+                follows each on its own.
         """
         s = self.settings
         if method in ("lft", "timed"):
