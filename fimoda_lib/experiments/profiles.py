@@ -23,6 +23,8 @@ class Profile:
         cg_tolerance: relative residual at which CG stops; None takes the method's own.
         study_left_out: at most so many left-out instances in the studies beyond the paper, whose derivatives cost
             several times a run.
+        study_seeds: data set -> at most so many seeds in the studies of selection and of ways to leave out; "*" for the
+            data sets not named.
         exact_tests, exact_seeds: test instances, and runs, of the exact derivative; without any it is not computed.
         ranked: at most so many training instances are ranked in the study of selection.
         suspected: the same in that of mislabelled data, where methods solve a system for each.
@@ -52,6 +54,7 @@ class Profile:
     n_test: int | None = None
     cg_tolerance: float | None = None
     study_left_out: int = 20
+    study_seeds: dict[str, int] = field(default_factory=lambda: {"*": 10})
     exact_tests: int = 10
     exact_seeds: int = 2
     ranked: int = 1000
@@ -76,6 +79,9 @@ class Profile:
         depths = (groups and self.group_lissa_h_depth) or self.lissa_h_depth
         return depths.get(dataset, depths["*"])
 
+    def n_study_seeds(self, dataset: str) -> int:
+        return self.study_seeds.get(dataset, self.study_seeds["*"])
+
     def n_seeds(self, optimizer: str, dataset: str) -> int:
         counts = self.seeds.get(optimizer, self.seeds["sgd"])
         return counts.get(dataset, counts["*"])
@@ -91,6 +97,7 @@ _HALF = {  # sizes of what two cores do in hours
     "lissa_h_depth": {"concrete": 5000, "energy": 5000, "*": 500},  # as published on what is small
     "group_lissa_h_depth": {"energy": 5000, "*": 500},
     "study_left_out": 10,
+    "study_seeds": {"concrete": 5, "energy": 5, "*": 2},
     "suspected": 300,
     "rounding_seeds": 6,
     "subsets": {"cifar10": 10, "*": 40},

@@ -28,6 +28,7 @@ class Settings:
     final: Training
     further: Training
     seeds: tuple[int, ...]
+    study_seeds: int
     retrain_seeds: tuple[int, ...]
     left_out: tuple[int, ...]
     test: tuple[int, ...]
@@ -99,6 +100,7 @@ def settings(task: Task, profile: str, optimizer: str = "sgd") -> Settings:
         final=experiment.final.scaled(chosen.final),
         further=further.within(further.epochs * per_epoch),
         seeds=tuple(range(chosen.n_seeds(only, task.name))),
+        study_seeds=chosen.n_study_seeds(task.name),
         retrain_seeds=tuple(range(chosen.retrain_seeds)),
         left_out=left_out,
         test=tuple(range(min(experiment.n_test or task.n_test, chosen.n_test or task.n_test, task.n_test))),

@@ -217,7 +217,7 @@ def rounding(runs: xr.Dataset) -> xr.Dataset:
 def removal_runs(panel: Panel) -> dict[str, xr.Dataset]:
     """The gold standard with "drop" and with "mask", the same seeds, over the first fifth of the horizon."""
     masked = masked_runs(panel)
-    return {"drop": panel.gold.sel(step=masked.step), "mask": masked}
+    return {"drop": panel.gold.sel(step=masked.step, seed=masked.seed), "mask": masked}
 
 
 def masked_runs(panel: Panel) -> xr.Dataset:
@@ -231,7 +231,7 @@ def masked_runs(panel: Panel) -> xr.Dataset:
         panel.task,
         panel.params,
         **short.arguments(),
-        seeds=s.seeds,
+        seeds=s.seeds[: s.study_seeds],
         left_out=s.left_out,
         test=s.test,
         removal="mask",
