@@ -136,6 +136,16 @@ def test_a_profile_for_two_cores_takes_some_of_many_instances_for_the_curvature(
     assert settings(many, "overnight").curvature is None and settings(many, "paper").curvature is None
 
 
+def test_studies_may_have_fewer_seeds_and_steps_of_lissa_h_than_the_figures():
+    task = replace(load_task("diabetes"), name="concrete")
+    found = Panel("concrete", "laptop", given_task=task)
+    s = found.settings
+    assert (len(s.seeds), s.study_seeds) == (20, 5)
+    assert found.hyper("lissa_h")["depth"] == 5000 and found.hyper("lissa_h", many=True)["depth"] == 500
+    whole = Panel("concrete", "paper", given_task=task)
+    assert whole.hyper("lissa_h", many=True)["depth"] == 5000
+
+
 def test_horizons_are_picked_by_their_steps_not_by_their_place():
     def picked(steps, count):
         return [steps[k] for k in log_spaced(steps, count)]

@@ -393,6 +393,9 @@ def test_removal_runs_share_seeds_and_steps(panels):
     assert runs["mask"].attrs["removal"] == "mask" and runs["drop"].attrs["removal"] == "drop"
     for coordinate in ("seed", "step", "left_out", "test"):
         np.testing.assert_array_equal(runs["mask"][coordinate], runs["drop"][coordinate])
+    fewer = removal_runs(replace(panels["a"], given_settings=replace(panels["a"].settings, study_seeds=1)))
+    for way in runs:
+        np.testing.assert_array_equal(fewer[way].delta, runs[way].delta.isel(seed=[0]))
     found = removal_seeds(runs)
     r = found.agreement
     for way, delta in runs.items():
