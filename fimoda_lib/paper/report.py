@@ -138,13 +138,16 @@ def facts(
     Args:
         computed: what was computed now, and what was found.
     """
-    ran: dict[str, list[str]] = {}
+    most: dict[str, dict[str, int]] = {}  # seeds of each optimiser; some figures show fewer
     for name, note in notes.items():
         for dataset, d in note.get("datasets", {}).items() if name not in (RETRAINED, *STUDIES) else ():
             optimizer = d.get("optimizer") or note.get("optimizer", "?")
-            entry = f"{counted(len(d.get('seeds', [])), 'seed')} with {OPTIMIZERS.get(optimizer, optimizer)}"
-            if entry not in ran.setdefault(dataset, []):
-                ran[dataset].append(entry)
+            seeds = most.setdefault(dataset, {})
+            seeds[optimizer] = max(len(d.get("seeds", [])), seeds.get(optimizer, 0))
+    ran = {
+        dataset: [f"{counted(n, 'seed')} with {OPTIMIZERS.get(optimizer, optimizer)}" for optimizer, n in seeds.items()]
+        for dataset, seeds in most.items()
+    }
     retrained = in_panel_order(notes.get(RETRAINED, {}).get("datasets", {}))
     stored = [note for _, note in sidecars(results)] if results is not None else []
     devices = {n["device"] for n in [*notes.values(), *stored] if n.get("device")}

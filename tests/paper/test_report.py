@@ -197,6 +197,15 @@ def test_the_report_knows_every_figure():
     assert set(TITLES) == set(run.FIGURES), "report.TITLES: one title per figure that the command line makes"
 
 
+def test_the_most_seeds_of_each_optimiser_are_told(made, tmp_path):
+    folder = tmp_path / "laptop"
+    shutil.copytree(made[0], folder)
+    fewer = {"energy": {**NOTE["datasets"]["energy"], "seeds": [0]}}
+    (folder / "fig_removal.json").write_text(json.dumps({**NOTE, "figure": "fig_removal", "datasets": fewer}))
+    facts = words(soup(report(folder)).select_one("dl.facts"))
+    assert "Energy: 3 seeds with SGD" in facts and "1 seed with SGD" not in facts
+
+
 def test_the_table_of_the_paper_is_shown_as_text(made):
     row = soup(made[1]).select_one("section[aria-labelledby=table2] tbody tr")
     assert [words(c) for c in row.select("td")][:2] == ["most <helpful>", "0.1235"]
