@@ -22,6 +22,8 @@ import xarray as xr
 
 from fimoda_lib.experiments.panel import Panel, one_retraining, one_seed
 from fimoda_lib.experiments.paper_settings import EXPERIMENTS, PANELS
+from fimoda_lib.experiments.settings import panel_letter
+from fimoda_lib.plots.panels import LETTERS
 from fimoda_lib.storage.provenance import code_version
 from fimoda_lib.storage.store import asked, read_sidecar
 
@@ -36,7 +38,7 @@ def pieces(panel: Panel) -> Iterator[tuple[str, Piece]]:
                                                    for k, v in p.params.items()})  # fmt: skip
         for method in (*panel.methods, *(["lft"] if panel.lft else [])):
             yield f"scores, {method}", lambda p, m=method: p.scores(m)
-        if panel.dataset in ("concrete", "energy"):
+        if panel_letter(panel.dataset) in LETTERS["fig11"].values():
             yield "re-training", lambda p: one_retraining(p, 0).retrained[["delta"]]
     yield f"further training, {rule}", lambda p: one_seed(p, 0).gold[["delta"]]
 

@@ -89,7 +89,7 @@ def selection_runs(panel: Panel) -> xr.Dataset:
         panel.task,
         panel.params,
         **replace(s.further, evaluate=tuple(some_horizons(panel, TS))).arguments(),
-        seeds=s.seeds[: s.study_seeds],
+        seeds=s.seeds_of_studies,
         left_out=groups_of(panel)[1],
         # The same batches and as many steps as with all data: what is gained is not gained by another order.
         removal="mask" if s.removal == "drop" else s.removal,
@@ -107,7 +107,7 @@ def what_is_dropped(panel: Panel) -> str:
     return (
         f"{len(groups_of(panel)[1][0]):,} of {len(candidates):,} candidates dropped ({panel.task.n_train:,} training "
         f"instances), {len(validation):,} validation and {len(untouched):,} untouched instances, "
-        f"{len(s.seeds[: s.study_seeds])} seeds, learning rate {s.further.learning_rate:g}"
+        f"{len(s.seeds_of_studies)} seeds, learning rate {s.further.learning_rate:g}"
     )
 
 

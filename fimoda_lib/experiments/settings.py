@@ -45,6 +45,10 @@ class Settings:
     lft_segments: int
     lft_products: int | None
 
+    @property
+    def seeds_of_studies(self) -> tuple[int, ...]:
+        return self.seeds[: self.study_seeds]
+
 
 def log_epochs(epochs: int, count: int = 14) -> list[int]:
     """About so many epochs from 1 to the last, evenly on a log axis; fewer where there are no more."""

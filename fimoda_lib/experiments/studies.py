@@ -231,7 +231,7 @@ def masked_runs(panel: Panel) -> xr.Dataset:
         panel.task,
         panel.params,
         **short.arguments(),
-        seeds=s.seeds[: s.study_seeds],
+        seeds=s.seeds_of_studies,
         left_out=s.left_out,
         test=s.test,
         removal="mask",

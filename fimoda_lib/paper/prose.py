@@ -23,8 +23,9 @@ from ..experiments.standards import read_rows
 from ..methods import METHODS
 from ..plots.look import LOOK
 from ..plots.published import published_curves
-from .claims import check_claims, read_table, title
+from .claims import check_claims, read_table, runs_of, title
 from .findings import findings
+from .pieces import computed_by
 from .rules import number
 
 PAGES = ("README.md", "docs/results.md", "docs/beyond.md", "docs/images_and_text.md", "figures/README.md")
@@ -187,8 +188,7 @@ def run(folder: Path | str) -> str:
     """By which commits a folder of figures was drawn and its results were computed, and how to repeat that."""
     notes = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(Path(folder).glob("*.json"))]
     drawn = {note["commit"] for note in notes}
-    entries = [runs for note in notes for runs in note.get("datasets", {}).values()]
-    computed = sorted({commit for runs in entries for commit in runs.get("computed_by", ())} - drawn)
+    computed = sorted(set().union(*map(computed_by, notes)) - drawn)
     by = f"; its stored results were computed by {', '.join(f'`{c}`' for c in computed)}" if computed else ""
     (profile,), commit = {note["profile"] for note in notes} - {"any"}, ", ".join(sorted(drawn))
     return (
@@ -201,8 +201,7 @@ def sizes(folder: Path | str) -> str:
     """How many instances and seeds the main figures have on each data set."""
     rows: dict[str, dict[str, str]] = {}
     for figure, words in SEEDS.items():
-        path = Path(folder) / f"{figure}.json"
-        for name, runs in json.loads(path.read_text(encoding="utf-8"))["datasets"].items() if path.exists() else ():
+        for name, runs in runs_of(folder, figure).items():
             rows.setdefault("left-out instances", {})[name] = f"{runs['left_out']}"
             rows.setdefault("test instances", {})[name] = f"{runs['test']:,}"
             rows.setdefault(words, {})[name] = f"{len(runs['seeds'])}"

@@ -114,7 +114,9 @@ def main(arguments: list[str] | None = None) -> int:
         try:
             stages = plan(options)
         except DataFileError as error:
-            if asked == "status" or not told(without_data(options)):
+            from .preflight import needs_without_data
+
+            if asked == "status" or not told(needs_without_data(options)):
                 raise error
             return 2
         if asked == "status":
@@ -159,12 +161,6 @@ def preflight(stages: list[list[NotebookRun]], options: argparse.Namespace) -> b
     from .preflight import needs
 
     return told(needs(work_of(stages), options))
-
-
-def without_data(options: argparse.Namespace) -> list[Need]:
-    from .preflight import needs_without_data
-
-    return needs_without_data(options)
 
 
 def told(found: list[Need]) -> bool:
