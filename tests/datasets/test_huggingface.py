@@ -54,15 +54,19 @@ def tokenizer(tmp_path_factory):
     return transformers.BertTokenizer(str(put(tmp_path_factory.mktemp("words") / "vocab.txt", "\n".join(vocabulary))))
 
 
-def tiny(family="Bert", **options):
-    """A classifier of this family, with weights so large that everything in it matters."""
+def made(family, **sizes):
+    """A classifier of this family, with weights so large that everything in it matters, always the same ones."""
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
-        config = getattr(transformers, f"{family}Config")(**{**FAMILIES[family], **options})
+        config = getattr(transformers, f"{family}Config")(**sizes)
         model = getattr(transformers, f"{family}ForSequenceClassification")(config).eval()
         for p in model.parameters():
             p.add_(0.15 * torch.randn(p.shape))
     return model
+
+
+def tiny(family="Bert", **options):
+    return made(family, **{**FAMILIES[family], **options})
 
 
 def with_adapter(model, **options):
@@ -392,9 +396,7 @@ def test_a_task_made_of_a_classifier_by_hand_is_told_of_the_way(wrap, tokenizer)
 
 
 def refused(family, tokenizer, train=TRAIN, **options):
-    config = getattr(transformers, f"{family}Config")(**{**SIZES, **options})
-    model = getattr(transformers, f"{family}ForSequenceClassification")(config)
-    return refusal(text_task, model, tokenizer, train=train, test=TEST, error=ValueError)
+    return refusal(text_task, made(family, **{**SIZES, **options}), tokenizer, train=train, test=TEST, error=ValueError)
 
 
 def test_models_that_would_give_other_numbers_are_refused(tokenizer):
