@@ -77,7 +77,7 @@ def ranked_rows(panel: Panel, flipped: np.ndarray) -> np.ndarray:
 
 def accusers(panel: Panel) -> tuple[str, ...]:
     """The methods that rank: without those that iterate for each instance, where data are too many for them."""
-    too_dear = ITERATIVE if panel.settings.curvature else ()
+    too_dear = ITERATIVE if panel.settings.study_curvature else ()
     return tuple(m for m in ranking_methods(panel) if m not in too_dear)
 
 

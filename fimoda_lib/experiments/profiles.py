@@ -39,6 +39,7 @@ class Profile:
         full_size: whether images and text take the paper's models, or those of `SMALL`.
         curvature: at most so many training instances define the curvature, where a data set does not take them all.
         many, of_many: of more than `many` training instances, `of_many` define the curvature.
+        study_many: the same bound in the studies of groups and rankings, which score more; None for `many`.
     """
 
     name: str
@@ -71,6 +72,7 @@ class Profile:
     curvature: int | None = None
     many: int = 1_000_000
     of_many: int = 5_000
+    study_many: int | None = None
 
     def n_subsets(self, dataset: str) -> int:
         return self.subsets.get(dataset, self.subsets["*"])
@@ -173,6 +175,7 @@ PROFILES: dict[str, Profile] = {
             "Energy as in the paper, 20 on FICO and Folktables, 5 on images and text; Adam with 20 and 5",
             _OVERNIGHT_SEEDS,
             retrain_seeds=5,
+            study_many=10_000,
             **_HALF,
         ),
         Profile(

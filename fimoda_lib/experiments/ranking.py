@@ -70,13 +70,13 @@ def reduced_scores(
         "model": repr(task.model),
         "params": fingerprint(panel.params),
         "data": fingerprint(task.train, test),
-        "curvature": panel.settings.curvature,
+        "curvature": panel.settings.study_curvature,
         **(about or {}),
     }
 
     def compute() -> xr.Dataset:
         log.info("%s on %s: ranking %d training instances", METHODS[method].label, panel.title, len(train))
-        rows = {"train": train, "test": range(task.n_test), "curvature": panel.settings.curvature}
+        rows = {"train": train, "test": range(task.n_test), "curvature": panel.settings.study_curvature}
         scores = attribute_or_outcome(method, task, panel.params, **rows, **chosen)
         return reduce(scores.astype("float64"))
 

@@ -34,6 +34,7 @@ class Settings:
     test: tuple[int, ...]
     removal: str
     curvature: tuple[int, ...] | None
+    study_curvature: tuple[int, ...] | None
     without: tuple[str, ...]
     damping_multiples: tuple[float, ...]
     damping: float | None
@@ -95,9 +96,12 @@ def settings(task: Task, profile: str, optimizer: str = "sgd") -> Settings:
     found = candidates(experiment, task.n_train)
     spread = max(len(found) // chosen.left_out, 1)
     left_out = tuple(found[::spread][: chosen.left_out])
-    curved = experiment.curvature and min(experiment.curvature, chosen.curvature or experiment.curvature)
-    if not curved and task.n_train > chosen.many:
-        curved = chosen.of_many
+
+    def curvature(many: int) -> tuple[int, ...] | None:
+        size = experiment.curvature and min(experiment.curvature, chosen.curvature or experiment.curvature)
+        size = size or (chosen.of_many if task.n_train > many else task.n_train)
+        return tuple(including(left_out, task.n_train, size)) if size < task.n_train else None
+
     return Settings(
         dataset=task.name,
         title=panel_title(task.name, profile),
@@ -109,7 +113,8 @@ def settings(task: Task, profile: str, optimizer: str = "sgd") -> Settings:
         left_out=left_out,
         test=tuple(range(min(experiment.n_test or task.n_test, chosen.n_test or task.n_test, task.n_test))),
         removal=experiment.removal,
-        curvature=tuple(including(left_out, task.n_train, curved)) if curved and curved < task.n_train else None,
+        curvature=curvature(chosen.many),
+        study_curvature=curvature(chosen.study_many or chosen.many),
         without=experiment.without,
         damping_multiples=experiment.damping_multiples,
         damping=experiment.damping,

@@ -133,7 +133,8 @@ def runs_behind(panels: Panels, note: dict) -> str:
                 f"{RULES[runs['optimizer']] + ' with ' if 'optimizer' in runs else ''}"
                 f"learning rate {runs['learning_rate']:g}{_aside(runs, told)}"
             )
-            found.append(f"{label_of(panels, letter)}: {counted(len(runs['seeds']), 'seed')}, {runs.get('says', said)}")
+            said = ", ".join(filter(None, [runs["says"], _curved(runs)])) if "says" in runs else said
+            found.append(f"{label_of(panels, letter)}: {counted(len(runs['seeds']), 'seed')}, {said}")
     return "; ".join(found) + "." if found else ""
 
 
@@ -152,7 +153,7 @@ def _aside(runs: dict, told: set[str]) -> str:
     """
     removal = runs.get("removal", "drop")
     words = [f"left out by {removal}" if removal != "drop" else "", runs.get("remark", "")]
-    words += [f"curvature from {runs['curvature']:,} training instances" if "curvature" in runs else ""]
+    words.append(_curved(runs))
     if runs.get("without"):
         words.append(f"not run, for their cost: {', '.join(LOOK[m].label for m in runs['without'])}")
     if "lft" in runs:
@@ -166,6 +167,10 @@ def _aside(runs: dict, told: set[str]) -> str:
         words.append("noise ceiling and band of an earlier version, one standard error over test instances")
     said = "; ".join(filter(None, words))
     return f" ({said})" if said else ""
+
+
+def _curved(runs: dict) -> str:
+    return f"curvature from {runs['curvature']:,} training instances" if "curvature" in runs else ""
 
 
 def counted(n: int, thing: str) -> str:

@@ -133,7 +133,10 @@ def test_a_profile_for_two_cores_takes_some_of_many_instances_for_the_curvature(
     assert len(found.curvature) == 5_000 and {*found.left_out} <= {*found.curvature}
     few = replace(many, train=(torch.zeros(8_883, 10), torch.zeros(8_883, 1)), name="fico")
     assert settings(few, "laptop").curvature is None
-    assert settings(many, "overnight").curvature is None and settings(many, "paper").curvature is None
+    overnight = settings(many, "overnight")
+    assert overnight.curvature is None and overnight.study_curvature == found.study_curvature == found.curvature
+    paper = settings(many, "paper")
+    assert paper.curvature is None and paper.study_curvature is None
 
 
 def test_studies_may_have_fewer_seeds_and_steps_of_lissa_h_than_the_figures():

@@ -69,7 +69,7 @@ def test_the_area_is_that_of_scikit_learn_ties_and_resamples_too():
 def test_methods_that_iterate_are_left_aside_where_data_are_many_and_that_is_said(panel, monkeypatch):
     monkeypatch.setattr(Panel, "methods", ("grad_dot", "cg", "ekfac"))
     assert study.accusers(panel) == ("grad_dot", "cg", "ekfac", "lft") and "not run" not in study.what_is_flipped(panel)
-    many = replace(panel, given_settings=replace(panel.settings, curvature=tuple(range(50))))
+    many = replace(panel, given_settings=replace(panel.settings, study_curvature=tuple(range(50))))
     assert study.accusers(many) == ("grad_dot", "ekfac", "lft")
     assert study.what_is_flipped(many).endswith("; not run, for their cost: CG")
 

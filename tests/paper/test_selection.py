@@ -1,6 +1,7 @@
 """Figures on groups, mislabelled data and selection by horizon, from tiny stored results."""
 
 import json
+from dataclasses import replace
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 
 from fimoda_lib.experiments.panel import Panel
 from fimoda_lib.paper import selection
+from fimoda_lib.plots.captions import runs_behind
 
 pytestmark = pytest.mark.usefixtures("quick_pictures")
 
@@ -54,6 +56,15 @@ def test_the_figures_say_what_they_were_made_from(panels, tmp_path, name, alone,
     again = selection.FIGURES[name](kept, tmp_path)  # drawn from the numbers that were saved
     texts = [[t.get_text() for t in f.axes[0].texts] for f in (figure, again)]
     assert texts[0] == texts[1]
+
+
+def test_where_a_sample_defines_the_curvature_that_is_said(panels):
+    panel = panels["c"]
+    some = replace(panel, given_settings=replace(panel.settings, study_curvature=(3, 8, 21)))
+    entries = [selection._said(lambda panel: "so many subsets")(shown) for shown in (some, panel)]
+    sentences = [runs_behind({"c": panel}, {"datasets": {panel.dataset: {"seeds": [0], **entry}}}) for entry in entries]
+    assert sentences[0].endswith(": 1 seed, so many subsets, curvature from 3 training instances.")
+    assert sentences[1].endswith(": 1 seed, so many subsets.")
 
 
 @pytest.mark.parametrize(
