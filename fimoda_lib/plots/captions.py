@@ -127,14 +127,18 @@ def runs_behind(panels: Panels, note: dict) -> str:
     told = {entry for runs in note["datasets"].values() for entry in ("ceiling", "lft") if entry in runs}
     found = []
     for letter, panel in panels.items():
-        if runs := note["datasets"].get(panel.dataset):
+        runs = note["datasets"].get(panel.dataset)
+        if runs is None:
+            continue
+        if "says" in runs:
+            said = ", ".join(filter(None, [runs["says"], _curved(runs)]))
+        else:
             said = (
                 f"{runs['left_out']} left-out and {runs['test']} test instances, "
                 f"{RULES[runs['optimizer']] + ' with ' if 'optimizer' in runs else ''}"
                 f"learning rate {runs['learning_rate']:g}{_aside(runs, told)}"
             )
-            said = ", ".join(filter(None, [runs["says"], _curved(runs)])) if "says" in runs else said
-            found.append(f"{label_of(panels, letter)}: {counted(len(runs['seeds']), 'seed')}, {said}")
+        found.append(f"{label_of(panels, letter)}: {counted(len(runs['seeds']), 'seed')}, {said}")
     return "; ".join(found) + "." if found else ""
 
 
