@@ -25,6 +25,7 @@ from .rules import (
     INFLUENCE,
     NORMAL,
     THRESHOLDS,
+    Curve,
     Curves,
     high_then_decay,
     label,
@@ -217,8 +218,15 @@ def curves_of(rows: pd.DataFrame) -> Curves:
         known = known.assign(rise_half=rows["rise_half"])
     elif "rise_sem" in rows:
         known = known.assign(rise_half=NORMAL * rows["rise_sem"])
-    curves = {m: g.set_index(x).drop(columns="method").sort_index() for m, g in known.groupby("method", sort=False)}
-    return {m: c for m, c in curves.items() if c.value.notna().all() and c.index.notna().all()}
+    curves = {m: g.sort_values(x) for m, g in known.groupby("method", sort=False)}
+    return {
+        m: Curve(
+            *(g[column].to_numpy() for column in (x, "value", "half")),
+            rise_half=float(g["rise_half"].iloc[-1]) if "rise_half" in g else None,
+        )
+        for m, g in curves.items()
+        if g[[x, "value"]].notna().all(axis=None)
+    }
 
 
 X, VALUE = ("seeds_averaged", "block", "epoch", "step", "x"), ("mean", "value")  # names of columns, in this order

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from ..datasets import DATASETS
@@ -15,7 +16,7 @@ from ..experiments.paper_settings import PANELS
 from ..plots.extremes import agreeing
 from ..plots.look import LOOK
 from .claims import curves_of, published_panel, read_table, title
-from .rules import label, number
+from .rules import Curve, label, number
 
 TITLES = {  # in the order of the page; a figure's own title goes first
     "fig01": "Levels of access, and further training",
@@ -170,7 +171,7 @@ def beside(folder: Path, figure: str) -> Iterator[dict[str, Any]]:
         published_rows = published_panel(figure, panel, dataset)
         ours, published = curves_of(rows), curves_of(published_rows)
         methods = [m for m in LOOK if m in ours and m in published]
-        common = sorted({x for m in methods for x in ours[m].index.intersection(published[m].index)})
+        common = sorted({x for m in methods for x in np.intersect1d(ours[m].x, published[m].x)})
         if not common:
             continue
         ends = [common[0]] + ([common[-1]] if len(common) > 1 else [])
@@ -184,8 +185,8 @@ def beside(folder: Path, figure: str) -> Iterator[dict[str, Any]]:
         }  # fmt: skip
 
 
-def _at(curve: pd.DataFrame, x: float) -> str:
-    return number(curve.value[x]) if x in curve.index else "–"
+def _at(curve: Curve, x: float) -> str:
+    return number(curve.value[curve.x == x][0]) if x in curve.x else "–"
 
 
 def rows_of(folder: Path, name: str) -> dict[str, Any] | None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+import numpy as np
 import pandas as pd
 import xarray as xr
 
@@ -47,7 +48,57 @@ THRESHOLDS = {
     ),
 }
 NORMAL = 1.96  # standard errors to either side for 95 %
-Curves = Mapping[str, pd.DataFrame]  # method -> columns value and half, indexed by an ascending x; without NaN
+
+
+@dataclass(frozen=True)
+class Point:
+    """A similarity, and half the width of its interval."""
+
+    value: float
+    half: float
+
+
+@dataclass(frozen=True)
+class Curve:
+    """The similarities of one method [x], without NaN.
+
+    Args:
+        x: ascending.
+        half: half the widths of their intervals, [x].
+        rise_half: half the width of the interval of last minus first, measured on the same test instances, if known.
+    """
+
+    x: np.ndarray
+    value: np.ndarray
+    half: np.ndarray
+    rise_half: float | None = None
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    @property
+    def first(self) -> Point:
+        return self._at(0)
+
+    @property
+    def last(self) -> Point:
+        return self._at(-1)
+
+    @property
+    def top(self) -> Point:
+        return self._at(self.value.argmax())
+
+    @property
+    def change(self) -> Point:
+        """Its largest minus its smallest similarity."""
+        bottom = self._at(self.value.argmin())
+        return Point(self.top.value - bottom.value, _both(self.top.half, bottom.half))
+
+    def _at(self, k: int) -> Point:
+        return Point(float(self.value[k]), float(self.half[k]))
+
+
+Curves = Mapping[str, Curve]  # by method
 
 
 @dataclass(frozen=True)
@@ -82,7 +133,7 @@ def high_then_decay(curves: Curves) -> Judged:
     """Each curve starts high and loses a good part of it."""
     found, share = [], THRESHOLDS["decay"].value
     for method, curve in curves.items():
-        first, last = curve.iloc[0], curve.iloc[-1]
+        first, last = curve.first, curve.last
         start, end = number(first.value), number(last.value)
         margin, words = first.value - THRESHOLDS["high"].value, f"{label(method)} starts at {start}"
         found.append(Condition(f"{method} starts high", margin, first.half, words))
@@ -95,43 +146,44 @@ def persistent_but_lower(curves: Curves) -> Judged:
     """Influence functions change less than Grad-Dot, and none reaches the lower first-order start."""
     found = []
     influence = {m: c for m, c in curves.items() if m in INFLUENCE}
-    start = min((curves[m].iloc[0] for m in FIRST_ORDER if m in curves), key=lambda point: point.value, default=None)
+    starts = [curves[m].first for m in FIRST_ORDER if m in curves]
+    start = min(starts, key=lambda point: point.value, default=None)
     for method, curve in influence.items():
-        change, half = span(curve)
+        change, top = curve.change, curve.top
         if "grad_dot" in curves:
-            plain, plain_half = span(curves["grad_dot"])
-            words = f"{label(method)} changes by {number(change)}, Grad-Dot by {number(plain)}"
-            found.append(Condition(f"{method} is more stable", plain - change, _both(half, plain_half), words))
+            plain = curves["grad_dot"].change
+            words = f"{label(method)} changes by {number(change.value)}, Grad-Dot by {number(plain.value)}"
+            half = _both(change.half, plain.half)
+            found.append(Condition(f"{method} is more stable", plain.value - change.value, half, words))
         if start is not None:
-            top = curve.loc[curve.value.idxmax()]
             words = f"{label(method)} reaches {number(top.value)}, first-order start {number(start.value)}"
             half = _both(top.half, start.half)
             found.append(Condition(f"{method} stays below", start.value - top.value, half, words))
-    changes = [f"{label(m)} {number(span(c)[0])}" for m, c in curves.items() if m != "datainf"]
+    changes = [f"{label(m)} {number(c.change.value)}" for m, c in curves.items() if m != "datainf"]
     numbers = [f"change: {', '.join(changes)}"] if changes else []
     if influence:
-        numbers.append(f"highest influence function {number(max(c.value.max() for c in influence.values()))}")
+        numbers.append(f"highest influence function {number(max(c.top.value for c in influence.values()))}")
     numbers += [f"first-order start {number(start.value)}"] if start is not None else []
     return found, "; ".join(numbers)
 
 
 def rises_with_seeds(curves: Curves) -> Judged:
     """Each curve is higher at its last x (most seeds averaged) than at its first (single seeds)."""
-    rises = {m: c.value.iloc[-1] - c.value.iloc[0] for m, c in curves.items()}
+    rises = {m: c.last.value - c.first.value for m, c in curves.items()}
     found = []
     for method, rise in rises.items():
-        ends = curves[method].iloc[[0, -1]]  # of the same test instances, where that is known
-        half = ends.rise_half.iloc[-1] if "rise_half" in ends else _both(*ends.half)
+        curve = curves[method]
+        half = _both(curve.first.half, curve.last.half) if curve.rise_half is None else curve.rise_half
         found.append(Condition(f"{method} rises", rise, half, f"{label(method)} changes by {signed(rise)}"))
     least = min(rises, key=rises.get)
-    x = next(iter(curves.values())).index
+    x = next(iter(curves.values())).x
     risen = f"{sum(r > 0 for r in rises.values())} of {len(rises)} methods rise from {x[0]:g} to {x[-1]:g} seeds"
     return found, f"{risen}; smallest change {signed(rises[least])} ({label(least)})"
 
 
 def near_zero(curves: Curves) -> Judged:
     """Each curve is near zero on average; its sign does not matter, so that ups and downs do not cancel."""
-    sizes = {m: c.value.abs().mean() for m, c in curves.items()}
+    sizes = {m: float(np.abs(c.value).mean()) for m, c in curves.items()}
     bound = THRESHOLDS["zero"].value
     found = [
         Condition(f"{m} is near zero", bound - size, curves[m].half.mean(), f"{label(m)} is {number(size)} on average")
@@ -152,15 +204,9 @@ def paired_halves(check: Callable[[Curves], Judged], drawn: Mapping[str, xr.Data
     """
     margins = []
     for r in range(min((a.sizes["draw"] for a in drawn.values()), default=0)):
-        curves = {m: pd.DataFrame({"value": a.values[r], "half": 0.0}, a.step.values) for m, a in drawn.items()}
+        curves = {m: Curve(a.step.values, a.values[r], np.zeros(a.sizes["step"])) for m, a in drawn.items()}
         margins.append({c.name: c.margin for c in check(curves)[0]})
     return (NORMAL * pd.DataFrame(margins).std(ddof=1)).to_dict() if margins else {}
-
-
-def span(curve: pd.DataFrame) -> tuple[float, float]:
-    """By how much a similarity changes along its curve, largest minus smallest, and half of the interval of that."""
-    top, bottom = curve.loc[curve.value.idxmax()], curve.loc[curve.value.idxmin()]
-    return float(top.value - bottom.value), _both(top.half, bottom.half)
 
 
 def _both(one: float, other: float) -> float:
@@ -186,7 +232,7 @@ def signed(change: float) -> str:
 
 
 def _from_to(curves: Curves) -> str:
-    ends = {m: (number(c.value.iloc[0]), number(c.value.iloc[-1])) for m, c in curves.items()}
+    ends = {m: (number(c.first.value), number(c.last.value)) for m, c in curves.items()}
     return ", ".join(f"{label(m)} {first}\u00a0→\u00a0{last}" for m, (first, last) in ends.items())
 
 

@@ -12,7 +12,7 @@ from test_claims import GOOD, claim, table
 from fimoda_lib.comparison import sensitivity, similarity
 from fimoda_lib.intervals import draws, half_widths
 from fimoda_lib.paper import claims
-from fimoda_lib.paper.rules import Condition, paired_halves
+from fimoda_lib.paper.rules import Condition, Curve, paired_halves
 from fimoda_lib.plots.similarity import DRAWN, curves_with_intervals
 
 SEEDS, LEFT_OUT, TESTS = 10, 30, 20
@@ -37,7 +37,7 @@ def gold_and_scores(g, shared):
 
 def a_beats_b(curves):
     """A rule with one condition, whose true margin in `gold_and_scores` is zero."""
-    first = {m: c.iloc[0] for m, c in curves.items()}
+    first = {m: c.first for m, c in curves.items()}
     half = float(np.hypot(first["a"].half, first["b"].half))
     return [Condition("a beats b", first["a"].value - first["b"].value, half, "")], ""
 
@@ -50,7 +50,7 @@ def test_the_interval_of_a_margin_holds_the_truth_as_often_as_it_says(shared):
         measured, drawn = sensitivity(gold, "full"), draws(scores, gold, "full", resamples=60)
         halves = half_widths(drawn, gold)
         curves = {
-            m: pd.DataFrame({"value": similarity(a, measured)["mean"].values, "half": halves[m].values})
+            m: Curve(gold.step.values, similarity(a, measured)["mean"].values, halves[m].values)
             for m, a in scores.items()
         }
         ((alone,), _), half = a_beats_b(curves), paired_halves(a_beats_b, drawn)["a beats b"]
