@@ -63,6 +63,7 @@ STYLE = {
     "pdf.fonttype": 42,
     "svg.fonttype": "none",
     "axes.titlelocation": "left",
+    "axes.titley": 1.0,  # where it would be; else every drawing searches for whatever lies in its way
 }
 
 

@@ -1,0 +1,79 @@
+"""What does LFT cost, and how near do its Hessian products come to what this machine's matrix products do?
+
+    python benchmarks/lft.py [--dataset energy] [--data DIR] [--optimizer sgd] [--steps 3000] [--scored 100]
+
+Prints seconds of
+  * the full run of further training that LFT follows, recorded;
+  * LFT with the whole Hessian (mode "split"), for `--scored` training instances: the difference of parameters is
+    carried for each;
+  * LFT with G alone (mode "one_run"), for all training instances;
+  * and the floating-point operations per second of a product of the Hessian over all training instances with as many
+    vectors (those of its matrix products, as PyTorch counts them) beside those of a plain product of large matrices.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from fimoda_lib import attribute, load_task, train_final_model
+from fimoda_lib.derivatives.gradients import Gradients
+from fimoda_lib.derivatives.trajectories import record_full_run
+
+SIDE = 2_048  # of the plain product's matrices
+FINAL = dict(optimizer="sgd", learning_rate=1e-2, epochs=100, batch_size=128, seed=0, progress=False)
+FURTHER = dict(learning_rate=1e-3, batch_size=128)
+PRODUCTS = 120  # of the whole Hessian, as in the figures
+
+
+def seconds(action: Callable[[], object], times: int = 1) -> float:
+    """The least of so many."""
+    found = []
+    for _ in range(times):
+        started = time.perf_counter()
+        action()
+        found.append(time.perf_counter() - started)
+    return min(found)
+
+
+def throughput(action: Callable[[], object], times: int = 3) -> float:
+    """Billions of floating-point operations per second."""
+    with FlopCounterMode(display=False) as counter:
+        action()
+    return counter.get_total_flops() / seconds(action, times) / 1e9
+
+
+def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--dataset", default="energy")
+    options.add_argument("--data", help="folder with data files")
+    options.add_argument("--optimizer", default="sgd")
+    options.add_argument("--steps", type=int, default=3_000, help="of further training")
+    options.add_argument("--scored", type=int, default=100, help="training instances for the whole Hessian")
+    chosen = options.parse_args()
+    task = load_task(chosen.dataset, chosen.data)
+    params = train_final_model(task, **FINAL)
+    at, scored = Gradients(task, params, dtype=torch.float32), range(min(chosen.scored, task.n_train))
+    print(
+        f"{task.name}: {task.n_test} test x {task.n_train} training instances, {at.n_params} parameters, float32, "
+        f"{torch.get_num_threads()} threads, torch {torch.__version__}; {chosen.optimizer}, {chosen.steps} steps"
+    )
+    run = dict(optimizer=chosen.optimizer, **FURTHER)
+    how = dict(horizon=[chosen.steps], further_training=run, dtype="float32")
+    recorded = seconds(lambda: record_full_run(task, params, steps=[chosen.steps], progress=False, **run))
+    print(f"{'one run, recorded':40}{recorded:8.2f} s", flush=True)
+    split = dict(mode="split", products=PRODUCTS, train=scored)
+    for name, extra in ((f"the whole Hessian, {len(scored)} instances", split), ("G alone, all instances", {})):
+        print(f"{name:40}{seconds(lambda: attribute('lft', task, params, **how, **extra)):8.2f} s", flush=True)
+    square, every = torch.randn(SIDE, SIDE), at.train(torch.arange(task.n_train))
+    vectors = torch.randn(len(scored), at.n_params)
+    product, plain = throughput(lambda: at.hessian_products(every, vectors)), throughput(lambda: square @ square)
+    print(f"Hessian products {product:.1f} GFLOP/s, a plain matrix product {plain:.1f}: {product / plain:.0%}")
+
+
+if __name__ == "__main__":
+    main()
