@@ -86,6 +86,57 @@ def test_the_page_on_gpus_says_what_the_benchmark_printed():
     assert f"are {total / 60:.0f} minutes on one H100" in page
 
 
+SPEED = {  # a line that was printed, its numbers -> what the page says of it
+    r"sgd +plain loop (\S+) ms.* replicas (\S+) ms .*: (\S+) x": "SGD | {0:.2f} ms .*| {1:.3f} ms .*| {2} ×",
+    r"adam +plain loop (\S+) ms.* replicas (\S+) ms .*: (\S+) x": "Adam | {0:.2f} ms .*| {1:.3f} ms | {2} ×",
+    r"CG +all at once +(\S+) s; one after another +(\S+) s: +(\S+) x": "CG, .*| {1} s .*| {0} s | {2} ×",
+    r"LiSSA +all at once +(\S+) s; one after another +(\S+) s: +(\S+) x": "LiSSA, .*| {1} s .*| {0} s | {2} ×",
+    r"DataInf +all at once +(\S+) s; one after another +(\S+) s: +(\S+) x": "DataInf | {1} s .*| {0} s | {2} ×",
+    r"34 +\S+ +(\d+%) of": "reaches {0} of the throughput of batched",
+    r"peak memory of this process: (\S+) GiB": "take {0} GiB",
+    r"mask: 100 groups .*: (\S+) x, (\S+) x": "take {0} of the time with `mask` .* {1} and",
+    r"drop: 100 groups .*: (\S+) x, (\S+) x": "and {0} with `drop`; .* and {1}",
+    r"Folktables' shape.* (\S+) x; batched": "`drop`.* is as fast as `mask` .*{0} of its time",
+    r"the whole Hessian, 100 instances +(\S+) s": "whole Hessian, {0:.1f} s for 100 instances",
+    r"G alone, all instances +(\S+) s": "alone, {0:.1f} s for all",
+    r"Hessian products .*: (\d+%)": "Products of the Hessian reach {0} of",
+}  # fmt: skip
+
+
+def test_the_page_on_speed_says_what_the_benchmarks_printed():
+    printed = (ROOT / "benchmarks" / "speed_2_cores.txt").read_text()
+    page = " ".join((ROOT / "docs" / "speed.md").read_text().split())
+    for line, says in SPEED.items():
+        found = re.findall(line, printed)
+        assert found, line
+        for numbers in (n if isinstance(n, tuple) else (n,) for n in found):
+            numbers = [Printed(n) for n in numbers]
+            said = ".*".join(re.escape(part) for part in says.format(*numbers).split(".*"))
+            assert re.search(said, page), said
+    seed = float(re.search(r"sgd .* replicas (\S+) ms", printed)[1]) / 1e3 * 101 * 3000
+    whole = float(re.search(r"the whole Hessian, 100 instances +(\S+) s", printed)[1])
+    assert f"what {whole / seed:.1f} seeds of the gold standard take" in page
+    titles = {"energy": "Energy", "fico": "FICO"} | {
+        "grad_dot": "Grad-Dot",
+        "cg": "CG",
+        "ekfac": "EK-FAC",
+        "trak": "TRAK",
+    }
+    rows = re.findall(r"^(energy|fico) +(\w+) +(\w+) +(\S+) +(\d+) +(\S+)(?: +(\S+))?$", printed, re.MULTILINE)
+    assert len(rows) == 12
+    for dataset, method, who, seconds, memory, error, ratio in rows:
+        row = re.search(rf"\| {titles[dataset]}, {titles[method]} \|[^|]+\|[^|]+\|[^|]+\|", page)[0]
+        numbers = f"{seconds} s, {memory} MiB" + ("" if method == "trak" else f", {error}")
+        assert numbers in row and (who == "ours" or f"{who}: {numbers} | {ratio} ×" in row)
+
+
+class Printed(str):
+    """A number as it was printed; with a format, as a number."""
+
+    def __format__(self, how):
+        return f"{float(self):{how}}" if how else str(self)
+
+
 def test_the_page_of_the_figures_names_their_run(tmp_path):
     def runs(seeds, **more):
         return {"seeds": [*range(seeds)], "left_out": 50, "test": 1000, **more}
