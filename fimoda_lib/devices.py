@@ -139,12 +139,12 @@ ONE_THREAD = threading.RLock()
 def own_randomness(device: torch.device, seed: int) -> Iterator[None]:
     """Inside, random numbers are those of this seed, and no other thread's; outside nothing has changed."""
     with ONE_THREAD, torch.random.fork_rng(devices=random_devices(device)):
-        # Not torch.manual_seed: it seeds all kinds of devices, and for each that is not in use it writes down the whole
-        # stack of callers, which takes longer than a small model's gradient.
-        torch.default_generator.manual_seed(int(seed))
-        for used in random_devices(device):
-            with torch.cuda.device(used):
-                torch.cuda.manual_seed(int(seed))
+        if device.type == "cpu":
+            # torch.manual_seed would seed all kinds of devices, and for each that is not in use it would write down the
+            # whole stack of callers, which takes longer than a small model's gradient.
+            torch.default_generator.manual_seed(int(seed))
+        else:
+            torch.manual_seed(seed)
         yield
 
 
