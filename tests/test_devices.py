@@ -29,6 +29,7 @@ from fimoda_lib.devices import (
     choose_device,
     eigh,
     free_memory,
+    own_randomness,
     random_devices,
     random_state,
     set_precision,
@@ -271,6 +272,16 @@ def test_memory_and_random_state_of_a_device(where):
     set_random_state(state, where)
     assert torch.equal(torch.rand(3, device=where), first)
     assert choose_device(where) == where
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**40])
+def test_random_numbers_are_those_of_the_seed_and_the_callers_go_on(seed, monkeypatch):
+    """... and on a CPU no other kind of device is seeded, which takes a millisecond for each."""
+    expected, after = torch.rand(3, generator=torch.Generator().manual_seed(seed)), torch.get_rng_state()
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda seed: pytest.fail("seeded GPUs"))
+    with own_randomness(torch.device("cpu"), seed):
+        assert torch.equal(torch.rand(3), expected)
+    assert torch.equal(torch.get_rng_state(), after)
 
 
 def test_eigendecompositions_take_one_thread_and_leave_the_others_as_they_were(monkeypatch):
