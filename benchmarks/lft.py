@@ -14,10 +14,11 @@ Prints seconds of
 from __future__ import annotations
 
 import argparse
-import time
 from collections.abc import Callable
 
 import torch
+from further_training import repeat
+from methods import timed
 from torch.utils.flop_counter import FlopCounterMode
 
 from fimoda_lib import attribute, load_task, train_final_model
@@ -30,21 +31,11 @@ FURTHER = dict(learning_rate=1e-3, batch_size=128)
 PRODUCTS = 120  # of the whole Hessian, as in the figures
 
 
-def seconds(action: Callable[[], object], times: int = 1) -> float:
-    """The least of so many."""
-    found = []
-    for _ in range(times):
-        started = time.perf_counter()
-        action()
-        found.append(time.perf_counter() - started)
-    return min(found)
-
-
-def throughput(action: Callable[[], object], times: int = 3) -> float:
+def throughput(action: Callable[[], object]) -> float:
     """Billions of floating-point operations per second."""
     with FlopCounterMode(display=False) as counter:
         action()
-    return counter.get_total_flops() / seconds(action, times) / 1e9
+    return counter.get_total_flops() / repeat(action) / 1e6  # repeat gives milliseconds
 
 
 def main() -> None:
@@ -64,11 +55,12 @@ def main() -> None:
     )
     run = dict(optimizer=chosen.optimizer, **FURTHER)
     how = dict(horizon=[chosen.steps], further_training=run, dtype="float32")
-    recorded = seconds(lambda: record_full_run(task, params, steps=[chosen.steps], progress=False, **run))
+    recorded, _ = timed(lambda: record_full_run(task, params, steps=[chosen.steps], progress=False, **run))
     print(f"{'one run, recorded':40}{recorded:8.2f} s", flush=True)
     split = dict(mode="split", products=PRODUCTS, train=scored)
     for name, extra in ((f"the whole Hessian, {len(scored)} instances", split), ("G alone, all instances", {})):
-        print(f"{name:40}{seconds(lambda: attribute('lft', task, params, **how, **extra)):8.2f} s", flush=True)
+        seconds, _ = timed(lambda extra=extra: attribute("lft", task, params, **how, **extra))
+        print(f"{name:40}{seconds:8.2f} s", flush=True)
     square, every = torch.randn(SIDE, SIDE), at.train(torch.arange(task.n_train))
     vectors = torch.randn(len(scored), at.n_params)
     product, plain = throughput(lambda: at.hessian_products(every, vectors)), throughput(lambda: square @ square)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ..devices import own_randomness
 from ..tasks import Task, resolve_rows, take
 
 # "mask" [n, L], true at tokens and false at padding, and "tokens" [n, L] or "hidden" [n, L, d]
@@ -51,8 +52,7 @@ def text_classifier(encoder: nn.Module, classes: int = 2, *, seed: int = 0) -> T
     The caller's random state is left untouched.
     """
     config = encoder.config
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with own_randomness(torch.device("cpu"), seed):
         head = nn.Linear(config.hidden_size, classes)
     return TextClassifier(encoder.embeddings, encoder.encoder.layer, head, config.hidden_dropout_prob).train()
 
@@ -76,8 +76,7 @@ def small_bert(
         type_vocab_size=1,
         attn_implementation="eager",
     )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+    with own_randomness(torch.device("cpu"), seed):
         return BertModel(config, add_pooling_layer=False)
 
 

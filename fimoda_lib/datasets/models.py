@@ -15,14 +15,15 @@ from functools import wraps
 import torch
 from torch import Tensor, nn
 
+from ..devices import own_randomness
+
 
 def seeded(build: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
     """Gives a function that builds a model the keyword `seed`, of its initial weights."""
 
     @wraps(build)
     def build_from(*arguments: int, seed: int = 0, **options: int) -> nn.Module:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with own_randomness(torch.device("cpu"), seed):
             return build(*arguments, **options)
 
     return build_from

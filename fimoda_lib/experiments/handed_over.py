@@ -13,6 +13,7 @@ from .. import checks
 from ..datasets import sentences, text
 from ..datasets.fetch import DataDir, find
 from ..datasets.huggingface import text_task
+from ..devices import own_randomness
 from ..training.final_model import train_final_model
 
 N_TRAIN, N_NEW = 600, 200  # generated sentences
@@ -70,8 +71,7 @@ def _classifier(config: Any) -> Any:
 
     config.num_labels = len(text.CLASSES)
     config.id2label, config.label2id = dict(enumerate(text.CLASSES)), {c: k for k, c in enumerate(text.CLASSES)}
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+    with own_randomness(torch.device("cpu"), 0):
         return BertForSequenceClassification(config).eval()
 
 

@@ -16,6 +16,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextvars import ContextVar
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,12 @@ from torch.utils._pytree import tree_flatten
 from ..checks import reason, shown
 from .folders import StoreError, claimed, part_of, unwritable
 from .provenance import provenance
-from .recent import Recent
 
+ADVICE = "move the file away to have it computed again"
+SMALL = 2**20  # bytes of a shard that is kept in memory
 SETTLED = 2_000_000_000  # nanoseconds: a file that was changed since may change again without a sign in its times
 FORMAT = 1  # part of every specification: raise it when the meaning of stored numbers changes
 
-_recent = Recent(2**27)
 _asked: ContextVar[list[Path] | None] = ContextVar("asked", default=None)
 
 
@@ -176,33 +177,37 @@ def save(path: Path, spec: Mapping[str, Any], dataset: xr.Dataset, *, seconds: f
 
 def load(path: Path, spec: Mapping[str, Any]) -> xr.Dataset:
     """Reads a shard after checking it against its sidecar and the specification asked for."""
-    advice = "move the file away to have it computed again"
     try:
         sidecar = json.loads(path.with_suffix(".json").read_text())
         stored, sha256 = dict(sidecar["specification"]), sidecar["sha256"]
     except FileNotFoundError:
-        raise StoreError(f"Result {path} has no sidecar {path.with_suffix('.json').name}; {advice}.") from None
+        raise StoreError(f"Result {path} has no sidecar {path.with_suffix('.json').name}; {ADVICE}.") from None
     except (ValueError, KeyError, TypeError, OSError, RecursionError) as error:
-        raise StoreError(f"The sidecar of result {path} cannot be read ({reason(error)}); {advice}.") from error
+        raise StoreError(f"The sidecar of result {path} cannot be read ({reason(error)}); {ADVICE}.") from error
     wanted = json.loads(_json({**spec, "format": FORMAT}))
     if stored != wanted:
         keys = sorted(k for k in {*stored, *wanted} if stored.get(k) != wanted.get(k))
-        raise StoreError(f"Result {path} belongs to another specification (it differs in {', '.join(keys)}); {advice}.")
+        raise StoreError(f"Result {path} belongs to another specification (it differs in {', '.join(keys)}); {ADVICE}.")
     try:
         status = os.stat(path)
-        file = (sha256, status.st_ino, status.st_size, status.st_mtime_ns)
-        if (known := _recent.get(path, file)) is not None:
-            return known
-        if _sha256(path) != sha256:
-            raise StoreError(f"Result {path} is damaged: its SHA-256 is not the one in its sidecar; {advice}.")
-        dataset = xr.load_dataset(path, engine="h5netcdf")
-        if time.time_ns() - status.st_mtime_ns > SETTLED:
-            _recent.put(path, file, dataset)
-        return dataset
+        file = (path, sha256, status.st_ino, status.st_size, status.st_mtime_ns)
+        if status.st_size > SMALL or time.time_ns() - status.st_mtime_ns < SETTLED:
+            return _read(*file)
+        return _read_once(*file).copy(deep=True)  # callers may write into theirs
     except StoreError:
         raise
     except Exception as error:  # HDF5 answers a file that is none with errors of many types
-        raise StoreError(f"Result {path} cannot be read ({reason(error)}); {advice}.") from error
+        raise StoreError(f"Result {path} cannot be read ({reason(error)}); {ADVICE}.") from error
+
+
+def _read(path: Path, sha256: str, *file: int) -> xr.Dataset:
+    """The content of a shard, after checking it; `file` tells it from another of the same name."""
+    if _sha256(path) != sha256:
+        raise StoreError(f"Result {path} is damaged: its SHA-256 is not the one in its sidecar; {ADVICE}.")
+    return xr.load_dataset(path, engine="h5netcdf")
+
+
+_read_once = lru_cache(maxsize=512)(_read)  # a figure asks for the same shards as the one before
 
 
 def read_sidecar(path: Path) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 import os
 import time
+from functools import lru_cache
 
 import pytest
 import xarray as xr
 
 from fimoda_lib.storage import store
-from fimoda_lib.storage.recent import SHARE, Recent
 from fimoda_lib.storage.store import StoreError, cached
 
 
@@ -18,7 +18,7 @@ def dataset(value, size=4):
 @pytest.fixture
 def stored(tmp_path, monkeypatch):
     """A shard written a while ago: (path, what reads it), and the paths that were read."""
-    monkeypatch.setattr(store, "_recent", Recent(2**20))
+    monkeypatch.setattr(store, "_read_once", lru_cache(maxsize=3)(store._read))
     read, original = [], xr.load_dataset
 
     def load_dataset(path, **more):
@@ -78,15 +78,19 @@ def test_a_sidecar_is_checked_every_time(stored):
         ask()
 
 
-def test_memory_is_bounded_and_the_oldest_goes_first(tmp_path):
-    size = 4 * SHARE
-    recent = Recent(SHARE * dataset(0, size).nbytes)
-    for k in range(SHARE):
-        recent.put(tmp_path / str(k), "file", dataset(k, size))
-    assert recent.get(tmp_path / "0", "file") is not None  # asked for just now
-    recent.put(tmp_path / "one more", "file", dataset(9, size))
-    kept = {k for k in range(SHARE) if recent.get(tmp_path / str(k), "file") is not None}
-    assert kept == {*range(SHARE)} - {1}
-    recent.put(tmp_path / "large", "file", dataset(0, 2 * size))
-    assert recent.get(tmp_path / "large", "file") is None
-    assert recent.get(tmp_path / "2", "another file") is None
+def test_memory_is_bounded_and_the_oldest_goes_first(stored, tmp_path):
+    _, _, read = stored
+
+    def ask(number, size=4):
+        if not [*tmp_path.glob(f"n{number}-*.nc")]:
+            cached(tmp_path, f"n{number}", {}, lambda: dataset(number, size))
+            settle(*tmp_path.glob(f"n{number}-*.nc"))
+        before = len(read)
+        xr.testing.assert_identical(cached(tmp_path, f"n{number}", {}, pytest.fail), dataset(number, size))
+        return len(read) > before
+
+    assert all(ask(number) for number in (0, 1, 2))
+    assert not ask(0)  # asked for just now
+    assert ask(3)
+    assert not ask(0) and ask(1)
+    assert ask(9, size=store.SMALL // 8 + 1) and ask(9, size=store.SMALL // 8 + 1)  # too large to be kept
