@@ -1,6 +1,6 @@
 """Numbers in README.md and docs/, filled in from the figures' CSV files.
 
-    python -m fimoda_lib.paper.prose figures/laptop
+    python -m fimoda_lib.paper.prose figures/overnight
 
 A number stands behind a comment that no reader sees and that names its source: `<!--fig02:energy:grad_dot:first-->.68`;
 a table stands between `<!--NAME-->` and `<!--end-->`, where NAME is one of `BLOCK`. A test fails where a page says
@@ -215,7 +215,7 @@ def main(arguments: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(
         prog="python -m fimoda_lib.paper.prose", description="Fills the numbers of a run into README.md and docs/."
     )
-    p.add_argument("folder", metavar="FOLDER", help="the figures of one profile, such as figures/laptop")
+    p.add_argument("folder", metavar="FOLDER", help="the figures of one profile, such as figures/overnight")
     folder = p.parse_args(arguments).folder
     root = Path(__file__).resolve().parents[2]
     try:

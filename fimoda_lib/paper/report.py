@@ -1,6 +1,6 @@
 """The page that answers "does it reproduce?": claims, figures and published numbers, from a figures folder.
 
-python -m fimoda_lib.paper.report figures/laptop
+python -m fimoda_lib.paper.report figures/overnight
 """
 
 from __future__ import annotations
@@ -39,8 +39,8 @@ def report(folder: Path | str, results: Path | str | None = None, since: str | N
     """Writes `index.html` into a figures folder, and the executed notebooks as pages into its `notebooks/`.
 
     Args:
-        folder: the figures of one profile, `figures/laptop`, say.
-        results: where the run kept its work, `results/laptop`, say: its notebooks are converted, and it says on what
+        folder: the figures of one profile, `figures/overnight`, say.
+        results: where the run kept its work, `results/overnight`, say: its notebooks are converted, and it says on what
             device and when the work was done. Without it, pages made earlier stay as they are.
         since: when the run began, as sidecars write it; the page then says what was computed now and what was found.
 
@@ -172,7 +172,7 @@ def main(arguments: list[str] | None = None) -> int:
     p = argparse.ArgumentParser(
         prog="python -m fimoda_lib.paper.report", description="Writes index.html into a figures folder."
     )
-    p.add_argument("folder", metavar="FOLDER", help="the figures of one profile, such as figures/laptop")
+    p.add_argument("folder", metavar="FOLDER", help="the figures of one profile, such as figures/overnight")
     p.add_argument(
         "--results", metavar="DIR", help="where the run kept its work (results/<name of FOLDER>, if it exists)"
     )

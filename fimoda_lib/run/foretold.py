@@ -1,7 +1,7 @@
 """How long scores and studies take, which no short measurement tells: from a measured run, scaled by a step's time.
 
-`seconds.csv` holds what they took in a run of profile laptop, by its sidecars; a data set without rows counts nothing.
-After another run: python -m fimoda_lib.run.foretold results/laptop
+`seconds.csv` holds what they took in a run of profile overnight, by its sidecars; data sets without rows count nothing.
+After another run: python -m fimoda_lib.run.foretold results/overnight
 """
 
 from __future__ import annotations

@@ -82,7 +82,9 @@ def needs(work: list[tuple[str, str]], options: argparse.Namespace) -> list[Need
     guessed = {dataset for dataset, kind in work if is_foretold(dataset, kind) and kind != STUDIES}
     rest = "scores, studies and figures come on top"
     if guessed:
-        rest = f"scores and studies of {len(guessed)} data sets estimated from a run of profile laptop, figures on top"
+        rest = (
+            f"scores and studies of {len(guessed)} data sets estimated from a run of profile overnight, figures on top"
+        )
     disk = sum(p.disk for p in pieces) + FIGURE_BYTES
     memory = jobs * (BASE_BYTES + max((p.memory for p in pieces), default=0))
     data = Need("data", f"{len(names)} data sets", ", ".join(DATASETS[name].title for name in names) + ": verified")

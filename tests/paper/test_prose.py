@@ -10,13 +10,13 @@ from fimoda_lib.methods import METHODS
 from fimoda_lib.paper import prose
 
 ROOT = Path(prose.__file__).resolve().parents[2]
-FIGURES = ROOT / "figures/laptop"
+FIGURES = ROOT / "figures/overnight"
 
 
 @pytest.mark.parametrize("page", prose.PAGES)
 def test_pages_say_what_the_figures_say(page):
     text = (ROOT / page).read_text()
-    assert prose.fill(text, FIGURES) == text, "run: python -m fimoda_lib.paper.prose figures/laptop"
+    assert prose.fill(text, FIGURES) == text, "run: python -m fimoda_lib.paper.prose figures/overnight"
 
 
 @pytest.mark.parametrize("page", prose.PAGES)

@@ -57,7 +57,7 @@ def test_scores_and_studies_are_estimated_from_a_run_and_the_speed_of_both_machi
     for figures, expected in ((["fig02"], "3 min"), (["fig02", "fig_limit"], "83 min")):
         assert main(["check", *words, *figures]) == 0
         (time,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("time")]
-        assert re.match(rf"time +{expected} +2 x .*estimated from a run of profile laptop", time), time
+        assert re.match(rf"time +{expected} +2 x .*estimated from a run of profile overnight", time), time
 
 
 def test_the_rows_of_a_run_are_sums_of_its_sidecars(tmp_path):
