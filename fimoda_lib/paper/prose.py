@@ -29,7 +29,7 @@ from .pieces import computed_by
 from .rules import number
 
 PAGES = ("README.md", "docs/results.md", "docs/beyond.md", "docs/images_and_text.md", "figures/README.md")
-NUMBER = re.compile(r"<!--([\w:.]+)-->(−?\d*\.\d+|–)")
+NUMBER = re.compile(r"<!--([\w:.]+)-->(−?\d*\.?\d+|–)")
 BLOCK = re.compile(r"(<!--(verdicts|lft|width|unpublished|findings|run|sizes)-->\n).*?(<!--end-->)", re.S)
 SEEDS = {  # figure -> whose seeds it shows
     "fig02": "seeds, SGD (text: AdamW)",
