@@ -35,7 +35,8 @@ class Profile:
         group_seeds: at most so many seeds in the studies of groups.
         group_steps: further training of more optimiser steps is studied there over a fifth of its length.
         pool: groups are drawn from at most so many training instances, divided by the number of the model's outputs.
-        explained, curves: at most so many test instances in them; and whose removal curves are drawn.
+        explained: data set -> at most so many test instances in them; "*" for the data sets not named.
+        curves: the same for those, of these, whose removal curves are drawn.
         full_size: whether images and text take the paper's models, or those of `SMALL`.
         curvature: at most so many training instances define the curvature, where a data set does not take them all.
         many, of_many: of more than `many` training instances, `of_many` define the curvature.
@@ -66,8 +67,8 @@ class Profile:
     group_seeds: int = 2
     group_steps: int = 2_500
     pool: int = 20_000
-    explained: int = 50
-    curves: int = 10
+    explained: dict[str, int] = field(default_factory=lambda: {"*": 50})
+    curves: dict[str, int] = field(default_factory=lambda: {"*": 10})
     full_size: bool = False
     curvature: int | None = None
     many: int = 1_000_000
@@ -84,6 +85,12 @@ class Profile:
     def n_study_seeds(self, dataset: str) -> int:
         return self.study_seeds.get(dataset, self.study_seeds["*"])
 
+    def n_explained(self, dataset: str) -> int:
+        return self.explained.get(dataset, self.explained["*"])
+
+    def n_curves(self, dataset: str) -> int:
+        return self.curves.get(dataset, self.curves["*"])
+
     def n_seeds(self, optimizer: str, dataset: str) -> int:
         counts = self.seeds.get(optimizer, self.seeds["sgd"])
         return counts.get(dataset, counts["*"])
@@ -94,7 +101,7 @@ _OVERNIGHT_SEEDS = {
     "adam": {"concrete": 20, "energy": 20, "*": 5},
     "adamw": {"*": 5},
 }
-_HALF = {  # sizes of what two cores do in hours
+_HALF = {  # sizes of what two cores do in a night
     "left_out": 50,
     "lissa_h_depth": {"concrete": 5000, "energy": 5000, "*": 500},  # as published on what is small
     "group_lissa_h_depth": {"energy": 5000, "*": 500},
@@ -104,8 +111,8 @@ _HALF = {  # sizes of what two cores do in hours
     "rounding_seeds": 6,
     "subsets": {"cifar10": 10, "*": 40},
     "group_steps": 4_000,  # all of Concrete and Energy
-    "explained": 30,
-    "curves": 4,
+    "explained": {"*": 30},
+    "curves": {"*": 4},
 }
 PROFILES: dict[str, Profile] = {
     p.name: p
@@ -129,8 +136,8 @@ PROFILES: dict[str, Profile] = {
             suspected=24,
             subsets={"*": 4},
             pool=240,
-            explained=4,
-            curves=2,
+            explained={"*": 4},
+            curves={"*": 2},
         ),
         Profile(
             "quick",
@@ -152,22 +159,32 @@ PROFILES: dict[str, Profile] = {
             suspected=100,
             subsets={"*": 10},
             pool=1_000,
-            explained=20,
-            curves=2,
+            explained={"*": 20},
+            curves={"*": 2},
         ),
         Profile(
             "laptop",
-            "the paper's data sets and epochs, every second of its left-out instances; SGD with 100 seeds on Energy, "
-            "20 on Concrete, 6 on FICO; Adam with 10 on Concrete and Energy; 2 elsewhere",
+            "the paper's data sets and epochs, every fourth of its left-out instances; SGD with 10 seeds on Concrete "
+            "and Energy, 4 on FICO; Adam with 3 on Concrete and Energy; 2 elsewhere",
             {
-                "sgd": {"concrete": 20, "energy": 100, "fico": 6, "*": 2},
-                "adam": {"concrete": 10, "energy": 10, "*": 2},
+                "sgd": {"concrete": 10, "energy": 10, "fico": 4, "*": 2},
+                "adam": {"concrete": 3, "energy": 3, "*": 2},
                 "adamw": {"*": 2},
             },
-            retrain_seeds=3,
-            exact_tests=0,  # half an hour
-            many=10_000,  # Folktables: a product of CG with the curvature of all 30,085 takes half a minute on a core
-            **_HALF,
+            left_out=25,
+            lissa_h_depth={"energy": 5000, "*": 500},
+            group_lissa_h_depth={"*": 500},
+            study_left_out=5,
+            study_seeds={"concrete": 3, "energy": 3, "*": 2},
+            exact_tests=0,
+            suspected=100,
+            subsets={"cifar10": 6, "*": 15},
+            explained={"concrete": 50, "energy": 50, "*": 20},
+            curves={"concrete": 50, "energy": 50, "*": 2},  # a run without a group costs least there
+            retrain_seeds=2,
+            curvature=500,
+            many=10_000,
+            of_many=2_500,
         ),
         Profile(
             "overnight",
@@ -187,7 +204,7 @@ PROFILES: dict[str, Profile] = {
             group_seeds=10,
             group_steps=1_000_000,
             pool=1_000_000,
-            curves=50,
+            curves={"*": 50},
             full_size=True,
         ),
     )
