@@ -23,6 +23,7 @@ from ..training.minibatches import steps_per_epoch
 from .curves import similarity_figure
 from .figures import shown_in
 from .over_horizons import COMPARED, lft_beside_others, log_weights, table_horizons
+from .studied import noted
 
 __all__ = ["FIGURES", "lft_beside_others", "log_weights", "study_figure", "table_horizons"]
 NOTEBOOK = "06_why_methods_decay"
@@ -123,7 +124,7 @@ def study_figure(
         measured, more: for `provenance`.
         legend: what is explained below the panels; of methods, those that are in the tables.
     """
-    panels, tables, kept = panels_and_tables(name, panels, folder, make)
+    panels, tables, kept = panels_and_tables(name, panels, folder, lambda panel: noted(name, panel, make))
     note = provenance(
         panels, measured=measured, kept=kept, figure=name, title=title, notebook=notebook, optimizer="sgd",
         methods=False, **more,

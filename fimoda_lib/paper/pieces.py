@@ -12,6 +12,7 @@ import pandas as pd
 
 from ..datasets import DATASETS
 from .claims import title
+from .studied import STUDY
 
 KINDS = {"final": "final model", "further": "further training", "scores": "scores", "tangent": "derivatives of runs"}
 OTHER = "studies"
@@ -41,7 +42,7 @@ def pieces(results: Path, since: str | None) -> pd.DataFrame:
     rows = []
     for stem, note in sidecars(results):
         kind, *rest = stem.split("-")
-        if note.get("written") and rest and rest[0] in DATASETS:
+        if note.get("written") and rest and rest[0] in DATASETS and kind != STUDY:
             written = str(note["written"])
             found = {"kind": KINDS.get(kind, OTHER), "data set": title(rest[0]), "day": written[:10]}
             rows.append({**found, "seconds": note.get("seconds") or 0.0, "now": bool(since) and written >= since})

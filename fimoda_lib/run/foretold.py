@@ -1,7 +1,7 @@
 """How long scores and studies take, which no short measurement tells: from a measured run, scaled by a step's time.
 
-`seconds.csv` holds what they took in a run of profile overnight, by its sidecars; data sets without rows count nothing.
-After another run: python -m fimoda_lib.run.foretold results/overnight
+`seconds.csv` holds what they took in a run of each profile, by its sidecars; data sets without rows count nothing.
+After another run, which then takes the place of the earlier one: python -m fimoda_lib.run.foretold results/laptop
 """
 
 from __future__ import annotations
@@ -15,29 +15,30 @@ from typing import Any
 
 from ..datasets import DATASETS
 from ..paper.pieces import sidecars
+from ..paper.studied import STUDY
 
 MEASURED = Path(__file__).with_name("seconds.csv")
-STEP, STUDIES = "step", "studies"  # rows beside those of the kinds of `status.lines`: of one model, and all studies
+STEP, ALL_STUDIES = "step", "studies"  # rows beside those of the kinds of `status.lines`: of one model, and all studies
 
 
 @cache
-def seconds_there() -> dict[tuple[str, str], float]:
-    """(data set, kind) -> seconds of all its pieces in the measured run."""
+def seconds_there() -> dict[tuple[str, str, str], float]:
+    """(profile, data set, kind) -> seconds of all its pieces in the measured run."""
     with MEASURED.open(newline="") as file:
-        return {(row["dataset"], row["kind"]): float(row["seconds"]) for row in csv.DictReader(file)}
+        return {(row["profile"], row["dataset"], row["kind"]): float(row["seconds"]) for row in csv.DictReader(file)}
 
 
-def is_foretold(dataset: str, kind: str) -> bool:
-    return (dataset, kind) in seconds_there()
+def is_foretold(profile: str, dataset: str, kind: str) -> bool:
+    return (profile, dataset, kind) in seconds_there()
 
 
-def foretold(dataset: str, kind: str, step: float) -> float:
+def foretold(profile: str, dataset: str, kind: str, step: float) -> float:
     """Seconds that all pieces of a kind take here.
 
     Args:
         step: seconds that a step of one model takes here in the data set's further training.
     """
-    return seconds_there()[dataset, kind] * step / seconds_there()[dataset, STEP]
+    return seconds_there()[profile, dataset, kind] * step / seconds_there()[profile, dataset, STEP]
 
 
 def kind_of(stem: str, note: dict[str, Any]) -> str | None:
@@ -47,10 +48,10 @@ def kind_of(stem: str, note: dict[str, Any]) -> str | None:
         training = note["specification"]["hyper"].get("further_training")
         if "lft" in rest and training:
             return f"lft, {'adam' if training['optimizer'] == 'adam' else 'sgd'}"
-        return STUDIES if {"timed", "exact"} & {*rest} else "scores"
+        return ALL_STUDIES if {"timed", "exact"} & {*rest} else "scores"
     if first == "further":
-        return STUDIES if note["specification"]["removal"] == "mask" else None
-    return None if first in ("final", "engine", "hidden") else STUDIES
+        return ALL_STUDIES if note["specification"]["removal"] == "mask" else None
+    return None if first in ("final", "engine", "hidden", STUDY) else ALL_STUDIES
 
 
 def record(results: Path) -> list[tuple[str, str, float]]:
@@ -62,7 +63,7 @@ def record(results: Path) -> list[tuple[str, str, float]]:
         if dataset is None or "specification" not in note:
             continue
         if kind := kind_of(stem, note):
-            name = stem if kind == STUDIES else stem.rpartition("-")[0]
+            name = stem if kind == ALL_STUDIES else stem.rpartition("-")[0]
             found[dataset, kind][name] = note["seconds"]
         elif stem.startswith("further"):
             spec = note["specification"]
@@ -73,6 +74,13 @@ def record(results: Path) -> list[tuple[str, str, float]]:
     return sorted(rows)
 
 
-if __name__ == "__main__":
+def renew(results: Path) -> None:
+    """Writes the rows of a run in place of those of its profile, which its results folder is named after."""
+    kept = [(*key, seconds) for key, seconds in seconds_there().items() if key[0] != results.name]
+    rows = sorted([*kept, *((results.name, *row) for row in record(results))])
     with MEASURED.open("w", newline="") as file:
-        csv.writer(file, lineterminator="\n").writerows([("dataset", "kind", "seconds"), *record(Path(sys.argv[1]))])
+        csv.writer(file, lineterminator="\n").writerows([("profile", "dataset", "kind", "seconds"), *rows])
+
+
+if __name__ == "__main__":
+    renew(Path(sys.argv[1]))

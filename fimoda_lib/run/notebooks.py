@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def spread_out(stages: list[list[NotebookRun]], options: argparse.Namespace) -> None:
-    """Has several processes compute what the notebooks will then find; the studies of notebooks 05 and 06 stay there.
+    """Has several processes compute what the notebooks will then find.
 
     Raises:
         SpreadError: some of it cannot be computed.

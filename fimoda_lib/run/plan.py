@@ -33,6 +33,10 @@ FIGURES = (
     *BEYOND,
     *SELECTION,
 )
+STUDIES = (  # of these, what is computed data set by data set; keys of `studied.STUDIES`
+    *("fig_lds", "fig_removal_curves", "fig_selection", "fig_mislabelled", "fig_rounding"),
+    *("fig_limit", "fig_units", "fig_precision", "fig_removal"),
+)
 FOLLOWED_BY_LFT = {"sgd": {"fig02plus", "table_horizons"}, "adam": {"fig04plus"}}  # optimiser -> figures with LFT
 FINAL_MODEL_ONLY = {
     "fig01",
@@ -142,8 +146,11 @@ def handed_over(options: argparse.Namespace) -> dict[str, Any]:
 def work_of(stages: list[list[NotebookRun]]) -> list[tuple[str, str]]:
     """What the notebooks compute piece by piece, (data set, kind), the kinds being those of `status.lines`.
 
-    The studies of notebooks 05, 06 and 09 are not among it: they stay with the notebooks.
+    The damping sweep and the exact derivative are not among it: they stay with notebooks 05 and 06.
     """
+    from ..experiments.settings import panel_letter
+    from ..plots.panels import LETTERS
+
     kinds = {"01_final_model": "final model", "03_attribution": "scores"}
     work = []
     for item in (item for stage in stages for item in stage):
@@ -154,7 +161,11 @@ def work_of(stages: list[list[NotebookRun]]) -> list[tuple[str, str]]:
         for optimizer, figures in FOLLOWED_BY_LFT.items():
             if item.notebook == "06_why_methods_decay" and figures & {*item.parameters["only"]}:
                 datasets = with_lft(trained_with(optimizer, item.parameters["datasets"]), item.parameters["profile"])
-                work += [(dataset, f"lft, {optimizer}") for dataset in datasets]
+                work += [(dataset, f"{method}, {optimizer}") for dataset in datasets for method in ("lft", "timed")]
+    shown = {f: item.parameters["datasets"] for s in stages for item in s for f in item.parameters.get("only", ())}
+    for figure in STUDIES:
+        letters = {*LETTERS[figure].values()}
+        work += [(dataset, figure) for dataset in shown.get(figure, ()) if panel_letter(dataset) in letters]
     return work
 
 

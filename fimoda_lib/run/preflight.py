@@ -28,11 +28,11 @@ from ..training.engines import Engine, faster, measure
 from ..training.ensembles import OPTIMIZERS
 from ..training.minibatches import steps_per_epoch
 from ..training.plans import Plan, evaluation_steps
-from .foretold import STUDIES, foretold, is_foretold
-from .plan import BEYOND, PANELS, SELECTION, asked_for
+from .foretold import ALL_STUDIES, foretold, is_foretold
+from .plan import BEYOND, PANELS, SELECTION, STUDIES, asked_for
 from .shards import Shard
 from .spread import gpus, threads_each
-from .status import duration, files_of, optimizer_of
+from .status import FOLLOWED, duration, files_of, optimizer_of
 
 FIGURE_BYTES = 100_000_000  # PDF, PNG, CSV and executed notebooks of all figures, generously
 BASE_BYTES = 600_000_000  # a process with Python, PyTorch and the libraries, before any data
@@ -73,18 +73,19 @@ def needs(work: list[tuple[str, str]], options: argparse.Namespace) -> list[Need
     """
     jobs = options.jobs
     if {"fig_damping", *BEYOND, *SELECTION} & {*asked_for(options)[0]}:
-        work = [*work, *((dataset, STUDIES) for dataset in dict(work) if is_foretold(dataset, STUDIES))]
+        work = [
+            *work,
+            *((dataset, ALL_STUDIES) for dataset in dict(work) if is_foretold(options.profile, dataset, ALL_STUDIES)),
+        ]
     # One data set after the other: its data are loaded once.
     pieces = [piece(dataset, kind, options) for dataset, kind in sorted(work, key=lambda item: item[0])]
     seconds = sum(p.seconds for p in pieces) / jobs
     slowest = max(pieces, key=lambda p: p.seconds, default=Piece("nothing", 0, 0, 0))
     names = list(dict.fromkeys(dataset for dataset, _ in work))
-    guessed = {dataset for dataset, kind in work if is_foretold(dataset, kind) and kind != STUDIES}
+    guessed = {dataset for dataset, kind in work if is_foretold(options.profile, dataset, kind) and kind != ALL_STUDIES}
     rest = "scores, studies and figures come on top"
     if guessed:
-        rest = (
-            f"scores and studies of {len(guessed)} data sets estimated from a run of profile overnight, figures on top"
-        )
+        rest = f"scores and studies of {len(guessed)} data sets estimated from an earlier run, figures on top"
     disk = sum(p.disk for p in pieces) + FIGURE_BYTES
     memory = jobs * (BASE_BYTES + max((p.memory for p in pieces), default=0))
     data = Need("data", f"{len(names)} data sets", ", ".join(DATASETS[name].title for name in names) + ": verified")
@@ -153,17 +154,24 @@ def piece(dataset: str, kind: str, options: argparse.Namespace) -> Piece:
     s, label, params = panel.settings, f"{kind}, {dataset}", parameters_of(panel.task.model)
     numbers, outputs = n_parameters(params), list(params.values())[-1].shape[0]
     data = 2 * sum(leaf.nbytes for leaf in tree_leaves((panel.task.train, panel.task.test)))  # as loaded, and in use
-    if kind == STUDIES:  # the whole of them: what is stored already is not told apart
+    if kind in STUDIES:  # counted together, below
+        return Piece(label, 0, 0, 0)
+    if kind == ALL_STUDIES:  # the whole of them: what is stored already is not told apart
         return Piece(
-            label, foretold(dataset, kind, measured(panel, s.further, threads_each(options.jobs)).seconds), 0, 0
+            label,
+            foretold(options.profile, dataset, kind, measured(panel, s.further, threads_each(options.jobs)).seconds),
+            0,
+            0,
         )
-    if kind == "scores" or kind.startswith("lft"):
+    if kind == "scores" or kind.split(", ")[0] in FOLLOWED:
         rows = len(s.curvature or range(panel.task.n_train)) * max(outputs - (panel.task.kind != "regression"), 1)
         held = rows * numbers * (8 if rows <= HOLD_FLOAT64 else 4)
         seconds = 0.0
-        if is_foretold(dataset, kind) and (paths := files_of(panel, kind) or [Path()]):
+        if is_foretold(options.profile, dataset, kind) and (paths := files_of(panel, kind) or [Path()]):
             share = sum(not path.is_file() for path in paths) / len(paths)
-            seconds = share * foretold(dataset, kind, measured(panel, s.further, threads_each(options.jobs)).seconds)
+            seconds = share * foretold(
+                options.profile, dataset, kind, measured(panel, s.further, threads_each(options.jobs)).seconds
+            )
         return Piece(label, seconds, 8 * len(s.test) * len(s.left_out), data + (held if held <= HOLD_BYTES else 0))
     training = s.further if kind in OPTIMIZERS else s.final
     engine = measured(panel, training, threads_each(options.jobs))

@@ -9,11 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from ..experiments.panel import Panel, one_retraining, one_seed
+from ..paper.studied import STUDIES, noted, path_of
 from ..storage.store import Missing, asked
 from ..tasks import Task
 from ..training.ensembles import OPTIMIZERS
+from .status import FOLLOWED, optimizer_of
 
-KINDS = ("final model", "retraining", "further training", "scores")  # in this order: long shards before short ones
+KINDS = (
+    "final model",
+    "retraining",
+    "further training",
+    "study",
+    "scores",
+)  # in this order: long shards before short ones
 
 
 @dataclass(frozen=True)
@@ -22,7 +30,8 @@ class Shard:
 
     Args:
         kind: one of `KINDS`.
-        part: the seed of further training or re-training, the method of scores; None for the others.
+        part: the seed of further training or re-training, the method of scores, the figure of a study; None for the
+            final model.
     """
 
     dataset: str
@@ -36,13 +45,13 @@ class Shard:
     @property
     def label(self) -> str:
         """Names the shard for people, and within its profile like no other."""
-        follows = self.kind == "further training" or self.part == "lft"
-        part = [] if self.part is None else [self.part if self.kind == "scores" else f"seed {self.part}"]
+        follows = self.kind == "further training" or self.part in FOLLOWED
+        part = [] if self.part is None else [f"seed {self.part}" if isinstance(self.part, int) else self.part]
         return ", ".join([self.kind, self.dataset, *([self.optimizer] if follows else []), *part])
 
     @property
     def needs_final_model(self) -> bool:
-        return self.kind in ("further training", "scores")
+        return self.kind in ("further training", "study", "scores")
 
     def panel(self, compute: bool) -> Panel:
         """The panel that the shard is a piece of."""
@@ -56,6 +65,7 @@ class Shard:
             "final model": lambda: panel.params,
             "retraining": lambda: one_retraining(panel, self.part).retrained,
             "further training": lambda: one_seed(panel, self.part).gold,
+            "study": lambda: noted(self.part, panel, STUDIES[self.part]),
             "scores": lambda: panel.scores(self.part),
         }[self.kind]
 
@@ -67,6 +77,8 @@ class Shard:
         """
         if self.needs_final_model:
             _ = panel.params  # read now: inside `asked` nothing is
+        if self.kind == "study":
+            return path_of(self.part, panel)
         return asked(self.piece(panel))
 
     @property
@@ -85,7 +97,7 @@ def _task(dataset: str, profile: str, results: str, data_dir: str | None) -> Tas
 def shards_of(
     work: Iterable[tuple[str, str]], profile: str, results: Path | str, data_dir: Path | str | None = None
 ) -> list[Shard]:
-    """The shards behind a list of (data set, kind), the kinds being those of `status.lines` and "lft, <optimizer>"."""
+    """The shards behind a list of (data set, kind), the kinds being those of `status.lines`."""
     where = {"profile": profile, "results": str(Path(results).resolve())}
     where["data_dir"] = None if data_dir is None else str(Path(data_dir).resolve())
     found = []
@@ -102,8 +114,10 @@ def shards_of(
         elif kind == "scores":
             panel = Shard(dataset, kind="scores", **where).panel(compute=False)
             found += [Shard(dataset, kind="scores", part=method, **where) for method in panel.methods]
-        elif kind.startswith("lft, "):
-            found.append(Shard(dataset, kind="scores", optimizer=kind.removeprefix("lft, "), part="lft", **where))
+        elif kind in STUDIES:
+            found.append(Shard(dataset, kind="study", part=kind, **where))
+        elif (method := kind.split(", ")[0]) in FOLLOWED:
+            found.append(Shard(dataset, kind="scores", optimizer=optimizer_of(kind), part=method, **where))
         else:
             found.append(Shard(dataset, kind=kind, **where))
     return found

@@ -13,9 +13,12 @@ from pathlib import Path
 
 from ..datasets import DataFileError
 from ..experiments.panel import PAPER_METHODS, Panel, one_retraining, one_seed
+from ..paper.studied import STUDIES, path_of
 from ..storage.folders import is_running
 from ..storage.store import StoreError, asked, read_sidecar
 from ..training.ensembles import OPTIMIZERS
+
+FOLLOWED = ("lft", "timed")  # methods that follow the panel's own further training
 
 
 @dataclass
@@ -60,11 +63,12 @@ class Line:
 
 def lines(work: list[tuple[str, str]], profile: str, results: Path | str) -> Iterator[Line]:
     """The pieces behind a list of (data set, kind): "final model", "scores", "retraining", further training with the
-    optimiser of that name, or "lft, <optimizer>"."""
+    optimiser of that name, "lft, <optimizer>" or "timed, <optimizer>", or the study behind the figure of that name."""
     for dataset, kind in work:
         further, optimizer = kind in OPTIMIZERS, optimizer_of(kind)
         what = "further training" if further else kind.split(",")[0]
-        label = ", ".join([what, dataset, *([optimizer] if further or what == "lft" else [])])
+        what = f"study, {kind}" if kind in STUDIES else what
+        label = ", ".join([what, dataset, *([optimizer] if further or what in FOLLOWED else [])])
         pieces = len(PAPER_METHODS) if kind == "scores" else 1
         panel = Panel(dataset, profile, optimizer, results=results, compute=False)
         try:
@@ -81,7 +85,7 @@ def lines(work: list[tuple[str, str]], profile: str, results: Path | str) -> Ite
 
 def optimizer_of(kind: str) -> str:
     """The optimiser whose further training a kind of piece is, or follows; "sgd" where it does neither."""
-    last = kind.removeprefix("lft, ")
+    last = kind.split(", ")[-1]
     return last if last in OPTIMIZERS else "sgd"
 
 
@@ -96,8 +100,10 @@ def files_of(panel: Panel, kind: str) -> list[Path]:
     if not final.exists():
         return []
     _ = panel.params  # read now: inside `asked` nothing is
-    if kind.startswith("lft, "):
-        return [asked(lambda: panel.scores("lft"))]
+    if kind in STUDIES:
+        return [path_of(kind, panel)]
+    if (method := kind.split(", ")[0]) in FOLLOWED:
+        return [asked(lambda: panel.scores(method))]
     if kind == "scores":
         return [asked(lambda m=method: panel.scores(m)) for method in panel.methods]
     return [asked(lambda s=seed: one_seed(panel, s).gold) for seed in panel.settings.seeds]

@@ -46,9 +46,9 @@ def test_times_and_sizes_are_those_of_the_settings(tmp_path):
 
 def test_scores_and_studies_are_estimated_from_a_run_and_the_speed_of_both_machines(tmp_path, monkeypatch, capsys):
     there = {
-        ("wine", "scores"): 90.0,
-        ("wine", "studies"): 40 * 60.0,
-        ("wine", "step"): STEP / 8,
+        ("smoke", "wine", "scores"): 90.0,
+        ("smoke", "wine", "studies"): 40 * 60.0,
+        ("smoke", "wine", "step"): STEP / 8,
     }  # here it is STEP / 2
     monkeypatch.setattr(foretold, "seconds_there", lambda: there)
     assert preflight.piece("wine", "scores", options(tmp_path)).seconds == pytest.approx(4 * 90)
@@ -57,7 +57,7 @@ def test_scores_and_studies_are_estimated_from_a_run_and_the_speed_of_both_machi
     for figures, expected in ((["fig02"], "3 min"), (["fig02", "fig_limit"], "83 min")):
         assert main(["check", *words, *figures]) == 0
         (time,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("time")]
-        assert re.match(rf"time +{expected} +2 x .*estimated from a run of profile overnight", time), time
+        assert re.match(rf"time +{expected} +2 x .*estimated from an earlier run", time), time
 
 
 def test_the_rows_of_a_run_are_sums_of_its_sidecars(tmp_path):
@@ -79,19 +79,37 @@ def test_the_rows_of_a_run_are_sums_of_its_sidecars(tmp_path):
     put("scores-wine-exact-a", 4.0, hyper={})
     put("scores-wine-lft-a", 8.0, hyper={"further_training": {"optimizer": "adam"}})
     put("scores-wine-lft-b", 9.0, hyper={"further_training": {"optimizer": "sgd"}})
-    assert foretold.record(tmp_path) == [
+    rows = [
         ("wine", "lft, adam", 8.0),
         ("wine", "lft, sgd", 9.0),
         ("wine", "scores", 3.5),
         ("wine", "step", 1.0),
         ("wine", "studies", 16.0),
     ]
+    assert foretold.record(tmp_path) == rows
+
+
+def test_a_run_takes_the_place_of_an_earlier_one_of_its_profile(tmp_path, monkeypatch):
+    measured = tmp_path / "seconds.csv"
+    measured.write_text("profile,dataset,kind,seconds\nquick,wine,scores,1.0\nsmoke,wine,scores,2.0\n")
+    monkeypatch.setattr(foretold, "MEASURED", measured)
+    monkeypatch.setattr(foretold, "record", lambda results: [("wine", "scores", 3.0), ("wine", "step", 0.5)])
+    foretold.seconds_there.cache_clear()
+    foretold.renew(tmp_path / "smoke")
+    foretold.seconds_there.cache_clear()
+    found = foretold.seconds_there()
+    foretold.seconds_there.cache_clear()
+    assert found == {
+        ("quick", "wine", "scores"): 1.0,
+        ("smoke", "wine", "scores"): 3.0,
+        ("smoke", "wine", "step"): 0.5,
+    }
 
 
 def test_the_measured_run_has_all_data_sets_of_the_paper():
     rows = foretold.seconds_there()
     for kind in ("scores", "lft, sgd", "studies", "step"):
-        assert {dataset for dataset, k in rows if k == kind} == {*plan.PANELS}, kind
+        assert {dataset for profile, dataset, k in rows if (profile, k) == ("overnight", kind)} == {*plan.PANELS}, kind
     assert all(seconds > 0 for seconds in rows.values())
 
 
