@@ -22,6 +22,7 @@ from .subsets import CURVE_SHARES, DIRECTIONS, bank, pool, predictions, resampli
 
 DRAWS = 1000
 LOT, NEAR = "random", "alike"  # the controls
+KEYS = ("method", "step", "direction", "share")  # of a curve's points
 Choice = dict[str, np.ndarray]  # direction -> training instances [test, place], the utmost first
 
 
@@ -117,19 +118,25 @@ def removal_curves(panel: Panel) -> pd.DataFrame:
         instances), after_step and after_epoch (of further training), change (of the loss, mean over test instances),
         low and high (95 % interval by bootstrap over test instances).
     """
-    chosen, _ = removed_groups(panel, rankings(panel))
-    runs = curve_runs(panel)
-    measured = sensitivity(runs, "full").transpose("left_out", "test", "step")
-    test = measured.indexes["test"].get_indexer(chosen["test"])
-    change = measured.values[chosen["group"], test]  # [choice, step], each for its own test instance
-    weights = resampling(measured.sizes["test"], DRAWS, 2)
-    tables = []
-    keys = ["method", "step", "direction", "share"]
-    for key, rows in chosen.groupby(keys, dropna=False, sort=False):
-        draws = weights @ change[rows.index]
+    runs, tables = curve_runs(panel), []
+    after = {"after_step": runs.step.values, "after_epoch": runs.epoch.values}
+    for key, draws in curve_draws(panel).items():
         low, high = np.quantile(draws[1:], [0.025, 0.975], axis=0)
-        after = {"after_step": runs.step.values, "after_epoch": runs.epoch.values}
-        columns = {**dict(zip(keys, key, strict=True)), **after, "change": draws[0], "low": low, "high": high}
+        columns = {**dict(zip(KEYS, key, strict=True)), **after, "change": draws[0], "low": low, "high": high}
         tables.append(pd.DataFrame(columns))
     table = pd.concat(tables, ignore_index=True)
     return table.assign(epoch=epochs_of(panel, table["step"]))
+
+
+def curve_draws(panel: Panel) -> dict[tuple, np.ndarray]:
+    """Method, step, direction and share (`KEYS`) -> the mean change, and that of bootstrap samples, [1 + DRAWS, step].
+
+    All are of the same samples of test instances, so that differences between methods are paired.
+    """
+    chosen, _ = removed_groups(panel, rankings(panel))
+    measured = sensitivity(curve_runs(panel), "full").transpose("left_out", "test", "step")
+    test = measured.indexes["test"].get_indexer(chosen["test"])
+    change = measured.values[chosen["group"], test]  # [choice, step], each for its own test instance
+    weights = resampling(measured.sizes["test"], DRAWS, 2)
+    groups = chosen.groupby(list(KEYS), dropna=False, sort=False)
+    return {key: weights @ change[rows.index] for key, rows in groups}
