@@ -22,7 +22,8 @@ def findings(folder: Path | str) -> str:
     studies = {
         "fig_lds": (f"Linear datamodeling score, subsets of {SHARE:.0%}, first → last horizon", _lds),
         "fig_removal_curves": (
-            f"Rise of a test instance's loss without the {UTMOST:.0%} held to be most helpful, last horizon", _curves
+            f"Rise of a test instance's loss without the {UTMOST:.0%} held to be most helpful, last horizon",
+            without_helpful,
         ),
         "fig_mislabelled": ("Area under the ROC curve of finding changed labels", _labels),
         "fig_selection": ("Gain on untouched instances at the last T, in percent of the loss", _selection),
@@ -61,7 +62,8 @@ def _lds(rows: pd.DataFrame) -> dict[str, str]:
     }
 
 
-def _curves(rows: pd.DataFrame) -> dict[str, str]:
+def without_helpful(rows: pd.DataFrame) -> dict[str, str]:
+    """The rise of the loss without the most helpful; with differences to LFT where the rows have them."""
     last = rows["after_step"].max()
     rows = rows[(rows["share"] == UTMOST) & (rows["direction"] == "helpful") & (rows["after_step"] == last)]
     published = rows[~rows["method"].isin(CONTROLS)]
@@ -70,6 +72,9 @@ def _curves(rows: pd.DataFrame) -> dict[str, str]:
     if len(lft):
         found["LFT for this horizon"] = _between(lft.iloc[-1], "change")
         found["LFT for an earlier horizon"] = _between(lft.iloc[0], "change")
+    if "less_lft" in rows:
+        for row, words in ((best, "best published method"), (lft.iloc[0], "LFT for an earlier horizon")):
+            found[f"{words}, less LFT for this one"] = _between(row, "less_lft", "less_")
     for name, words in (("alike", "instances alike"), ("random", "at random")):
         found[words] = _between(rows[rows["method"] == name].iloc[0], "change")
     return found
@@ -103,8 +108,8 @@ def _selection(rows: pd.DataFrame) -> dict[str, str]:
     return found
 
 
-def _between(row: pd.Series, name: str) -> str:
-    return f"{_short(row[name])} ({_short(row['low'])} to {_short(row['high'])})"
+def _between(row: pd.Series, name: str, prefix: str = "") -> str:
+    return f"{_short(row[name])} ({_short(row[f'{prefix}low'])} to {_short(row[f'{prefix}high'])})"
 
 
 def _over(row: pd.Series) -> str:

@@ -24,13 +24,13 @@ from ..methods import METHODS
 from ..plots.look import LOOK
 from ..plots.published import published_curves
 from .claims import check_claims, read_table, runs_of, title
-from .findings import findings
+from .findings import UTMOST, findings, markdown, without_helpful
 from .pieces import computed_by
 from .rules import number
 
 PAGES = ("README.md", "docs/results.md", "docs/beyond.md", "docs/images_and_text.md", "figures/README.md")
 NUMBER = re.compile(r"<!--([\w:.]+)-->(−?\d*\.?\d+|–)")
-BLOCK = re.compile(r"(<!--(verdicts|lft|width|unpublished|findings|run|sizes)-->\n).*?(<!--end-->)", re.S)
+BLOCK = re.compile(r"(<!--(verdicts|lft|width|unpublished|findings|curves|run|sizes)-->\n).*?(<!--end-->)", re.S)
 SEEDS = {  # figure -> whose seeds it shows
     "fig02": "seeds, SGD (text: AdamW)",
     "fig04": "seeds, Adam",
@@ -57,6 +57,7 @@ def fill(text: str, folder: Path | str) -> str:
         "width": widths,
         "unpublished": unpublished,
         "findings": lambda: findings(folder),
+        "curves": curves,
         "run": lambda: run(folder),
         "sizes": lambda: sizes(folder),
     }
@@ -182,6 +183,14 @@ def unpublished() -> str:
             f"{pair(best)} | {worst.setting}: {pair(worst)} | {len(rows)} |"
         )
     return "\n".join(lines) + "\n"
+
+
+def curves() -> str:
+    """What leaving out the most helpful instances does, by `benchmarks/removal_curves.py`."""
+    table = pd.read_csv(BENCHMARKS / "removal_curves.csv")
+    (tests,) = set(table["tests"])
+    heading = f"Rise of the loss without the {UTMOST:.0%} held to be most helpful; {tests} test instances"
+    return markdown(heading, table, without_helpful)
 
 
 def run(folder: Path | str) -> str:

@@ -1,6 +1,8 @@
 """Linear datamodeling scores and removal curves where the answer is known: one tiny step changes losses by Grad-Dot."""
 
+import importlib.util
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import oracles
@@ -186,3 +188,22 @@ def test_groups_come_from_a_pool_where_data_are_many(panel, monkeypatch):
     assert {*said.helpful.values.ravel(), *said.harmful.values.ravel()} <= set(rows)
     found = lds.datamodeling_scores(panel)
     assert (found[found.method == "grad_dot"].lds > 0.999).all()
+
+
+def test_what_others_do_beside_lft_is_measured_on_the_same_test_instances(panel, exact):
+    script = Path(removal_curves.__file__).parents[2] / "benchmarks" / "removal_curves.py"
+    spec = importlib.util.spec_from_file_location("many_removal_curves", script)
+    many = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(many)
+    rows = many.rows(panel)
+    one = rows[(rows.direction == "helpful") & (rows.share == 0.05)].set_index("method")
+    assert (one.loc["grad_dot", ["less_lft", "less_low", "less_high"]] == 0).all()  # the same choice
+    tested = removal_curves.curve_panel(panel).settings.test
+    orders = removal_curves.by_lot(panel.task, tested, np.arange(N), 2)
+    less = [exact[z, o].sum() - np.sort(exact[z])[-2:].sum() for z, o in zip(tested, orders, strict=True)]
+    draws = subsets.resampling(len(tested), removal_curves.DRAWS, 2)[1:] @ less
+    assert one.less_lft["random"] == pytest.approx(np.mean(less), rel=1e-3)
+    assert one.less_low["random"] == pytest.approx(np.quantile(draws, 0.025), rel=1e-3)
+    assert one.less_high["random"] == pytest.approx(np.quantile(draws, 0.975), rel=1e-3)
+    assert (one.change - one.change["lft"]).to_numpy() == pytest.approx(one.less_lft.to_numpy(), abs=1e-12)
+    assert set(rows.tests) == {len(tested)} and set(rows.after_step) == {1}

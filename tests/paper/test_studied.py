@@ -25,7 +25,9 @@ def test_a_worker_computes_what_the_figure_shows(name, tmp_path, monkeypatch):
 
     monkeypatch.setattr(beyond, "noted", seen)
     with pytest.raises(Asked) as found:
-        (beyond.FIGURES | selection.FIGURES)[name]({k: Panel("wine", "smoke") for k in LETTERS[name].values()}, tmp_path)
+        (beyond.FIGURES | selection.FIGURES)[name](
+            {k: Panel("wine", "smoke") for k in LETTERS[name].values()}, tmp_path
+        )
     assert found.value.args == (name, STUDIES[name])
 
 
