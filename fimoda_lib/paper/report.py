@@ -25,6 +25,7 @@ from .pieces import computed_by, digest, faults, in_words, pieces, sidecars
 from .rules import THRESHOLDS, number
 from .verdicts import NOT_COMPARABLE, NOT_RUN, VERDICTS
 
+PIECES = "notebooks/pieces.csv"  # in a figures folder: what stands behind its page
 ROOT = Path(__file__).resolve().parents[2]
 OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
 RETRAINED = "fig11"  # its runs start from scratch; all others are further training
@@ -41,7 +42,8 @@ def report(folder: Path | str, results: Path | str | None = None, since: str | N
     Args:
         folder: the figures of one profile, `figures/overnight`, say.
         results: where the run kept its work, `results/overnight`, say: its notebooks are converted, and it says on what
-            device and when the work was done. Without it, pages made earlier stay as they are.
+            device and when the work was done. Without it, pages made earlier stay as they are, and what was said of the
+            pieces then (`PIECES`) is said again.
         since: when the run began, as sidecars write it; the page then says what was computed now and what was found.
 
     Returns:
@@ -59,11 +61,14 @@ def report(folder: Path | str, results: Path | str | None = None, since: str | N
     notebooks = notebook_list(folder)
     profile = next(iter(notes.values())).get("profile", folder.name)
     outcomes = check_claims(folder)
-    computed = pieces(Path(results), since) if results is not None else pd.DataFrame()
+    computed = said_before(folder) if results is None else pieces(Path(results), since)
+    if results is not None and len(computed):
+        (folder / PIECES).parent.mkdir(exist_ok=True)
+        computed.to_csv(folder / PIECES, index=False)
     content = {
         "profile": profile,
         "digest": digest(folder),
-        "facts": facts(notes, notebooks, Path(results) if results is not None else None, in_words(computed, since)),
+        "facts": facts(notes, notebooks, Path(results) if results is not None else None, computed, since),
         "pieces": computed.drop(columns=[] if since else ["now", "earlier"], errors="ignore"),
         "outcomes": outcomes,
         "trial": all(o.verdict in (NOT_COMPARABLE, NOT_RUN) for o in outcomes),
@@ -99,6 +104,14 @@ def leaderboard() -> dict[str, Any] | None:
     return {"columns": ["Method", *map(title, table.columns[1:])], "cells": cells, "made": made}
 
 
+def said_before(folder: Path) -> pd.DataFrame:
+    """The pieces behind the page as last made with the results at hand; without what was new then."""
+    try:
+        return pd.read_csv(folder / PIECES).drop(columns=["now", "earlier"])
+    except FileNotFoundError:
+        return pd.DataFrame()
+
+
 # --- Notebooks and provenance ---------------------------------------------------------------------------------------
 
 
@@ -131,12 +144,12 @@ def notebook_list(folder: Path) -> list[dict[str, str]]:
 
 
 def facts(
-    notes: dict[str, dict], notebooks: list[dict], results: Path | None, computed: str = ""
+    notes: dict[str, dict], notebooks: list[dict], results: Path | None, computed: pd.DataFrame, since: str | None
 ) -> list[tuple[str, str]]:
     """What ran where and when, as (name, value); only what the files say.
 
     Args:
-        computed: what was computed now, and what was found.
+        computed, since: the pieces, and when the run began, as for `in_words`.
     """
     most: dict[str, dict[str, int]] = {}  # seeds of each optimiser; some figures show fewer
     for name, note in notes.items():
@@ -152,13 +165,14 @@ def facts(
     stored = [note for _, note in sidecars(results)] if results is not None else []
     devices = {n["device"] for n in [*notes.values(), *stored] if n.get("device")}
     dates = {s["written"][:10] for s in stored if s.get("written")} | {n["date"] for n in notebooks if n["date"]}
+    dates |= {day for days in computed.get("written", ()) for day in days.split(" to ")}
     commits = {n["commit"] for n in notes.values() if n.get("commit")}
     commits |= {d["drawn"] for n in notes.values() for d in n.get("datasets", {}).values() if "drawn" in d}
     versions = {k: v for n in notes.values() for k, v in n.get("versions", {}).items()}
     found = [
         ("Further training", "; ".join(f"{title(d)}: {', '.join(e)}" for d, e in in_panel_order(ran).items())),
         ("Re-training from scratch", "; ".join(title(d) for d in retrained)),
-        ("Behind this page", computed),
+        ("Behind this page", in_words(computed, since)),
         ("On", ", ".join(sorted(devices))),
         ("When", " to ".join(sorted({min(dates), max(dates)})) if dates else ""),
         ("Figures drawn by commit", ", ".join(sorted(commits))),

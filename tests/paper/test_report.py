@@ -247,6 +247,10 @@ def test_pieces_are_computed_now_or_found(made, tmp_path):
     ]
     page = soup(report(folder, results))
     assert "computed now" not in words(page) and "2026-01-01 to 2026-01-03" in words(page)
+    again = soup(report(folder))  # where the results are not at hand, the page says what it said
+    for selector in ("section[aria-labelledby=pieces]", "dl.facts"):
+        assert words(again.select_one(selector)) == words(page.select_one(selector))
+    assert len(again.select("section[aria-labelledby=pieces] tbody tr")) == 4
 
 
 def test_a_page_is_refused_if_it_is_older_than_its_figures_or_of_several_commits(made, tmp_path):
