@@ -187,7 +187,7 @@ def unpublished() -> str:
 
 def curves() -> str:
     """What leaving out the most helpful instances does, by `benchmarks/removal_curves.py`."""
-    table = pd.read_csv(BENCHMARKS / "removal_curves.csv")
+    table = pd.read_csv(BENCHMARKS / "removal_curves.csv").sort_values("dataset", kind="stable")
     (tests,) = set(table["tests"])
     heading = f"Rise of the loss without the {UTMOST:.0%} held to be most helpful; {tests} test instances"
     return markdown(heading, table, without_helpful)

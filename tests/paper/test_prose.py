@@ -4,6 +4,7 @@ import json
 import re
 from pathlib import Path
 
+import pandas as pd
 import pytest
 
 from fimoda_lib.methods import METHODS
@@ -64,6 +65,18 @@ def test_the_table_of_verdicts_says_each_thing_once(tmp_path):
 def test_a_source_that_is_not_there_is_named(source):
     with pytest.raises(ValueError, match=f"'{source}' names no number in .*; expected figure:data set:method:which"):
         prose.fill(f"<!--{source}-->.10", FIGURES)
+
+
+def test_what_the_page_says_of_removal_is_in_its_table():
+    table = pd.read_csv(ROOT / "benchmarks" / "removal_curves.csv")
+    table = table[(table.direction == "helpful") & (table.share == 0.05)]
+    assert set(table.tests) == {50}
+    rows = {name: rows[~rows.method.isin(["random", "alike"])] for name, rows in table.groupby("dataset")}
+    others = {name: some[some.step != some.after_step] for name, some in rows.items()}  # all but LFT for this horizon
+    assert len(others["energy"]) == 9 and (others["energy"].less_high < 0).all()
+    best = others["concrete"].loc[others["concrete"].change.idxmax()]
+    earlier = others["concrete"].set_index("method").loc["lft"]
+    assert best.less_low < 0 < best.less_high and earlier.less_low < 0 < earlier.less_high
 
 
 def test_the_page_on_gpus_says_what_the_benchmark_printed():
