@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import platform
 import re
@@ -39,6 +40,8 @@ def peak_memory() -> Iterator[list[float]]:
     The GPU's counts if there is one. NaN where the system does not say, which only Linux does.
     """
     used: list[float] = []
+    with contextlib.suppress(OSError, AttributeError):  # glibc's: what earlier blocks have freed would hide this one's
+        ctypes.CDLL(None).malloc_trim(0)
     before = _held("VmRSS")
     try:
         Path("/proc/self/clear_refs").write_text("5")  # the peak becomes what is held now

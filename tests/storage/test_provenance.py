@@ -1,8 +1,10 @@
 """The commit in a sidecar is that of the code that ran, wherever a file of it has changed."""
 
 import importlib.util
+import os
 import shutil
 import subprocess
+import sys
 
 import pytest
 
@@ -62,3 +64,16 @@ def test_a_library_without_notebooks_or_inside_another_project(checkout):
     git(checkout, "rm", "--quiet", "-r", "--cached", "library")
     git(checkout, "commit", "--quiet", "--message", "not its own")
     assert version(checkout) == "unknown"
+
+
+def test_memory_that_an_earlier_block_has_freed_counts_again():
+    """... also where the allocator keeps it, as it is told to for training."""
+    code = (
+        "import torch\nfrom fimoda_lib.storage.provenance import peak_memory\n"
+        "for _ in range(2):\n    with peak_memory() as found:\n        [torch.ones(2**14) for _ in range(1600)]\n"
+        "    print(found[0])"
+    )
+    keeping = {"MALLOC_TRIM_THRESHOLD_": str(2**31 - 1), "MALLOC_MMAP_THRESHOLD_": str(2**30)}
+    ran = subprocess.run([sys.executable, "-c", code], env=os.environ | keeping, capture_output=True, text=True)
+    sizes = [float(line) for line in ran.stdout.split()]
+    assert len(sizes) == 2 and min(sizes) > 90, (sizes, ran.stderr[-500:])  # 100 MiB each time
