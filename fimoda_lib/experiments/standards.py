@@ -155,7 +155,7 @@ def read_standard(
     return (
         replace(panel, given_params=params),
         found.drop_vars([f"param:{k}" for k in params]),
-        pd.DataFrame(json.loads(found.attrs["rows"])),
+        _rows(found),
         _with_origin(note, found),
     )
 
@@ -170,7 +170,12 @@ def read_rows(dataset: str) -> tuple[pd.DataFrame, dict[str, Any]]:
     path = _path(dataset)
     note = read_sidecar(path)
     found = load(path, {k: v for k, v in note["specification"].items() if k != "format"})
-    return pd.DataFrame(json.loads(found.attrs["rows"])), _with_origin(note, found)
+    return _rows(found), _with_origin(note, found)
+
+
+def _rows(found: xr.Dataset) -> pd.DataFrame:
+    """Memory that was not measured is NaN."""
+    return pd.DataFrame(json.loads(found.attrs["rows"])).astype({"memory_MiB": float})
 
 
 def _with_origin(note: dict[str, Any], found: xr.Dataset) -> dict[str, Any]:

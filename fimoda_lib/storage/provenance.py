@@ -65,6 +65,9 @@ def _held(entry: str) -> float:
         return float("nan")
 
 
+CODE = (".", "../notebooks", ":(exclude)experiments/benchmark")  # what determines results, seen from the package
+
+
 @cache
 def device_description() -> str:
     """The GPU if PyTorch sees one, else the kind and number of CPU cores."""
@@ -79,8 +82,8 @@ def device_description() -> str:
 
 @cache
 def code_version() -> str:
-    """The commit of the code, with "+" if files of the package or notebooks beside it have changed since; "unknown"
-    outside a git checkout of its own."""
+    """The commit of the code, with "+" if files of the package or notebooks beside it have changed since (but for the
+    stored gold standards, which are results); "unknown" outside a git checkout of its own."""
     package = Path(__file__).parents[1]
 
     def git(*words: str) -> str:
@@ -89,7 +92,7 @@ def code_version() -> str:
     try:
         # fails where the library is installed inside another project
         git("ls-files", "--error-unmatch", "storage/store.py")
-        changed = git("status", "--porcelain", "--untracked-files=no", "--", ".", "../notebooks")
+        changed = git("status", "--porcelain", "--untracked-files=no", "--", *CODE)
         return git("rev-parse", "--short=10", "HEAD") + ("+" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"

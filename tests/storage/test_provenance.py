@@ -10,6 +10,7 @@ import pytest
 
 from fimoda_lib.storage import provenance
 
+STANDARD = "library/experiments/benchmark/wine.json"
 LIBRARY = ("storage/provenance.py", "storage/store.py", "methods/cg.py")
 
 
@@ -23,7 +24,7 @@ def checkout(tmp_path):
     """A repository with a library, a notebook and something else."""
     if not shutil.which("git"):
         pytest.skip("there is no git")
-    for name in (*(f"library/{name}" for name in LIBRARY), "notebooks/01.ipynb", "other/02.txt"):
+    for name in (*(f"library/{name}" for name in LIBRARY), "notebooks/01.ipynb", "other/02.txt", STANDARD):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text("{}\n")
     shutil.copy(provenance.__file__, tmp_path / "library" / LIBRARY[0])
@@ -48,6 +49,7 @@ def version(checkout):
         ("library/methods/cg.py", "+"),
         ("notebooks/01.ipynb", "+"),
         ("other/02.txt", ""),
+        (STANDARD, ""),
     ],
 )
 def test_a_change_in_any_wing_or_notebook_is_told(checkout, changed, mark):
