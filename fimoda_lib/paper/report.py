@@ -15,6 +15,7 @@ from typing import Any
 
 import pandas as pd
 
+from ..experiments.paper_settings import SMALL
 from ..plots.captions import counted
 from .benchmark import standings
 from .claims import check_claims, title
@@ -101,7 +102,8 @@ def leaderboard() -> dict[str, Any] | None:
         [row[0], *("–" if isnan(value) else number(value) for value in row[1:])]
         for row in table.itertuples(index=False)
     ]
-    return {"columns": ["Method", *map(title, table.columns[1:])], "cells": cells, "made": made}
+    heads = [f"{title(name)} (small model)" if name in SMALL else title(name) for name in table.columns[1:]]
+    return {"columns": ["Method", *heads], "cells": cells, "made": made}
 
 
 def said_before(folder: Path) -> pd.DataFrame:

@@ -330,6 +330,7 @@ def test_committed_files_are_small_and_say_which_run_made_them():
         assert 6 <= rows["step"].nunique() <= 14
     table, made_by = standings()
     assert [*table.columns[1:]] == COMMITTED and len(made_by) == len(COMMITTED)
+    assert "CIFAR-10 (small model)" in report.leaderboard()["columns"]  # no evidence about the paper's
 
 
 @pytest.mark.parametrize(
