@@ -55,6 +55,7 @@ def draw(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
         inset.spines["left"].set_visible(True)
         inset.margins(x=0.1, y=0.12)
         inset.text(0.03, 0.94, f"after {counted(round(after), x)}", fontsize=7.5, transform=inset.transAxes)
+    ax.set_title(ax.get_title("left"), loc="left", pad=14)  # above the powers of ten of the axes
     ax.yaxis.labelpad = 28
     ax.set_yticks([])
     ax.spines["left"].set_visible(False)

@@ -42,6 +42,7 @@ def panels(tmp_path_factory, computed):
 )
 def test_the_figures_say_what_they_were_made_from(panels, tmp_path, name, alone, says):
     figure = selection.FIGURES[name](panels, tmp_path)
+    assert figure.axes[0].get_title("left") == "(" + alone.removeprefix(name)[0] + ") " + panels["c"].title
     note = json.loads((tmp_path / f"{name}.json").read_text())
     assert says in note["runs"] and note["notebook"] == selection.NOTEBOOK and "left-out" not in note["runs"]
     assert note["datasets"]["breast_cancer"]["seconds"] > 0 and note["datasets"]["breast_cancer"]["specification"]
