@@ -54,8 +54,8 @@ def main() -> None:
     options.add_argument("--tests", type=int, default=50, help="test instances")
     options.add_argument("--datasets", nargs="+", default=["energy", "concrete"])
     chosen = options.parse_args()
-    many = {"*": chosen.tests}
-    PROFILES[chosen.profile] = replace(get_profile(chosen.profile), explained=many, curves=many)
+    many = replace(get_profile(chosen.profile), explained=chosen.tests, curves=chosen.tests)
+    PROFILES[chosen.profile] = many
     for dataset in chosen.datasets:
         panel = Panel(dataset, chosen.profile, results=chosen.results, data_dir=chosen.data)
         found = rows(panel)

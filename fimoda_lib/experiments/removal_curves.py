@@ -31,7 +31,7 @@ def curve_panel(panel: Panel) -> Panel:
     s, profile = (panel := studied(panel)).settings, get_profile(panel.profile)
     steps = s.further.evaluate
     further = replace(s.further, evaluate=tuple(sorted({steps[len(steps) // 3], steps[-1]})))
-    return replace(panel, given_settings=replace(s, further=further, test=s.test[: profile.n_curves(panel.dataset)]))
+    return replace(panel, given_settings=replace(s, further=further, test=s.test[: profile.curves]))
 
 
 def rankings(panel: Panel) -> dict[tuple[str, float], Choice]:

@@ -32,6 +32,7 @@ from ..storage.store import fingerprint as checksum
 from ..storage.store import load, read_sidecar, save
 from .followed import curved
 from .panel import Panel
+from .settings import including
 
 log = logging.getLogger(__name__)
 
@@ -140,6 +141,9 @@ def read_standard(
     panel = Panel(dataset, spec["profile"], spec["optimizer"], data_dir=data_dir, compute=False)
     # The profile's own may have changed since.
     settings = replace(panel.settings, seeds=tuple(spec["seeds"]), left_out=tuple(spec["left_out"]))
+    if settings.curvature:  # of as many, the left-out ones of the file among them, as when it was made
+        some = including(settings.left_out, panel.task.n_train, len(settings.curvature))
+        settings = replace(settings, curvature=tuple(some))
     panel = replace(panel, given_task=panel.task, given_settings=settings)
     here = checksum(panel.task.train, panel.task.test)
     if here != spec["data"]:

@@ -43,7 +43,7 @@ def studied(panel: Panel) -> Panel:
         s,
         further=replace(further, evaluate=tuple(some_horizons(shorter, HORIZONS))),
         seeds=s.seeds[: profile.group_seeds],
-        test=s.test[: profile.n_explained(panel.dataset)],
+        test=s.test[: profile.explained],
     )
     return replace(shorter, given_settings=changed)
 

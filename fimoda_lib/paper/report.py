@@ -15,7 +15,8 @@ from typing import Any
 
 import pandas as pd
 
-from ..experiments.paper_settings import SMALL
+from ..experiments.settings import has_small_model
+from ..experiments.standards import read_rows
 from ..plots.captions import counted
 from .benchmark import standings
 from .claims import check_claims, title
@@ -102,7 +103,10 @@ def leaderboard() -> dict[str, Any] | None:
         [row[0], *("–" if isnan(value) else number(value) for value in row[1:])]
         for row in table.itertuples(index=False)
     ]
-    heads = [f"{title(name)} (small model)" if name in SMALL else title(name) for name in table.columns[1:]]
+    small = {
+        name for name in table.columns[1:] if has_small_model(name, read_rows(name)[1]["specification"]["profile"])
+    }
+    heads = [f"{title(name)} (small model)" if name in small else title(name) for name in table.columns[1:]]
     return {"columns": ["Method", *heads], "cells": cells, "made": made}
 
 

@@ -32,7 +32,7 @@ from .foretold import ALL_STUDIES, foretold, is_foretold
 from .plan import BEYOND, PANELS, SELECTION, STUDIES, asked_for
 from .shards import Shard
 from .spread import gpus, threads_each
-from .status import FOLLOWED, duration, files_of, optimizer_of
+from .status import duration, files_of, follower, optimizer_of
 
 FIGURE_BYTES = 100_000_000  # PDF, PNG, CSV and executed notebooks of all figures, generously
 BASE_BYTES = 600_000_000  # a process with Python, PyTorch and the libraries, before any data
@@ -154,24 +154,22 @@ def piece(dataset: str, kind: str, options: argparse.Namespace) -> Piece:
     s, label, params = panel.settings, f"{kind}, {dataset}", parameters_of(panel.task.model)
     numbers, outputs = n_parameters(params), list(params.values())[-1].shape[0]
     data = 2 * sum(leaf.nbytes for leaf in tree_leaves((panel.task.train, panel.task.test)))  # as loaded, and in use
+
+    def elsewhere() -> float:
+        step = measured(panel, s.further, threads_each(options.jobs)).seconds
+        return foretold(options.profile, dataset, kind, step)
+
     if kind in STUDIES:  # counted together, below
         return Piece(label, 0, 0, 0)
     if kind == ALL_STUDIES:  # the whole of them: what is stored already is not told apart
-        return Piece(
-            label,
-            foretold(options.profile, dataset, kind, measured(panel, s.further, threads_each(options.jobs)).seconds),
-            0,
-            0,
-        )
-    if kind == "scores" or kind.split(", ")[0] in FOLLOWED:
+        return Piece(label, elsewhere(), 0, 0)
+    if kind == "scores" or follower(kind):
         rows = len(s.curvature or range(panel.task.n_train)) * max(outputs - (panel.task.kind != "regression"), 1)
         held = rows * numbers * (8 if rows <= HOLD_FLOAT64 else 4)
         seconds = 0.0
         if is_foretold(options.profile, dataset, kind) and (paths := files_of(panel, kind) or [Path()]):
             share = sum(not path.is_file() for path in paths) / len(paths)
-            seconds = share * foretold(
-                options.profile, dataset, kind, measured(panel, s.further, threads_each(options.jobs)).seconds
-            )
+            seconds = share * elsewhere()
         return Piece(label, seconds, 8 * len(s.test) * len(s.left_out), data + (held if held <= HOLD_BYTES else 0))
     training = s.further if kind in OPTIMIZERS else s.final
     engine = measured(panel, training, threads_each(options.jobs))

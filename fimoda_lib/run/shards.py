@@ -13,15 +13,10 @@ from ..paper.studied import STUDIES, noted, path_of
 from ..storage.store import Missing, asked
 from ..tasks import Task
 from ..training.ensembles import OPTIMIZERS
-from .status import FOLLOWED, optimizer_of
+from .status import FOLLOWED, follower, optimizer_of
 
-KINDS = (
-    "final model",
-    "retraining",
-    "further training",
-    "study",
-    "scores",
-)  # in this order: long shards before short ones
+# In this order: long shards before short ones.
+KINDS = ("final model", "retraining", "further training", "study", "scores")
 
 
 @dataclass(frozen=True)
@@ -116,7 +111,7 @@ def shards_of(
             found += [Shard(dataset, kind="scores", part=method, **where) for method in panel.methods]
         elif kind in STUDIES:
             found.append(Shard(dataset, kind="study", part=kind, **where))
-        elif (method := kind.split(", ")[0]) in FOLLOWED:
+        elif method := follower(kind):
             found.append(Shard(dataset, kind="scores", optimizer=optimizer_of(kind), part=method, **where))
         else:
             found.append(Shard(dataset, kind=kind, **where))

@@ -66,9 +66,8 @@ def lines(work: list[tuple[str, str]], profile: str, results: Path | str) -> Ite
     optimiser of that name, "lft, <optimizer>" or "timed, <optimizer>", or the study behind the figure of that name."""
     for dataset, kind in work:
         further, optimizer = kind in OPTIMIZERS, optimizer_of(kind)
-        what = "further training" if further else kind.split(",")[0]
-        what = f"study, {kind}" if kind in STUDIES else what
-        label = ", ".join([what, dataset, *([optimizer] if further or what in FOLLOWED else [])])
+        what = "further training" if further else f"study, {kind}" if kind in STUDIES else follower(kind) or kind
+        label = ", ".join([what, dataset, *([optimizer] if further or follower(kind) else [])])
         pieces = len(PAPER_METHODS) if kind == "scores" else 1
         panel = Panel(dataset, profile, optimizer, results=results, compute=False)
         try:
@@ -81,6 +80,12 @@ def lines(work: list[tuple[str, str]], profile: str, results: Path | str) -> Ite
             yield Line(label, pieces, files_of(panel, kind))
         except (DataFileError, StoreError) as problem:
             yield Line(label, pieces, problem=str(problem))
+
+
+def follower(kind: str) -> str | None:
+    """The method of `FOLLOWED` in "<method>, <optimizer>"; None for other kinds."""
+    method = kind.split(", ")[0]
+    return method if method in FOLLOWED else None
 
 
 def optimizer_of(kind: str) -> str:
@@ -102,7 +107,7 @@ def files_of(panel: Panel, kind: str) -> list[Path]:
     _ = panel.params  # read now: inside `asked` nothing is
     if kind in STUDIES:
         return [path_of(kind, panel)]
-    if (method := kind.split(", ")[0]) in FOLLOWED:
+    if method := follower(kind):
         return [asked(lambda: panel.scores(method))]
     if kind == "scores":
         return [asked(lambda m=method: panel.scores(m)) for method in panel.methods]

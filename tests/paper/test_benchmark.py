@@ -52,6 +52,14 @@ def test_a_gold_standard_is_read_when_its_profile_has_changed(stored, monkeypatc
     assert panel.settings.left_out == tuple(gold.left_out.values) and len(gold.left_out) == 4
 
 
+def test_its_curvature_goes_on_being_that_of_its_own_left_out_instances(stored, monkeypatch):
+    smaller = replace(profiles.PROFILES["smoke"], left_out=2, many=50, of_many=60)
+    monkeypatch.setitem(profiles.PROFILES, "smoke", smaller)
+    panel, gold, _, _ = standards.read_standard("wine")
+    assert len(panel.settings.curvature) == 60 and {*gold.left_out.values} <= {*panel.settings.curvature}
+    assert not {*gold.left_out.values} <= {*Panel("wine", "smoke").settings.curvature}
+
+
 @pytest.mark.parametrize("name", COMMITTED)
 def test_what_is_committed_can_be_read_where_its_data_are(name):
     if not available(name):
