@@ -135,6 +135,7 @@ def test_a_profile_for_two_cores_takes_some_of_many_instances_for_the_curvature(
     assert settings(few, "laptop").curvature is None
     overnight = settings(many, "overnight")
     assert overnight.curvature is None and len(overnight.study_curvature) == 5_000
+    assert {*overnight.left_out} <= {*overnight.study_curvature}
     assert found.study_curvature == found.curvature
     paper = settings(many, "paper")
     assert paper.curvature is None and paper.study_curvature is None
