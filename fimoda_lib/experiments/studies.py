@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 import xarray as xr
@@ -110,7 +111,7 @@ def paper_sized(panel: Panel) -> tuple[Training, float]:
     return chosen, here.n_train / here.n_all if here.n_train else 1.0
 
 
-def stored_tangents(panel: Panel, params: Params, further: Training, arguments: dict, **kinks: str) -> xr.Dataset:
+def stored_tangents(panel: Panel, params: Params, further: Training, arguments: dict, **kinks: Any) -> xr.Dataset:
     """`tangent_train`, computed once and kept."""
     plan = Plan(
         further.rule,
