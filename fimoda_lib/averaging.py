@@ -22,7 +22,7 @@ from .comparison import (
     sensitivity,
     summary,
 )
-from .intervals import LEVEL
+from .intervals import LEVEL, checked_level
 
 BLOCKS = (1, 2, 5, 10, 20, 50, 100)  # how many seeds are averaged in the paper
 AT_ONCE = 20  # horizons of all seeds are held in float64
@@ -157,7 +157,7 @@ def averaging_bands(
     Returns:
         method -> `half[seeds_averaged]` and `rise_half[seeds_averaged]`.
     """
-    delta, width = delta_of(gold, adjustment), norm.ppf((1 + level) / 2)
+    delta, width = delta_of(gold, adjustment), norm.ppf((1 + checked_level(level)) / 2)
     S, n, Z = (delta.sizes[dim] for dim in ("seed", "left_out", "test"))
     g, found = np.random.default_rng(0), {}
 

@@ -151,7 +151,7 @@ def seed_blocks(delta: xr.DataArray, k: int) -> list[xr.DataArray]:
 
 def delta_of(gold: xr.Dataset | xr.DataArray, adjustment: str) -> xr.DataArray:
     """The differences of losses in what further training returned; both arguments checked."""
-    checks.choice("adjustment", adjustment, ("mean", "full"), "'mean' or 'full'")
+    check_adjustment(adjustment)
     delta = gold["delta"] if isinstance(gold, xr.Dataset) and "delta" in gold else gold
     require("gold", delta, ("seed", "left_out", "step", "test"), "further_train")
     return delta
@@ -159,7 +159,13 @@ def delta_of(gold: xr.Dataset | xr.DataArray, adjustment: str) -> xr.DataArray:
 
 def adjusted(delta: xr.DataArray, adjustment: str) -> xr.DataArray:
     """Differences to the full run, under the mean adjustment less their mean over the left-out instances."""
+    check_adjustment(adjustment)
     return delta - delta.mean("left_out", skipna=False) if adjustment == "mean" else delta
+
+
+def check_adjustment(adjustment: str) -> None:
+    """Raises ValueError for an adjustment that there is not."""
+    checks.choice("adjustment", adjustment, ("mean", "full"), "'mean' or 'full'")
 
 
 def require(name: str, array: Any, dims: tuple[str, ...], origin: str, optional: tuple[str, ...] = ()) -> None:
@@ -193,6 +199,11 @@ def matching(scores: xr.DataArray, sensitivity: xr.DataArray) -> xr.DataArray:
         )
     for ours, theirs in (("train", "left_out"), ("test", "test")):
         missing = np.setdiff1d(sensitivity[theirs].values, scores[ours].values)
+        if len(missing) and of_groups and ours == "train":
+            raise ValueError(
+                f"scores: {len(missing)} of the groups left out have none (group {missing[0]}, say); take "
+                "group_scores(scores, gold)."
+            )
         if len(missing):
             raise ValueError(
                 f"scores: {len(missing)} of the {theirs} instances have none (instance {missing[0]}, say); "

@@ -121,16 +121,19 @@ def group_scores(scores: xr.DataArray, groups: Iterable[Iterable[int]] | xr.Data
         groups: lists of training instances, or a result of `further_train` that left out groups.
 
     Returns:
-        [..., test, train], where `train` counts the groups and `group[train]` names them, as `similarity` wants it.
+        [..., test, train], where `train` counts the groups (those of a result have its numbers), and `group[train]`
+        names them, as `similarity` wants it.
 
     Raises:
         ValueError: a member has no score, or groups that cannot be.
     """
     if not isinstance(scores, xr.DataArray) or "train" not in scores.indexes or "group" in scores.coords:
         raise ValueError(f"scores: got {checks.shown(scores)}, expected scores [test, train] of single instances.")
+    numbers = None
     if isinstance(groups, xr.Dataset):
         if "member" not in groups:
             raise ValueError("groups: got a result without groups, expected that of further_train(left_out=[[3, 8]]).")
+        numbers = groups["left_out"].values  # of a part of the groups, too
         groups = [groups.train.values[row].tolist() for row in groups.member.values]
     known = scores.indexes["train"]
     found = resolve_left_out(groups, checks.LARGEST, "groups")
@@ -145,6 +148,5 @@ def group_scores(scores: xr.DataArray, groups: Iterable[Iterable[int]] | xr.Data
     values = last.values.astype(float)
     summed = np.stack([values[..., place].sum(-1) for place in places.values()], -1)
     kept = {name: c for name, c in last.coords.items() if "train" not in c.dims}
-    return xr.DataArray(
-        summed, dims=last.dims, coords={**kept, **numbered(found)}, name=scores.name, attrs=scores.attrs
-    )
+    named = numbered(found) if numbers is None else numbered(found) | {"train": numbers}
+    return xr.DataArray(summed, dims=last.dims, coords={**kept, **named}, name=scores.name, attrs=scores.attrs)

@@ -3,9 +3,10 @@
 import numpy as np
 import pytest
 import xarray as xr
+from small_files import refusal
 
 from fimoda_lib.comparison import sensitivity, similarity
-from fimoda_lib.intervals import bands, block_ceiling, ceiling_interval, noise_dimensions
+from fimoda_lib.intervals import bands, block_ceiling, ceiling_interval, draws, noise_dimensions
 
 TESTS, LEFT_OUT = 8, 30
 
@@ -148,3 +149,14 @@ def test_bands_do_not_depend_on_scale_or_order_and_know_what_varies():
     still, _ = simulated(np.random.default_rng(9), 3, "independent", noise=0)
     exact = sensitivity(still, "full").isel(step=0, drop=True).rename(left_out="train")
     assert bands({"a": exact}, still, "full")["a"].max() < 1e-9  # always 1, whatever is drawn
+
+
+@pytest.mark.parametrize("call", [bands, draws])
+def test_another_adjustment_is_no_full_one(call):
+    data, truth = simulated(np.random.default_rng(10), 3, "independent")
+    for found in (
+        refusal(call, {"a": perfect(truth)}, data, "Mean", error=ValueError),
+        refusal(ceiling_interval, data, "none", error=ValueError),
+        refusal(block_ceiling, data, [1], [1], "none", error=ValueError),
+    ):
+        assert "adjustment: got" in found and "expected 'mean' or 'full'" in found

@@ -178,16 +178,19 @@ def output_factors(at: Gradients, instances: tuple, rank: int | None = None) -> 
     """
     with torch.no_grad():
         outputs = at.outputs(instances[0]).double()  # these matrices are small, and saturation leaves few digits
-        hessians, unsaturated = (at.loss_hessians(o, instances[1]) for o in (outputs, torch.zeros_like(outputs)))
-        values, vectors = torch.linalg.eigh(hessians)  # ascending
-        at_zero = torch.linalg.eigvalsh(unsaturated.nan_to_num(0, 0, 0))  # some losses have none there
-    # A saturated softmax has tiny curvature but rounding errors of the size of probabilities, hence the second scale.
-    size = torch.maximum(values.abs().sum(1), at_zero.abs().sum(1))[:, None].clamp(min=1e-300)
-    roundoff = 1e-12 * size
+        small = outputs / outputs.abs().amax(1, keepdim=True).clamp(min=1)
+        values, vectors = torch.linalg.eigh(at.loss_hessians(outputs, instances[1]))  # ascending
+        elsewhere = (at.loss_hessians(o, instances[1]) for o in (torch.zeros_like(outputs), small))
+        at_zero, at_small = (torch.linalg.eigvalsh(h.nan_to_num(0, 0, 0)) for h in elsewhere)  # some have none there
+    # A saturated softmax has tiny curvature but rounding errors of the size of probabilities, hence the second scale:
+    # that of small outputs. Some losses, of probabilities or rates, have a pole at zero, which is no scale.
+    own, zero, nearby = (v.abs().sum(1, keepdim=True).clamp(min=1e-300) for v in (values, at_zero, at_small))
+    roundoff = 1e-12 * torch.maximum(own, torch.minimum(zero, nearby))
     if (values < -roundoff).any():
         raise ValueError(f"The loss of task '{at.task.name}' is not convex in the outputs: no Gauss-Newton matrix.")
     if rank is None:
-        rank = max(int((v > roundoff).sum(1).max()) for v in (values, at_zero)) or 1
+        curved = values > roundoff, at_zero > 1e-12 * zero, at_small > 1e-12 * nearby
+        rank = max(int(c.sum(1).max()) for c in curved) or 1
     return (vectors * values.clamp(min=0).sqrt()[:, None]).mT[:, -rank:].to(at.dtype)
 
 

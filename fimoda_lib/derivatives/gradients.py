@@ -133,6 +133,18 @@ class Gradients:
             return False
         return not self._hessians(self.working.loss, outputs, targets).any()
 
+    @cached_property
+    def of_classes(self) -> bool:
+        """Whether targets are classes, one for each output: whole numbers below their number, and a loss that only
+        looks at how outputs differ, as cross-entropy and nn.NLLLoss (of log-probabilities) do."""
+        inputs, targets = self.train(torch.arange(min(ROWS, self.task.n_train)))
+        if self.task.kind != "classification" or self.task.train[1].amax() >= self.outputs(inputs).shape[1]:
+            return False
+        with torch.no_grad():
+            outputs = self.outputs(inputs).double()
+            here, moved = (self.losses(o, targets) for o in (outputs, outputs + 1))
+        return bool(torch.allclose(here, moved, rtol=1e-6, atol=1e-9))
+
     def losses(self, outputs: Tensor, targets: Tensor) -> Tensor:
         """Losses [n] at the given outputs [n, C], in their precision.
 

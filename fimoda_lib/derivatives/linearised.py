@@ -22,15 +22,28 @@ from .trajectories import Segment, Trajectory
 
 GROUP_BYTES = 3 * 2**30  # Jacobians of all members of groups, which are held at once
 TOGETHER, TOGETHER_BYTES = 64, 2**30
+HESSIANS, TOGETHER_OUTPUTS = 2**26, 4096  # entries of the losses' second derivatives, and instances, at once
 
 
 def output_directions(at: Gradients) -> Tensor:
-    """An orthonormal basis [r, C] of the output directions in which some loss changes: one for two classes."""
-    inputs, targets = at.train(torch.arange(min(at.task.n_train, 4096)))
-    outputs = at.outputs(inputs).detach().double()
-    here, at_zero = (at.loss_hessians(o, targets).sum(0) for o in (outputs, torch.zeros_like(outputs)))
-    slopes = at.loss_slopes(outputs, targets)  # of a loss that is linear in an output, all there is
-    values, vectors = torch.linalg.eigh(here + at_zero.nan_to_num(0, 0, 0) + slopes.T @ slopes)
+    """An orthonormal basis [r, C] of the output directions in which some loss changes, of training or of test
+    instances: one for two classes."""
+    C = at.outputs(at.train(torch.arange(1))[0]).shape[1]
+    if C == 1:
+        return torch.ones(1, 1, dtype=torch.float64, device=at.device)
+    kinds: list[Any] = [0.0, 0.0, 0.0]
+    for part, n in ((at.train, at.task.n_train), (at.test, at.task.n_test)):
+        for rows in torch.arange(n).split(min(max(HESSIANS // C**2, 1), TOGETHER_OUTPUTS)):
+            inputs, targets = part(rows)
+            with torch.no_grad():
+                outputs = at.outputs(inputs).double()
+            slopes = at.loss_slopes(outputs, targets)  # of a loss that is linear in an output, all there is
+            here, at_zero = (at.loss_hessians(o, targets).sum(0) for o in (outputs, torch.zeros_like(outputs)))
+            found = here, at_zero.nan_to_num(0, 0, 0), slopes.T @ slopes
+            kinds = [total + one for total, one in zip(kinds, found, strict=True)]
+    # Each on its own scale: a loss of probabilities has a pole at zero, beside which all else would be nothing.
+    total = sum(kind / kind.diagonal().sum().clamp(min=1e-300) for kind in kinds)
+    values, vectors = torch.linalg.eigh(total)
     return vectors.T[values > 1e-9 * values[-1]]
 
 

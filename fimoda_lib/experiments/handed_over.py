@@ -16,6 +16,7 @@ from ..datasets.huggingface import text_task
 from ..devices import own_randomness
 from ..training.final_model import train_final_model
 
+KIND = "kind.txt"  # which of the models lies in a folder
 N_TRAIN, N_NEW = 600, 200  # generated sentences
 N_REVIEWS, N_OTHERS, WORDS = 300, 100, (6, 20)  # of SST-2, no fragments, and none that would take long
 HEAD = ["bert.pooler.*", "classifier.*"]  # what notebook 08 lets move in MiniLM: five minutes; with the layer, twenty
@@ -45,6 +46,9 @@ def hand_over(folder: Path | str, model: str = "small", data_dir: DataDir = None
         missing = [name for name in ("model", "train.csv", "new.csv") if not (folder / name).exists()]
         if missing:
             raise ValueError(f"folder: {folder} is there without {', '.join(missing)}; name one that holds them.")
+        kind = (folder / KIND).read_text().strip() if (folder / KIND).exists() else model
+        if kind != model:
+            raise ValueError(f"model: got {model!r}, and {folder} holds {kind!r}; name another folder, or take that.")
         return folder
     make = {"small": _small, "minilm": _minilm}[model]
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -62,6 +66,7 @@ def hand_over(folder: Path | str, model: str = "small", data_dir: DataDir = None
                 part.save_pretrained(done / "model")
         for part, table in tables.items():
             table.to_csv(done / f"{part}.csv", index=False)
+        (done / KIND).write_text(f"{model}\n")
         done.rename(folder)
     return folder
 

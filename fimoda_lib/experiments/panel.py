@@ -23,9 +23,10 @@ from ..groups import is_grouped, numbered
 from ..methods import METHODS, MethodDiverged, attribute
 from ..methods.timed import timed
 from ..storage.store import Missing, cached, fingerprint
-from ..tasks import Params, Task, parameters_of, take
+from ..tasks import Params, Task, cross_entropy, parameters_of, squared_error, take
 from ..training.final_model import train_final_model
 from ..training.further_training import further_train
+from ..training.plans import computed_with
 from .followed import curved, followed
 from .settings import Settings, experiment_of, panel_title, settings, training_rows
 
@@ -169,6 +170,13 @@ class Panel:
         n = len(self.settings.curvature or range(self.task.n_train))
         return n * list(self.params.values())[-1].shape[0] > HOLD_FLOAT64 or n_parameters(self.params) > 500_000
 
+    @property
+    def computed_with(self) -> dict[str, str]:
+        """`plans.computed_with`, without the loss if it is that of the data sets with such targets."""
+        found, plain = computed_with(self.task, self.params), {"regression": squared_error}
+        usual = plain.get(self.task.kind, cross_entropy)
+        return {k: v for k, v in found.items() if k != "loss" or self.task.loss is not usual}
+
     def scores(self, method: str, *, by: Callable | None = None, **hyper: Any) -> xr.DataArray:
         """Scores of the left-out instances for the tested ones, with the paper's hyper-parameters unless given.
 
@@ -187,6 +195,7 @@ class Panel:
             "model": repr(self.task.model),
             "params": fingerprint(self.params),
             "data": fingerprint(self.task.train, take(self.task.test, list(s.test))),
+            **self.computed_with,
             **({"curvature": s.curvature} if s.curvature else {}),
         }
 

@@ -70,6 +70,7 @@ def reduced_scores(
         "model": repr(task.model),
         "params": fingerprint(panel.params),
         "data": fingerprint(task.train, test),
+        **panel.computed_with,
         "curvature": panel.settings.study_curvature,
         **(about or {}),
     }

@@ -138,7 +138,7 @@ def attribute(
 
 def check_hyper(entry: Method, hyper: Iterable[str]) -> None:
     """Raises ValueError if the method has no hyper-parameter of one of these names."""
-    if unknown := set(hyper) - set(entry.defaults):
+    if (unknown := set(hyper) - set(entry.defaults)) and not entry.takes_any:
         raise ValueError(
             f"{entry.name} has no hyper-parameter {sorted(unknown)[0]!r}; it has {', '.join(entry.defaults) or 'none'}."
         )
@@ -191,4 +191,6 @@ def _plain(value: Any) -> Any:
     """A value that NetCDF attributes can hold."""
     if isinstance(value, torch.dtype):
         return str(value).removeprefix("torch.")
-    return value if isinstance(value, int | float | str) and not isinstance(value, bool) else json.dumps(value)
+    value = checks.plain(value)
+    simple = isinstance(value, int | float | str) and not isinstance(value, bool)
+    return value if simple else json.dumps(value, default=lambda one: checks.shown(checks.plain(one)))

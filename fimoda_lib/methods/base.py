@@ -50,8 +50,15 @@ class Method:
     @property
     def defaults(self) -> dict[str, Any]:
         """Hyper-parameters and their default values."""
-        parameters = inspect.signature(self.function).parameters.values()
-        return {p.name: p.default for p in parameters if p.name not in COMMON}
+        parameters = [*inspect.signature(self.function).parameters.values()][
+            2:
+        ]  # after task and params, however called
+        return {p.name: p.default for p in parameters if p.name not in COMMON and p.default is not p.empty}
+
+    @property
+    def takes_any(self) -> bool:
+        """Whether it has `**options`."""
+        return any(p.kind is p.VAR_KEYWORD for p in inspect.signature(self.function).parameters.values())
 
 
 METHODS: dict[str, Method] = {}

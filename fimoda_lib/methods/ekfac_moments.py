@@ -12,12 +12,28 @@ from ..derivatives import gradients
 from ..derivatives.gradients import Gradients
 
 
+class PaddingMatters(Exception):
+    """A layer gets gradients from positions that the inputs call padding."""
+
+
 def second_moments(
     at: Gradients, modules: dict[str, nn.Module], rows: Tensor, directions: Tensor
 ) -> dict[str, tuple[Tensor, Tensor]]:
     """A and S of every layer that the forward pass calls, summed over positions and calls; only their directions count.
 
-    Padding counts as no position: what a layer sees there never reaches the loss. Every call's output gets a zero added
+    Padding counts as no position: what a layer sees there never reaches the loss. Where it does in spite of an
+    "attention_mask", all positions count.
+    """
+    try:
+        return _second_moments(at, modules, rows, directions, padding=False)
+    except PaddingMatters:
+        return _second_moments(at, modules, rows, directions, padding=True)
+
+
+def _second_moments(
+    at: Gradients, modules: dict[str, nn.Module], rows: Tensor, directions: Tensor, padding: bool
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """`second_moments`, where padding counts or does not. Every call's output gets a zero added
     whose gradient is read: the output itself may be overwritten in place.
     """
     A, S = dict.fromkeys(modules, 0.0), dict.fromkeys(modules, 0.0)
@@ -42,7 +58,7 @@ def second_moments(
         for piece, direction in in_blocks(at, rows, directions):
             probes.clear()
             inputs, _ = at.train(piece)
-            present = _not_padding(inputs)
+            present = None if padding else _not_padding(inputs)
             with torch.enable_grad():
                 outputs = at.outputs(inputs)
             if probes:
@@ -51,6 +67,8 @@ def second_moments(
                 )
                 for (name, _), g in zip(probes, pulled, strict=True):
                     if _by_position(g, present) and g[~present].any():
+                        if "mask" not in inputs:  # what the model makes of an "attention_mask" is its own affair
+                            raise PaddingMatters
                         raise ValueError(
                             f"EK-FAC: the inputs' \"mask\" is false at positions that layer '{name}' gets gradients "
                             "from; expected true at tokens and false at padding, or another name for it."
@@ -73,9 +91,14 @@ def scaled(A: Tensor, S: Tensor, scale: Tensor, weight: slice, bias: slice | Non
 
 
 def _not_padding(inputs: Any) -> Tensor | None:
-    """[n, L], true at tokens, of inputs that say so in a boolean entry "mask" [n, L]; None for any others."""
-    mask = inputs.get("mask") if isinstance(inputs, dict) else None
-    return mask if mask is not None and mask.dtype == torch.bool and mask.dim() == 2 else None
+    """[n, L], true at tokens, of inputs that say so: in a boolean entry "mask" [n, L], or, as those of `transformers`
+    do, in an "attention_mask" of ones and zeros; None for any others."""
+    if not isinstance(inputs, dict):
+        return None
+    mask, ones = inputs.get("mask"), inputs.get("attention_mask")
+    if mask is not None:
+        return mask if mask.dtype == torch.bool and mask.dim() == 2 else None
+    return ones.bool() if ones is not None and ones.dim() == 2 and bool(((ones == 0) | (ones == 1)).all()) else None
 
 
 def _by_position(x: Tensor, present: Tensor | None) -> bool:

@@ -87,7 +87,7 @@ def output_directions(at: Gradients, instances: Instances, weighted: bool = Fals
     inputs, targets = instances
     outputs = at.outputs(inputs).detach()
     n, C = outputs.shape
-    if at.task.kind == "classification" and targets.dim() == 1 and at.working.vector and C > 1:
+    if at.of_classes and targets.dim() == 1 and at.working.vector and C > 1:
         label = targets.long().unsqueeze(1)
         others = outputs.scatter(1, label, -torch.inf)
         direction = torch.zeros_like(outputs).scatter(1, label, 1) - others.softmax(1)

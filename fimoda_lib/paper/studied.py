@@ -62,4 +62,5 @@ def _note(figure: str, panel: Panel) -> tuple[str, dict[str, Any]]:
         "model": repr(panel.task.model),
         "params": fingerprint(panel.params),
         "data": fingerprint(panel.task.train, panel.task.test),
+        **panel.computed_with,
     }

@@ -30,8 +30,9 @@ LIBRARIES = tuple({sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib",
 TOLD_BY_REPR = {
     *(nn.Sequential, nn.ModuleList, nn.Identity, nn.Flatten, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding),
     *(nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.Softplus, nn.LeakyReLU, nn.Dropout, nn.Dropout2d),
-    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm, nn.MaxPool2d, nn.AvgPool2d, nn.AdaptiveAvgPool2d),
+    *(nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm, nn.MaxPool2d, nn.AdaptiveAvgPool2d),
 }
+FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 SIMPLE = (bool, int, float, complex, str, bytes, types.NoneType, types.EllipsisType)
 
 
@@ -57,15 +58,25 @@ def model_name(model: nn.Module) -> str | None:
 
 def _modules(module: nn.Module, path: str) -> Iterator[Any]:
     kind = type(module)
-    if kind.__module__.split(".")[0] == "fimoda_lib":
-        return
-    if kind not in TOLD_BY_REPR:
-        kept = {k: v for k, v in vars(module).items() if k not in ("_parameters", "_buffers", "_modules")}
-        if _of_library(kind):  # settings only: beside them lie paths, caches and the like
-            kept = {k: v for k, v in kept.items() if isinstance(v, (*SIMPLE, tuple, types.FunctionType))}
+    kept = {k: v for k, v in vars(module).items() if k not in ("_parameters", "_buffers", "_modules")}
+    hooks = {k: [*v.values()] for k, v in kept.items() if "_hooks" in k and v}  # whose keys are counted in a process
+    added = {k: v for k, v in {**kept, **hooks}.items() if k == "forward" or k in FORWARD_HOOKS and v}
+    if kind.__module__.split(".")[0] == "fimoda_lib" or _told_by_repr(module):
+        kept = added
+    elif _of_library(kind):  # settings only: beside them lie paths, caches and the like
+        kept = {k: v for k, v in kept.items() if isinstance(v, (*SIMPLE, tuple, Tensor, types.FunctionType))} | added
+    else:
+        kept |= hooks
+    if kept:
         yield [path, kind, kept]
     for name, child in module.named_children():
         yield from _modules(child, f"{path}.{name}")
+
+
+def _told_by_repr(module: nn.Module) -> bool:
+    if type(module) is nn.AvgPool2d:
+        return (module.ceil_mode, module.count_include_pad, module.divisor_override) == (False, True, None)
+    return type(module) in TOLD_BY_REPR
 
 
 def _readable(value: Any) -> str:

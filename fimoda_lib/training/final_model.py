@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from .. import checks
 from ..devices import choose_device
-from ..storage.store import cached
+from ..storage.store import cached, fingerprint
 from ..tasks import Params, Task, check_params, check_task, parameters_of, take, to
 from .ensembles import Ensemble, Optimizer
 from .minibatches import FULL_RUN, steps_per_epoch
@@ -91,7 +91,8 @@ def train_final_model(
             final: Ensemble = runner.train(torch.tensor([FULL_RUN]), [seed], bar, look)
         return _to_dataset({name: p[0].cpu() for name, p in (best[0][1] if best else final.params).items()})
 
-    spec = {**specification(task, initial, plan), "seed": seed, **({"keep_best": True} if keep_best else {})}
+    kept = {"keep_best": True, "validation": fingerprint(task.test)} if keep_best else {}
+    spec = {**specification(task, initial, plan), "seed": seed, **kept}
     stored = cached(store, f"final-{task.name}", spec, compute, compute_missing=compute_missing)
     params = _from_dataset(stored, initial)
     if not all(p.isfinite().all() for p in params.values()):

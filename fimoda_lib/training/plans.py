@@ -83,18 +83,27 @@ def shard_name(task: str, optimizer: str, removal: str) -> str:
 
 def specification(task: Task, params: Params, plan: Plan) -> dict[str, Any]:
     """Everything that determines the numbers, as JSON values."""
-    frozen = {name: value for name, value in task.model.state_dict().items() if name not in params}
     return {
         "task": task.name,
         "model": repr(task.model),
-        "loss": loss_name(task.loss),
+        **computed_with(task, params),
         "data": fingerprint(task.train, take(task.test, torch.tensor(plan.test, dtype=torch.long))),
         "params": fingerprint(params),
         **asdict(plan),
         **({"left_out": groups_in_short(plan.left_out)} if is_grouped(plan.left_out) else {}),
+        **({"dropout": "active"} if draws_random_numbers(task, params) else {}),
+    }
+
+
+def computed_with(task: Task, params: Params) -> dict[str, str]:
+    """What else than data, parameters and the `repr` of a model determines its losses, as JSON values: the loss, code
+    of one's own, and what is not trained."""
+    tensors = {**dict(task.model.named_buffers()), **task.model.state_dict()}  # a buffer may be kept out of the latter
+    frozen = {name: value for name, value in tensors.items() if name not in params}
+    return {
+        "loss": loss_name(task.loss),
         **({"model_code": code} if (code := model_name(task.model)) else {}),
         **({"frozen": fingerprint(frozen)} if frozen else {}),
-        **({"dropout": "active"} if draws_random_numbers(task, params) else {}),
     }
 
 

@@ -435,3 +435,37 @@ def test_there_is_one_module_behind_its_names():
     assert fimoda_lib.huggingface is huggingface is home and home.text_task is text_task
     assert home.__spec__.name == home.__name__ == "fimoda_lib.datasets.huggingface"
     assert "huggingface" in fimoda_lib.__all__
+
+
+def test_a_longer_text_among_the_tests_changes_no_score_by_kronecker_factors(tokenizer):
+    model, longer = tiny(), [*TEST[0], " ".join(WORDS[:20])]
+    tasks = (
+        text_task(model, tokenizer, train=TRAIN, test=TEST),
+        text_task(model, tokenizer, train=TRAIN, test=(longer, [1, 0, 1])),
+    )
+    assert tasks[0].train[0]["input_ids"].shape[1] < tasks[1].train[0]["input_ids"].shape[1]
+    found = [attribute("ekfac", t, parameters_of(t.model), test=[0, 1], fisher="empirical") for t in tasks]
+    np.testing.assert_allclose(found[0], found[1], rtol=1e-6, atol=1e-9 * float(abs(found[0]).max()))
+
+
+def test_padding_that_a_model_looks_at_counts(tokenizer):
+    """A classifier of one's own that takes the mean over all positions, whatever the mask says."""
+
+    class Mean(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embedding, self.layer, self.head = nn.Embedding(21, 6), nn.Linear(6, 5), nn.Linear(5, 2)
+
+        def forward(self, inputs):
+            return self.head(torch.tanh(self.layer(self.embedding(inputs["input_ids"]))).mean(1))
+
+    made_of = text_task(tiny(), tokenizer, train=TRAIN, test=TEST)
+    ones = {k: torch.ones_like(v) if k == "attention_mask" else v for k, v in made_of.train[0].items()}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Mean().double()
+    found = []
+    for inputs in (made_of.train[0], ones):
+        task = Task("mean", model, cross_entropy, train=(inputs, made_of.train[1]), test=made_of.test)
+        found.append(attribute("ekfac", task, parameters_of(model), fisher="empirical"))
+    np.testing.assert_allclose(found[0], found[1])

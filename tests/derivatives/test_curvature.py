@@ -12,6 +12,8 @@ from torch.func import functional_call
 from fimoda_lib.derivatives import curvature as curvature_module
 from fimoda_lib.derivatives.curvature import GaussNewton, layer_damping, output_factors, recommended_damping
 from fimoda_lib.derivatives.gradients import Gradients
+from fimoda_lib.derivatives.linearised import output_directions
+from fimoda_lib.tasks import Task, parameters_of
 
 PROBLEMS = [("regression", 1), ("regression", 2), ("classification", 2), ("classification", 3)]
 ROWS = torch.tensor([3, 0, 21, 7, 8])
@@ -174,3 +176,48 @@ def test_dampings_are_mean_squared_gradient_entries(kind, outputs, monkeypatch):
     monkeypatch.setattr("fimoda_lib.derivatives.gradients.BLOCK_BYTES", 8 * at.n_params * 2)
     assert recommended_damping(at, ROWS) == pytest.approx(oracles.damping(task, params, ROWS.tolist()), rel=1e-12)
     assert layer_damping(at, ROWS) == pytest.approx(oracles.layer_damping(task, params, ROWS.tolist()), rel=1e-12)
+
+
+def of_probabilities(o, t):
+    """Binary cross-entropy of several labels, with its pole at zero outputs."""
+    return -(t * (o + 1e-12).log() + (1 - t) * (1 - o + 1e-12).log()).sum(1)
+
+
+def test_a_pole_at_zero_outputs_is_no_scale():
+    g = torch.Generator().manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(3, 4), torch.nn.Sigmoid()).double()
+    labels = torch.nn.functional.one_hot(torch.randint(3, (23,), generator=g), 4).double()  # the last one is never true
+    data = torch.randn(23, 3, generator=g, dtype=torch.float64), labels
+    task = Task("labels", model, of_probabilities, train=data, test=tuple(x[:5] for x in data))
+    params = parameters_of(model)
+    G = GaussNewton(Gradients(task, params), ROWS)
+    assert G.rank == 4
+    close(G.dense(), oracles.gauss_newton(task, params, ROWS.tolist()), 1e-9)
+    assert len(output_directions(Gradients(task, params))) == 4
+
+
+def test_output_directions_are_those_of_all_instances():
+    """Of two tasks that share a layer, the second's instances stand behind thousands of the first's; and a test
+    instance may have a direction of its own."""
+
+    class Chosen(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer = torch.nn.Linear(2, 3).double()
+
+        def forward(self, x):
+            return self.layer(x)
+
+    g, n = torch.Generator().manual_seed(0), 4200
+    of = torch.zeros(n, dtype=torch.long)
+    of[-50:] = 1
+    targets = torch.stack([torch.randn(n, generator=g, dtype=torch.float64), of.double()], 1)
+    x = torch.randn(n, 2, generator=g, dtype=torch.float64)
+
+    def loss(o, t):
+        return (o.gather(1, t[:, 1:].long()) - t[:, :1]).square().sum(1)
+
+    test = x[:2], torch.tensor([[0.5, 0.0], [0.5, 2.0]], dtype=torch.float64)
+    task = Task("two", Chosen(), loss, train=(x, targets), test=test)
+    D = output_directions(Gradients(task, parameters_of(task.model)))
+    assert torch.allclose((D.T @ D), torch.eye(3, dtype=torch.float64))

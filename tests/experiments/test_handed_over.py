@@ -23,6 +23,8 @@ def test_a_folder_that_transformers_reads(tmp_path):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
     folder = hand_over(tmp_path / "deep" / "folder")
+    assert hand_over(folder) == folder
+    assert f"model: got 'minilm', and {folder} holds 'small'" in refusal(hand_over, folder, "minilm", error=ValueError)
     train, new = (pd.read_csv(folder / name) for name in ("train.csv", "new.csv"))
     assert (len(train), len(new)) == (60, 20) and [*train] == [*new] == ["sentence", "label"]
     assert not {*train["sentence"]} & {*new["sentence"]}

@@ -14,6 +14,8 @@ from fimoda_lib.experiments.panel import Panel
 from fimoda_lib.experiments.settings import settings
 from fimoda_lib.intervals import log_spaced
 from fimoda_lib.plots import selection as plot
+from fimoda_lib.storage.store import asked
+from fimoda_lib.tasks import parameters_of
 
 
 @pytest.fixture(scope="module")
@@ -149,6 +151,21 @@ def test_studies_may_have_fewer_seeds_and_steps_of_lissa_h_than_the_figures():
     assert found.hyper("lissa_h")["depth"] == 5000 and found.hyper("lissa_h", many=True)["depth"] == 500
     whole = Panel("concrete", "paper", given_task=task)
     assert whole.hyper("lissa_h", many=True)["depth"] == 5000
+
+
+@pytest.mark.parametrize("stored", [Panel.scores, study.values_of], ids=["scores", "rankings"])
+def test_scores_with_another_loss_are_others(stored, tmp_path):
+    own = load_task("wine")
+    kept = {"results": tmp_path, "compute": False, "given_params": parameters_of(own.model)}
+
+    def huber(o, t):
+        return torch.nn.functional.huber_loss(o, t, reduction="none").sum(1)
+
+    def path(task):
+        panel = Panel("wine", "smoke", given_task=task, **kept)
+        return asked(lambda: stored(panel, "grad_dot"))
+
+    assert path(own) == path(None) != path(replace(own, loss=huber))
 
 
 def test_horizons_are_picked_by_their_steps_not_by_their_place():

@@ -329,3 +329,15 @@ def test_a_layer_that_is_called_under_vmap_has_no_kronecker_factors():
     assert "expected batches" in refusal(attribute, "ekfac", odd, named, error=ValueError)
     expected = oracles.grad_dot(odd, named, range(23), range(5), None)
     np.testing.assert_allclose(attribute("grad_dot", odd, named), expected, rtol=1e-9)
+
+
+def test_a_function_of_your_own_may_be_called_as_it_likes():
+    task, params = tiny()
+
+    def ones(instances, theta, *, train, test, curvature, weights=np.ones(3), unit=torch.tanh, **options):
+        return torch.full((len(test), len(train)), float(options.get("level", 1)), dtype=torch.float64)
+
+    found = attribute(ones, task, params, level=np.float32(2), kinds={"a", "b"})
+    assert (found == 2).all() and found.attrs["level"] == 2 and "1., 1., 1." in found.attrs["weights"]
+    given = attribute("datainf", task, params, damping={name: np.float32(0.1) for name in params})
+    assert given.attrs["damping"].count("0.1") == len(params)

@@ -273,3 +273,19 @@ def test_agrees_with_traker(kind, tmp_path):
     assert scale > 0 and error(scale * theirs, ours) < 1e-4
     other = attribute("trak", task, params, projection="identity", ridge=lambda_reg).values
     assert error((other * theirs).sum() / (theirs * theirs).sum() * theirs, other) > 1e-2
+
+
+def test_whole_numbers_are_classes_only_where_the_loss_takes_them_for_some():
+    """Counts, and a model of their mean and log-variance."""
+
+    def likelihood(o, t):
+        return 0.5 * (o[:, 1] + (t - o[:, 0]).square() * (-o[:, 1]).exp())
+
+    task, params = tiny(outputs=2)
+    counts = torch.arange(23) % 7, torch.arange(5)
+    found = []
+    for kind in (torch.long, torch.double):
+        train, test = ((part[0], t.to(kind)) for part, t in zip((task.train, task.test), counts, strict=True))
+        counted = replace(task, loss=likelihood, train=train, test=test)
+        found.append(attribute("trak", counted, params, dimension=12, ridge=0.1))
+    np.testing.assert_allclose(found[0], found[1])

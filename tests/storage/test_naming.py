@@ -216,3 +216,59 @@ def test_an_edited_model_or_loss_is_not_found_in_the_store(tmp_path):
         edited = dataclasses.replace(task, model=nn.Sequential(task.model[0], scope["Act"](), task.model[2]))
         results.append(further_train(edited, params, **settings, store=tmp_path, progress=False))
     assert len(list(tmp_path.glob("*.nc"))) == 2 and not results[0].full_loss.equals(results[1].full_loss)
+
+
+def hooked(factor):
+    layer = nn.Linear(2, 2)
+    layer.register_forward_hook(lambda module, inputs, output: output * factor)
+    return layer
+
+
+def with_own_forward(factor):
+    layer = nn.Linear(2, 2)
+    layer.forward = lambda x: x * factor
+    return layer
+
+
+def pooled(counted):
+    return nn.AvgPool2d(2, padding=1, count_include_pad=counted)
+
+
+def wrapped(code):
+    """A module of one's own inside one of this library."""
+    from fimoda_lib.datasets.huggingface import SequenceClassifier
+
+    scope = {"nn": nn}
+    exec(f"class Net(nn.Module):\n  config = None\n  def forward(self, x): return x * {code}", scope)
+    model = SequenceClassifier.__new__(SequenceClassifier)
+    nn.Module.__init__(model)
+    model.network = scope["Net"]()
+    return model
+
+
+@pytest.mark.parametrize("make", [hooked, with_own_forward, pooled, wrapped])
+def test_what_repr_leaves_out_is_part_of_the_name(make):
+    assert model_name(make(True)) == model_name(make(True)) != model_name(make(False))
+    assert model_name(nn.AvgPool2d(2)) is None
+
+
+def test_buffers_that_no_state_holds_are_not_mistaken_for_each_other(tmp_path):
+    import dataclasses
+
+    from fimoda_lib.training.further_training import further_train
+
+    class Scaled(nn.Module):
+        def __init__(self, scale):
+            super().__init__()
+            self.register_buffer("scale", torch.tensor(scale, dtype=torch.float64), persistent=False)
+
+        def forward(self, x):
+            return x * self.scale
+
+    task, params = tiny()
+    settings = dict(optimizer="sgd", learning_rate=0.05, batch_size=5, epochs=1, seeds=[0], left_out=[0])
+    results = []
+    for scale in (1.0, 3.0):
+        scaled = dataclasses.replace(task, model=nn.Sequential(*task.model, Scaled(scale)))
+        results.append(further_train(scaled, params, **settings, store=tmp_path, progress=False))
+    assert not results[0].full_loss.equals(results[1].full_loss)

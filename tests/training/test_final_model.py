@@ -10,7 +10,7 @@ from problems import tiny
 from small_files import refusal
 from torch.utils.data import DataLoader, TensorDataset
 
-from fimoda_lib.tasks import parameters_of
+from fimoda_lib.tasks import parameters_of, take
 from fimoda_lib.training import final_model
 from fimoda_lib.training.final_model import TrainingDiverged, choose_learning_rate, train_final_model
 
@@ -117,3 +117,12 @@ def test_the_learning_rate_is_chosen_by_held_out_training_instances():
     # The test instances are for what comes later: their values must not be looked at.
     task.test[0].fill_(float("nan"))
     assert choose_learning_rate(task, [0.05], held_out=0.25, seed=1, **settings)[0.05] == losses[0.05]
+
+
+def test_the_instances_that_choose_the_best_epoch_are_part_of_its_name(tmp_path):
+    task, _ = tiny(n_test=3)
+    other = dataclasses.replace(task, test=take(task.train, torch.arange(3)))
+    best = [fit(t, keep_best=True, learning_rate=0.3, epochs=6, store=tmp_path) for t in (task, other)]
+    assert len([*tmp_path.glob("final-*.nc")]) == 2
+    alone = fit(other, keep_best=True, learning_rate=0.3, epochs=6)
+    assert all(torch.equal(best[1][k], p) for k, p in alone.items())

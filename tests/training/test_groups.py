@@ -187,3 +187,16 @@ def test_sums_that_cannot_be(scores, groups, fragments):
     given = {"few": few, "summed": group_scores(few, [[1, 2]]), None: None}[scores]
     message = refusal(group_scores, given, groups, error=ValueError)
     assert all(fragment in message for fragment in fragments), message
+
+
+def test_some_of_the_groups_left_out():
+    task, params = tiny()
+    gold = run(task, params, GROUPS, removal="mask", seeds=[0])
+    scores = xr.DataArray(np.arange(115.0).reshape(5, 23), [("test", range(5)), ("train", range(23))])
+    whole = instance_similarity(group_scores(scores, gold), sensitivity(gold.isel(left_out=[2, 1, 3])))
+    for chosen in ([2, 1, 3], [1, 2, 3]):
+        some = gold.isel(left_out=chosen)
+        found = instance_similarity(group_scores(scores, some), sensitivity(some))
+        np.testing.assert_allclose(found, whole)
+    lacking = refusal(similarity, group_scores(scores, gold.isel(left_out=[1, 2])), sensitivity(gold), error=ValueError)
+    assert "2 of the groups left out have none (group 0, say); take group_scores(scores, gold)" in lacking
