@@ -170,7 +170,7 @@ def outcome(
         published = published_panel(claim.figure, panel, dataset)
         known = (runs or {}).get(dataset, {})
         ours = claim.judge(curves_of(rows), panel, known.get("margins"))
-        differs = what_differs(dataset, profile, claim.methods if claim.tabular else ())
+        differs = what_differs(dataset, profile, claim.methods)
         if claim.curvature and "curvature" in known and not differs:
             differs = "the curvature of some of the training instances"
         if differs and ours.verdict != NOT_RUN:

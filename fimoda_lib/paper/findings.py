@@ -47,17 +47,13 @@ def markdown(heading: str, table: pd.DataFrame, column: Column) -> str:
 def _lds(rows: pd.DataFrame) -> dict[str, str]:
     rows = rows[rows["share"] == SHARE].sort_values("step")
     curves = {method: curve["lds"] for method, curve in rows.groupby("method", sort=False)}
-    means = {m: curve.mean() for m, curve in curves.items() if m not in CONTROLS and curve.notna().all()}
-    best = max(means, key=means.get)
-    named = {
-        "best published method": (best, f" ({label(best)})"),
-        "LFT, summed": ("lft", ""),
-        "LFT, followed as a whole": ("lft_whole", ""),
-        "ceiling": ("ceiling", ""),
-    }
-    return {
-        words: f"{number(curves[m].iloc[0])} → {number(curves[m].iloc[-1])}{aside}"
-        for words, (m, aside) in named.items()
+    published = {m: curve for m, curve in curves.items() if m not in CONTROLS and curve.notna().all()}
+    best = [max(published, key=lambda m, k=k: published[m].iloc[k]) for k in (0, -1)]  # at either end
+    ends = [f"{number(published[m].iloc[k])} ({label(m)})" for m, k in zip(best, (0, -1), strict=True)]
+    named = {"LFT, summed": "lft", "LFT, followed as a whole": "lft_whole", "ceiling": "ceiling"}
+    return {"best published method there": " → ".join(ends)} | {
+        words: f"{number(curves[m].iloc[0])} → {number(curves[m].iloc[-1])}"
+        for words, m in named.items()
         if m in curves
     }
 

@@ -16,8 +16,10 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
+from ..datasets import DATASETS
 from ..experiments.settings import panel_letter
 from ..experiments.standards import read_rows
 from ..methods import METHODS
@@ -25,6 +27,7 @@ from ..plots.look import LOOK
 from ..plots.published import published_curves
 from .claims import check_claims, read_table, runs_of, title
 from .findings import UTMOST, findings, markdown, without_helpful
+from .over_horizons import log_weights
 from .pieces import computed_by
 from .rules import number
 
@@ -143,7 +146,26 @@ def horizons(folder: Path | str) -> str:
             label = f", {best.method}" if words.startswith("best") else ""
             cells.append(f"{mean} ({written(best.lowest)}{cost}){label}")
         lines.append(f"| {words} | {' | '.join(cells)} |")
+    costs = table[table.method == ours].set_index("data set")["of one seed"]
+    cells = [of_seeds(folder, name, costs.get(name, float("nan"))) for name in names]
+    lines.append(f"| further training itself, at the cost of LFT | {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def of_seeds(folder: Path | str, title: str, k: float) -> str:
+    """The similarity that so many seeds of the gold standard would have to the truth, averaged and lowest over
+    horizons, by the noise ceiling of all of them; a dash for less than one."""
+    plain = title.removesuffix(" (small model)")
+    dataset = next((name for name, entry in DATASETS.items() if entry.title == plain), None)
+    if dataset is None or not k >= 1:
+        return "–"
+    rows = read_table(folder, "fig02plus")
+    rows = rows[(rows.dataset == dataset) & (rows.method == "ceiling")].sort_values("epoch")
+    S, square = len(runs_of(folder, "fig02plus")[dataset]["seeds"]), rows["mean"] ** 2
+    agreement = square / (S - (S - 1) * square)
+    reached = (k * agreement / (1 + (k - 1) * agreement)) ** 0.5
+    mean = np.average(reached, weights=log_weights(rows["epoch"].to_numpy()))
+    return f"{written(mean)} ({written(reached.min())})"
 
 
 def widths() -> str:
@@ -197,8 +219,9 @@ def run(folder: Path | str) -> str:
     """By which commits a folder of figures was drawn and its results were computed, and how to repeat that."""
     notes = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(Path(folder).glob("*.json"))]
     drawn = {note["commit"] for note in notes}
-    computed = sorted(set().union(*map(computed_by, notes)) - drawn)
-    by = f"; its stored results were computed by {', '.join(f'`{c}`' for c in computed)}" if computed else ""
+    computed = sorted(set().union(*map(computed_by, notes)))
+    several = {*computed} - drawn
+    by = f"; its stored results were computed by {', '.join(f'`{c}`' for c in computed)}" if several else ""
     (profile,), commit = {note["profile"] for note in notes} - {"any"}, ", ".join(sorted(drawn))
     return (
         f"`{profile}/` was drawn by `{commit}`{by}. To repeat it:\n\n```bash\ngit checkout {commit}\n"
