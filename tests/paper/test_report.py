@@ -454,6 +454,7 @@ def test_headings_come_in_order_and_every_id_is_unique(made, name):
 
 @pytest.mark.parametrize("name", PAGES)
 def test_pages_print(made, browser, name):
-    visit(browser, made[0] / name, 1280)
+    browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})  # on paper there is no window
+    browser.get((made[0] / name).as_uri())
     pdf = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {"preferCSSPageSize": True})["data"])
     assert pdf.startswith(b"%PDF") and len(pdf) > 5000
