@@ -23,7 +23,7 @@ PROFILES = {  # what `profiles.PROFILES` holds; a test compares them
     "what is not on this machine: about a quarter of an hour on 2 cores, no network",
     "laptop": "the paper's data sets and epochs, a fifth of its left-out instances, 2 to 5 seeds: some two hours on 2 "
     "cores",
-    "overnight": "half of the left-out instances, 5 to 100 seeds, as committed: some nine hours on 2 cores",
+    "overnight": "half of the left-out instances, 5 to 100 seeds, as committed: some ten hours on 2 cores",
     "paper": "everything as in the paper, 100 seeds: for a GPU box",
 }
 MOST_JOBS = 4  # processes where nobody says how many

@@ -9,6 +9,7 @@ import pytest
 
 from fimoda_lib.methods import METHODS
 from fimoda_lib.paper import prose
+from fimoda_lib.run.command import PROFILES
 
 ROOT = Path(prose.__file__).resolve().parents[2]
 FIGURES = ROOT / "figures/overnight"
@@ -100,6 +101,14 @@ def test_what_the_page_says_of_the_studies_is_in_their_tables():
         "loss", errors="ignore"
     ).min() < 0.5
     assert {*damping.dataset} == {"concrete", "energy"}
+
+
+def test_the_hours_of_the_committed_run_are_those_of_its_pieces():
+    hours = pd.read_csv(FIGURES / "notebooks" / "pieces.csv").minutes.sum() / 60
+    words = {10: "ten"}[round(hours / 2)]
+    assert f"about {words} hours (added up from its pieces)" in (ROOT / "README.md").read_text()
+    assert f"add up to {hours:.0f} hours of one process" in (ROOT / "figures" / "README.md").read_text()
+    assert f"some {words} hours on 2 cores" in PROFILES["overnight"]
 
 
 def test_as_many_seeds_as_lft_costs(tmp_path):
