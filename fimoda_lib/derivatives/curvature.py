@@ -15,6 +15,8 @@ from torch import Tensor
 from ..devices import eigh, free_memory
 from .gradients import Gradients
 
+ROUNDOFF = 1e-12  # of eigenvalues
+SMALLER = (1.0, 0.1, 0.01, 0.001)  # of outputs of size one: a loss may have a temperature
 HOLD_BYTES = 6 * 2**30  # up to this size A is kept in the CPU's memory; beyond it, computed anew for every product
 
 
@@ -178,19 +180,24 @@ def output_factors(at: Gradients, instances: tuple, rank: int | None = None) -> 
     """
     with torch.no_grad():
         outputs = at.outputs(instances[0]).double()  # these matrices are small, and saturation leaves few digits
-        small = outputs / outputs.abs().amax(1, keepdim=True).clamp(min=1)
         values, vectors = torch.linalg.eigh(at.loss_hessians(outputs, instances[1]))  # ascending
-        elsewhere = (at.loss_hessians(o, instances[1]) for o in (torch.zeros_like(outputs), small))
-        at_zero, at_small = (torch.linalg.eigvalsh(h.nan_to_num(0, 0, 0)) for h in elsewhere)  # some have none there
-    # A saturated softmax has tiny curvature but rounding errors of the size of probabilities, hence the second scale:
-    # that of small outputs. Some losses, of probabilities or rates, have a pole at zero, which is no scale.
-    own, zero, nearby = (v.abs().sum(1, keepdim=True).clamp(min=1e-300) for v in (values, at_zero, at_small))
-    roundoff = 1e-12 * torch.maximum(own, torch.minimum(zero, nearby))
-    if (values < -roundoff).any():
-        raise ValueError(f"The loss of task '{at.task.name}' is not convex in the outputs: no Gauss-Newton matrix.")
-    if rank is None:
-        curved = values > roundoff, at_zero > 1e-12 * zero, at_small > 1e-12 * nearby
-        rank = max(int(c.sum(1).max()) for c in curved) or 1
+    size = values.abs().sum(1, keepdim=True).clamp(min=1e-300)
+    if rank is None or (values < -ROUNDOFF * size).any():
+        # A saturated softmax has tiny curvature but rounding errors of the size of probabilities, hence another scale:
+        # that of small outputs. Some losses, of probabilities or rates, have a pole at zero, which is no scale.
+        curved, small = [], outputs / outputs.abs().amax(1, keepdim=True).clamp(min=1)
+        for o in (torch.zeros_like(outputs), *(small * s for s in SMALLER)):
+            with torch.no_grad():
+                v = torch.linalg.eigvalsh(at.loss_hessians(o, instances[1]).nan_to_num(0, 0, 0)).abs()
+            curved.append((v, v.sum(1, keepdim=True).clamp(min=1e-300)))
+        (_, zero), *nearby = curved
+        floor = torch.minimum(zero, torch.stack([s for _, s in nearby]).amax(0))
+        size = torch.maximum(size, floor)
+        if (values < -ROUNDOFF * size).any():
+            raise ValueError(f"The loss of task '{at.task.name}' is not convex in the outputs: no Gauss-Newton matrix.")
+        if rank is None:
+            found = ((v, torch.maximum(s, floor)) for v, s in ((values, size), *curved))
+            rank = max(int((v > ROUNDOFF * s).sum(1).max()) for v, s in found) or 1
     return (vectors * values.clamp(min=0).sqrt()[:, None]).mT[:, -rank:].to(at.dtype)
 
 

@@ -42,9 +42,14 @@ def output_directions(at: Gradients) -> Tensor:
             found = here, at_zero.nan_to_num(0, 0, 0), slopes.T @ slopes
             kinds = [total + one for total, one in zip(kinds, found, strict=True)]
     # Each on its own scale: a loss of probabilities has a pole at zero, beside which all else would be nothing.
-    total = sum(kind / kind.diagonal().sum().clamp(min=1e-300) for kind in kinds)
-    values, vectors = torch.linalg.eigh(total)
+    values, vectors = torch.linalg.eigh(sum(map(size_one, kinds)))
     return vectors.T[values > 1e-9 * values[-1]]
+
+
+def size_one(matrix: Tensor) -> Tensor:
+    """A symmetric matrix with its eigenvalues positive, and one in all."""
+    values, vectors = torch.linalg.eigh(matrix)
+    return (vectors * (values.abs() / values.abs().sum().clamp(min=1e-300))) @ vectors.T
 
 
 def jacobians(at: Gradients, instances: tuple, directions: Tensor, scale: Tensor | None) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from .. import checks
 from ..devices import choose_device, strict_arithmetic
+from ..storage.naming import loss_name
 from ..storage.store import fingerprint
 from ..tasks import Params, Task, check_params, check_task, resolve_rows, take, to
 from ..training.ensembles import Ensemble, Optimizer
@@ -60,7 +61,7 @@ class Trajectory:
             that were not recorded.
         segments: in order, covering all records.
         settings: how it was trained.
-        data, loss: of the task that it was trained on: the fingerprint of its training instances, and its loss.
+        data, loss: of the task that it was trained on: `data_of` its training instances, and the name of its loss.
     """
 
     learning_rate: float
@@ -70,7 +71,7 @@ class Trajectory:
     segments: tuple[Segment, ...]
     settings: dict[str, Any]
     data: str = ""
-    loss: Callable | None = None
+    loss: str = ""
 
 
 def record_full_run(
@@ -144,7 +145,20 @@ def record_full_run(
         for first, last, start, square in zip(cuts[:-1], cuts[1:], starts, squares, strict=True)
     )
     settings = {"optimizer": optimizer, "learning_rate": rule.learning_rate, "batch_size": batch_size, "seed": seed}
-    return Trajectory(rule.learning_rate, due, *found, pieces, settings, fingerprint(task.train), task.loss)
+    return Trajectory(rule.learning_rate, due, *found, pieces, settings, data_of(task), name_of_loss(task))
+
+
+def data_of(task: Task) -> str:
+    """A fingerprint of the training instances, in whatever precision they are."""
+    return fingerprint(tree_map(lambda x: x.float() if x.is_floating_point() else x, task.train))
+
+
+def name_of_loss(task: Task) -> str:
+    """The name of its loss; nothing if it has none that lasts."""
+    try:
+        return loss_name(task.loss)
+    except ValueError:
+        return ""
 
 
 def recorded(ensemble: Ensemble, inputs: Any, rows: Tensor) -> Tensor:
@@ -201,7 +215,14 @@ def mean_run(runs: Iterable[Trajectory]) -> Trajectory:
 
     def alike(run: Trajectory) -> tuple:
         settings = {k: v for k, v in run.settings.items() if k != "seed"}
-        return settings, run.data, run.steps, [(s.first, s.last) for s in run.segments], run.train_outputs.shape
+        return (
+            settings,
+            run.data,
+            run.loss,
+            run.steps,
+            [(s.first, s.last) for s in run.segments],
+            run.train_outputs.shape,
+        )
 
     def moving(run: Trajectory) -> list:
         return [run.train_outputs, run.test_outputs, [(s.params, s.squares or {}) for s in run.segments]]

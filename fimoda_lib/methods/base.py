@@ -50,9 +50,7 @@ class Method:
     @property
     def defaults(self) -> dict[str, Any]:
         """Hyper-parameters and their default values."""
-        parameters = [*inspect.signature(self.function).parameters.values()][
-            2:
-        ]  # after task and params, however called
+        _, _, *parameters = inspect.signature(self.function).parameters.values()  # task and params, however called
         return {p.name: p.default for p in parameters if p.name not in COMMON and p.default is not p.empty}
 
     @property

@@ -9,9 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..derivatives.trajectories import Trajectory, check_settings
-from ..storage.naming import loss_name
-from ..storage.store import fingerprint
+from ..derivatives.trajectories import Trajectory, check_settings, data_of, name_of_loss
 from ..tasks import Params, Task
 from ..training.ensembles import Optimizer
 from ..training.plans import MOST_STEPS
@@ -43,14 +41,13 @@ def check_stored(run: Trajectory, task: Task, params: Params, segments: int) -> 
             f"further_training: the run was recorded with {instances[0]} training and {instances[1]} test instances; "
             f"the task has {task.n_train} and {task.n_test}."
         )
-    if run.data not in ("", fingerprint(task.train)):
+    if run.data not in ("", data_of(task)):
         raise ValueError(
             "further_training: the run was recorded on other training instances than these; record it anew."
         )
-    if run.loss not in (None, task.loss) and loss_name(run.loss) != loss_name(task.loss):
+    if (loss := name_of_loss(task)) != run.loss and loss and run.loss:
         raise ValueError(
-            f"further_training: the run was recorded with the loss {loss_name(run.loss)}, the task has "
-            f"{loss_name(task.loss)}; record it anew."
+            f"further_training: the run was recorded with the loss {run.loss}, the task has {loss}; record it anew."
         )
     start, here = run.segments[0].params, {k: p.cpu().double() for k, p in params.items()}
     same = all(k in start and start[k].shape == p.shape for k, p in params.items())

@@ -32,8 +32,10 @@ TOLD_BY_REPR = {
     *(nn.ReLU, nn.Tanh, nn.Sigmoid, nn.GELU, nn.SiLU, nn.ELU, nn.Softplus, nn.LeakyReLU, nn.Dropout, nn.Dropout2d),
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm, nn.MaxPool2d, nn.AdaptiveAvgPool2d),
 }
-FORWARD_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
 SIMPLE = (bool, int, float, complex, str, bytes, types.NoneType, types.EllipsisType)
+SETTINGS = (*SIMPLE, tuple, types.FunctionType)
+ASIDE = ("training", "name_or_path")  # of a module: where it came from, and how it was used last
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks")
 
 
 def loss_name(loss: Any) -> str:
@@ -56,21 +58,40 @@ def model_name(model: nn.Module) -> str | None:
     return _digest("model", parts) if parts else None
 
 
-def _modules(module: nn.Module, path: str) -> Iterator[Any]:
+def _modules(module: nn.Module, path: str, ours: bool = False) -> Iterator[Any]:
+    """What is to be told of a module and those in it; `ours`: it lies in one of this library, which tells its settings.
+
+    Of a library's modules it is settings only: beside them lie paths, caches and the like.
+    """
     kind = type(module)
     kept = {k: v for k, v in vars(module).items() if k not in ("_parameters", "_buffers", "_modules")}
-    hooks = {k: [*v.values()] for k, v in kept.items() if "_hooks" in k and v}  # whose keys are counted in a process
-    added = {k: v for k, v in {**kept, **hooks}.items() if k == "forward" or k in FORWARD_HOOKS and v}
-    if kind.__module__.split(".")[0] == "fimoda_lib" or _told_by_repr(module):
+    hooks = {k: [*map(_hook, v.values())] for k, v in kept.items() if k in HOOKS and v}  # counted in a process
+    added = {k: v for k, v in {**kept, **hooks}.items() if k == "forward" or k in HOOKS[:2] and v}
+    in_package = kind.__module__.split(".")[0] == "fimoda_lib"
+    ours, own = ours or in_package, not (in_package or _of_library(kind))
+    if in_package or _told_by_repr(module) or (ours and not own):
         kept = added
-    elif _of_library(kind):  # settings only: beside them lie paths, caches and the like
-        kept = {k: v for k, v in kept.items() if isinstance(v, (*SIMPLE, tuple, Tensor, types.FunctionType))} | added
-    else:
+    elif ours:
+        kept = {k: v for k, v in kept.items() if _is_setting(v) and k not in ASIDE and not k.startswith("_")} | added
+    elif own:
         kept |= hooks
-    if kept:
+    else:
+        kept = {k: v for k, v in kept.items() if isinstance(v, SETTINGS)} | added
+    if kept or own:
         yield [path, kind, kept]
     for name, child in module.named_children():
-        yield from _modules(child, f"{path}.{name}")
+        yield from _modules(child, f"{path}.{name}", ours)
+
+
+def _is_setting(value: Any) -> bool:
+    several = isinstance(value, list) and all(isinstance(one, SIMPLE) for one in value)
+    return several or isinstance(value, (*SETTINGS, Tensor))
+
+
+def _hook(hook: Any) -> Any:
+    """A hook without the weights of the module that it may be a method of."""
+    own = isinstance(hook, types.MethodType) and isinstance(hook.__self__, nn.Module)
+    return [hook.__func__, type(hook.__self__)] if own else hook
 
 
 def _told_by_repr(module: nn.Module) -> bool:

@@ -98,8 +98,9 @@ def specification(task: Task, params: Params, plan: Plan) -> dict[str, Any]:
 def computed_with(task: Task, params: Params) -> dict[str, str]:
     """What else than data, parameters and the `repr` of a model determines its losses, as JSON values: the loss, code
     of one's own, and what is not trained."""
-    tensors = {**dict(task.model.named_buffers()), **task.model.state_dict()}  # a buffer may be kept out of the latter
-    frozen = {name: value for name, value in tensors.items() if name not in params}
+    state = task.model.state_dict()
+    aside = {name: value for name, value in task.model.named_buffers() if name not in state}  # kept out of it
+    frozen = {name: value for name, value in {**state, **aside}.items() if name not in params}
     return {
         "loss": loss_name(task.loss),
         **({"model_code": code} if (code := model_name(task.model)) else {}),

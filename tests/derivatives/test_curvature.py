@@ -13,7 +13,7 @@ from fimoda_lib.derivatives import curvature as curvature_module
 from fimoda_lib.derivatives.curvature import GaussNewton, layer_damping, output_factors, recommended_damping
 from fimoda_lib.derivatives.gradients import Gradients
 from fimoda_lib.derivatives.linearised import output_directions
-from fimoda_lib.tasks import Task, parameters_of
+from fimoda_lib.tasks import Task, cross_entropy, parameters_of
 
 PROBLEMS = [("regression", 1), ("regression", 2), ("classification", 2), ("classification", 3)]
 ROWS = torch.tensor([3, 0, 21, 7, 8])
@@ -221,3 +221,25 @@ def test_output_directions_are_those_of_all_instances():
     task = Task("two", Chosen(), loss, train=(x, targets), test=test)
     D = output_directions(Gradients(task, parameters_of(task.model)))
     assert torch.allclose((D.T @ D), torch.eye(3, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("temperature", [1, 5, 10, 30, 100, 1000])
+@pytest.mark.parametrize("size", [0.01, 1, 30])
+def test_a_softmax_with_a_temperature_is_convex_and_has_one_direction_less_than_classes(temperature, size):
+    task, params = tiny("classification")
+    params = {k: p * (size if k.startswith("2") else 1) for k, p in params.items()}
+    task = dataclasses.replace(task, loss=lambda o, t: cross_entropy(temperature * o, t))
+    at = Gradients(task, params)
+    assert output_factors(at, at.train(torch.arange(23))).shape[1] == 2
+    if temperature * size < 10_000:  # beyond, rounding is all there is, and may add one
+        assert len(output_directions(at)) == 2
+
+
+def test_a_loss_that_is_concave_at_zero_outputs_has_all_its_directions():
+    task, params = tiny(outputs=2)
+    outputs = torch.func.functional_call(task.model, params, (task.train[0],)).detach()
+    shift = torch.tensor([0.5, 3.0], dtype=torch.float64)  # convex where the model fits, and concave at zero
+    far = dataclasses.replace(
+        task, loss=lambda o, t: (o - t).square().add(1).log().sum(1), train=(task.train[0], outputs + 0.1 * shift)
+    )
+    assert len(output_directions(Gradients(far, params))) == 2

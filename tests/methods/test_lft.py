@@ -3,6 +3,7 @@
 import dataclasses
 import importlib
 import json
+import pickle
 import re
 from types import SimpleNamespace
 
@@ -21,7 +22,7 @@ from fimoda_lib.derivatives import gradients, linearised, spectra
 from fimoda_lib.derivatives.curvature import GaussNewton
 from fimoda_lib.derivatives.gradients import Gradients
 from fimoda_lib.derivatives.linearised import decay
-from fimoda_lib.derivatives.trajectories import mean_run, record_full_run
+from fimoda_lib.derivatives.trajectories import data_of, mean_run, name_of_loss, record_full_run
 from fimoda_lib.groups import group_scores
 from fimoda_lib.methods import attribute
 from fimoda_lib.methods.ekfac import EkfacFactors
@@ -742,3 +743,10 @@ def test_a_stored_run_that_does_not_fit_is_refused():
     assert "recorded with the loss squared_error, the task has" in refused(task=halved)
     same = dataclasses.replace(task, train=tuple(x.clone() for x in task.train))
     assert attribute("lft", same, params, further_training=stored, horizon=[4]).shape == (1, 5, 23)
+    single = dataclasses.replace(task, train=tuple(x.float() for x in task.train))
+    assert data_of(single) == data_of(task) == stored.data
+    assert pickle.loads(pickle.dumps(dataclasses.replace(stored, loss=name_of_loss(halved)))).loss == name_of_loss(
+        halved
+    )
+    runs = [record_full_run(t, params, steps=[2], progress=False, optimizer="sgd", **RUN) for t in (task, halved)]
+    assert "mean_run: the runs differ in more than their seeds" in refusal(mean_run, runs, error=ValueError)

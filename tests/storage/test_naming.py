@@ -252,6 +252,26 @@ def test_what_repr_leaves_out_is_part_of_the_name(make):
     assert model_name(nn.AvgPool2d(2)) is None
 
 
+def test_paths_modes_and_weights_are_no_part_of_the_name():
+    class Own(nn.Module):
+        def __init__(self, path="a", seed=0):
+            super().__init__()
+            torch.manual_seed(seed)
+            self.layer, self.name_or_path, self.my_hooks, self.num_hooks = nn.Linear(2, 2), path, [print], 3
+            self.layer.register_forward_hook(self.seen)
+
+        def seen(self, module, inputs, output):
+            return output * 2
+
+    with torch.random.fork_rng():
+        inside = [wrapped("2") for _ in range(2)]
+        for model, own in zip(inside, (Own("a", 0), Own("b", 1)), strict=True):
+            model.network = own
+        inside[1].train(False)
+        assert model_name(inside[0]) == model_name(inside[1]) is not None
+        assert model_name(Own(seed=0)) == model_name(Own(seed=1)) != model_name(Own(path="c"))
+
+
 def test_buffers_that_no_state_holds_are_not_mistaken_for_each_other(tmp_path):
     import dataclasses
 
