@@ -64,7 +64,7 @@ def trak() -> dict[str, dict]:
 
 
 def lissa(multiples: tuple[float, ...], **more: float | str) -> dict[str, dict]:
-    chosen = {f"λ₀ x {m:g}, depth {d}": {"multiple": m, "depth": d, **more} for m in multiples for d in DEPTHS}
+    chosen = {f"λ₀ x {m:g}, depth {d}": {"multiple": m, "depth": d, **more} for d in DEPTHS for m in multiples}
     one = {f"λ₀ x {multiples[-1]:g}, batches of one": {"multiple": multiples[-1], "batch_size": 1, **more}}
     every = {f"λ₀ x {multiples[-1]:g}, all instances": {"multiple": multiples[-1], "batch_size": None, "depth": 200}}
     return chosen | one | {name: {**more, **hyper} for name, hyper in every.items()}

@@ -170,6 +170,7 @@ PROFILES: dict[str, Profile] = {
             study_left_out=5,
             study_seeds={"*": 2},
             exact_tests=0,  # half an hour
+            ranked=300,
             suspected=60,
             subsets={"cifar10": 4, "*": 10},
             explained=20,

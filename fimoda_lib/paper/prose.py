@@ -33,7 +33,9 @@ from .rules import number
 
 PAGES = ("README.md", "docs/results.md", "docs/beyond.md", "docs/images_and_text.md", "figures/README.md")
 NUMBER = re.compile(r"<!--([\w:.]+)-->(−?\d*\.?\d+|–)")
-BLOCK = re.compile(r"(<!--(verdicts|lft|width|unpublished|findings|curves|run|sizes)-->\n).*?(<!--end-->)", re.S)
+BLOCK = re.compile(
+    r"(<!--(verdicts|lft|width|unpublished|findings|curves|rectified|run|sizes)-->\n).*?(<!--end-->)", re.S
+)
 SEEDS = {  # figure -> whose seeds it shows
     "fig02": "seeds, SGD (text: AdamW)",
     "fig04": "seeds, Adam",
@@ -61,6 +63,7 @@ def fill(text: str, folder: Path | str) -> str:
         "unpublished": unpublished,
         "findings": lambda: findings(folder),
         "curves": curves,
+        "rectified": rectified,
         "run": lambda: run(folder),
         "sizes": lambda: sizes(folder),
     }
@@ -213,6 +216,23 @@ def curves() -> str:
     (tests,) = set(table["tests"])
     heading = f"Rise of the loss without the {UTMOST:.0%} held to be most helpful; {tests} test instances"
     return markdown(heading, table, without_helpful)
+
+
+def rectified() -> str:
+    """What derivatives say of runs of image models with rectified units, by `benchmarks/rectified_images.py`."""
+    table, kinks = pd.read_csv(BENCHMARKS / "rectified_images.csv"), {"between": "between kinks", "moved": "softened"}
+    lines = []
+    for dataset, rows in table.groupby("dataset", sort=False):
+        seeds = rows["seeds"].iloc[0]
+        at = {name: some.set_index("step") for name, some in rows.groupby("kinks", sort=False)}
+        steps = at["between"].index
+        lines += [f"| {title(dataset)}, steps | {' | '.join(map(str, steps))} |", "|---|" + "---|" * len(steps)]
+        against = {"itself": "the run itself", "mean": f"mean of {seeds} seeds", "single": "other single seeds"}
+        shown = [(f"{words}, {how}", at[k][column]) for column, words in against.items() for k, how in kinks.items()]
+        shown += [(f"noise ceiling, {seeds} seeds", at["between"]["ceiling"])]
+        shown += [("noise ceiling, one seed", at["between"]["ceiling_single"])]
+        lines += [f"| {words} | {' | '.join(written(v) for v in values)} |" for words, values in shown] + [""]
+    return "\n".join(lines[:-1]) + "\n"
 
 
 def run(folder: Path | str) -> str:
