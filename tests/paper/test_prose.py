@@ -103,6 +103,22 @@ def test_what_the_page_says_of_the_studies_is_in_their_tables():
     assert {*damping.dataset} == {"concrete", "energy"}
 
 
+def test_what_the_page_says_of_rectified_units_is_in_their_table():
+    table = pd.read_csv(ROOT / "benchmarks" / "rectified_images.csv")
+    assert {*table.seeds} == {50} and {*table.left_out} == {8} and {*table.tests} == {50}
+    shown = table[table.kinks.isin(["between", "moved"])]
+    digits, images = (shown[shown.dataset == name] for name in ("digit_images", "cifar10"))
+    late, soft = images[images.step >= 10], images[images.kinks == "moved"]
+    assert late.ceiling.min() == 0 and late.ceiling.max() < 0.41 and late[["itself", "mean"]].max().max() < 0.3
+    early = images[images.step.isin([2, 5])]
+    assert (early["single"] > early.ceiling_single).all()
+    for column in ("itself", "mean"):
+        assert soft[f"{column}_gain"].abs().max() < 0.02
+        assert not (soft[f"{column}_gain"] > soft[f"{column}_gain_pm"]).any()
+    assert (soft.mean_gain < -soft.mean_gain_pm).any()
+    assert digits[["itself", "mean"]].min().min() > 0.998
+
+
 def test_the_hours_of_the_committed_run_are_those_of_its_pieces():
     hours = pd.read_csv(FIGURES / "notebooks" / "pieces.csv").minutes.sum() / 60
     words = {10: "ten"}[round(hours / 2)]
