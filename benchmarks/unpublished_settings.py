@@ -1,6 +1,7 @@
 """Which of the settings that the paper does not state gives its curves?
 
     python benchmarks/unpublished_settings.py --results DIR --out FILE.csv [--profile laptop] [--datasets energy]
+                                              [--of-many 5000]
 
 Some published curves differ from ours: EK-FAC, LiSSA-H and TRAK on Energy, LiSSA and LiSSA-H on Folktables. The paper
 says which library it took, not with which damping, depth, projection or sign. A row per setting: our similarity to
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,7 @@ import xarray as xr
 
 from fimoda_lib import attribute, sensitivity, similarity
 from fimoda_lib.experiments.panel import Panel
+from fimoda_lib.experiments.profiles import PROFILES, get_profile
 from fimoda_lib.experiments.settings import panel_letter
 from fimoda_lib.methods import MethodDiverged
 from fimoda_lib.paper.over_horizons import log_weights
@@ -131,7 +134,10 @@ def main() -> None:
     options.add_argument("--profile", default="laptop")
     options.add_argument("--datasets", nargs="+", default=["energy", "folktables"])
     options.add_argument("--methods", nargs="+", default=["ekfac", "trak", "lissa", "lissa_h"])
+    options.add_argument("--of-many", type=int, help="instances in the curvature of large data, if not the profile's")
     chosen = options.parse_args()
+    if chosen.of_many:
+        PROFILES[chosen.profile] = replace(get_profile(chosen.profile), of_many=chosen.of_many)
     table = pd.read_csv(chosen.out) if Path(chosen.out).exists() else pd.DataFrame(columns=["dataset"])
     for (dataset, method), settings in SETTINGS.items():
         if dataset not in chosen.datasets or method not in chosen.methods:
