@@ -162,13 +162,17 @@ def of_seeds(folder: Path | str, title: str, k: float) -> str:
     dataset = next((name for name, entry in DATASETS.items() if entry.title == plain), None)
     if dataset is None or not k >= 1:
         return "–"
+    found = reached(folder, dataset, k)
+    return f"{written(np.average(found, weights=log_weights(found.index.to_numpy())))} ({written(found.min())})"
+
+
+def reached(folder: Path | str, dataset: str, k: float) -> pd.Series:
+    """The noise ceiling of k seeds at every epoch, by that of all seeds of Figure 2+."""
     rows = read_table(folder, "fig02plus")
     rows = rows[(rows.dataset == dataset) & (rows.method == "ceiling")].sort_values("epoch")
-    S, square = len(runs_of(folder, "fig02plus")[dataset]["seeds"]), rows["mean"] ** 2
+    S, square = len(runs_of(folder, "fig02plus")[dataset]["seeds"]), rows.set_index("epoch")["mean"] ** 2
     agreement = square / (S - (S - 1) * square)
-    reached = (k * agreement / (1 + (k - 1) * agreement)) ** 0.5
-    mean = np.average(reached, weights=log_weights(rows["epoch"].to_numpy()))
-    return f"{written(mean)} ({written(reached.min())})"
+    return (k * agreement / (1 + (k - 1) * agreement)) ** 0.5
 
 
 def widths() -> str:

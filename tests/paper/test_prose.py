@@ -127,6 +127,18 @@ def test_the_hours_of_the_committed_run_are_those_of_its_pieces():
     assert f"some {words} hours on 2 cores" in PROFILES["overnight"]
 
 
+def test_where_lft_is_ahead_of_further_training_for_the_same_time():
+    table, costs = pd.read_csv(FIGURES / "fig02plus.csv"), pd.read_csv(FIGURES / "table_horizons.csv")
+    for dataset, start in (("concrete", "Conc"), ("energy", "Ener"), ("folktables", "Folk"), ("cifar10", "CIFAR")):
+        mine = costs[costs["data set"].str.startswith(start) & costs.method.str.startswith("LFT")]
+        lft = table[(table.dataset == dataset) & (table.method == "lft")].set_index("epoch")["mean"]
+        lead = lft - prose.reached(FIGURES, dataset, float(mine["of one seed"].iloc[0]))
+        if dataset in ("concrete", "energy"):
+            assert lead[lead.index <= 50].mean() > 0 > lead[lead.index >= 150].mean()
+        else:
+            assert (lead < 0).all()
+
+
 def test_as_many_seeds_as_lft_costs(tmp_path):
     """By hand: the ceiling of two seeds is .8 at both horizons, so that one seed's is √(8/17)."""
     (tmp_path / "fig02plus.json").write_text(json.dumps({"datasets": {"energy": {"seeds": [0, 1]}}}))
