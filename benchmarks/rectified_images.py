@@ -34,6 +34,7 @@ from fimoda_lib.comparison import instance_similarity, seed_agreement
 from fimoda_lib.experiments.followed import LFT_SEED
 from fimoda_lib.experiments.panel import Panel
 from fimoda_lib.experiments.studies import stored_tangents, with_units
+from fimoda_lib.paper.rules import NORMAL
 from fimoda_lib.storage.provenance import code_version
 from fimoda_lib.training.further_training import further_train
 from fimoda_lib.training.minibatches import steps_per_epoch
@@ -54,7 +55,7 @@ def summary(name: str, values: np.ndarray, between: np.ndarray) -> dict[str, np.
     columns = {}
     for suffix, found in (("", values), ("_gain", values - between)):
         columns[f"{name}{suffix}"] = found.mean(1)
-        columns[f"{name}{suffix}_pm"] = 1.96 * found.std(1, ddof=1) / np.sqrt(found.shape[1])
+        columns[f"{name}{suffix}_pm"] = NORMAL * found.std(1, ddof=1) / np.sqrt(found.shape[1])
     return columns
 
 

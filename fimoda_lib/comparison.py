@@ -85,9 +85,13 @@ def noise_ceiling(gold: xr.Dataset, adjustment: Adjustment = "mean", estimate: E
     take "variances", which is lower where some seeds are noisier than others: a plain mean over seeds weighs those
     most. Both are upper estimates where test instances differ, for r is averaged over these first.
     """
-    r = seed_agreement(gold, adjustment, estimate)
     S = delta_of(gold, adjustment).sizes["seed"]
-    return np.sqrt(S * r / (1 + (S - 1) * r))
+    return ceiling_of(seed_agreement(gold, adjustment, estimate), S)
+
+
+def ceiling_of(agreement: Any, seeds: float) -> Any:
+    """The noise ceiling of so many seeds with this mutual agreement."""
+    return np.sqrt(seeds * agreement / (1 + (seeds - 1) * agreement))
 
 
 def seed_agreement(

@@ -181,24 +181,33 @@ def output_factors(at: Gradients, instances: tuple, rank: int | None = None) -> 
     with torch.no_grad():
         outputs = at.outputs(instances[0]).double()  # these matrices are small, and saturation leaves few digits
         values, vectors = torch.linalg.eigh(at.loss_hessians(outputs, instances[1]))  # ascending
-    size = values.abs().sum(1, keepdim=True).clamp(min=1e-300)
-    if rank is None or (values < -ROUNDOFF * size).any():
-        # A saturated softmax has tiny curvature but rounding errors of the size of probabilities, hence another scale:
-        # that of small outputs. Some losses, of probabilities or rates, have a pole at zero, which is no scale.
-        curved, small = [], outputs / outputs.abs().amax(1, keepdim=True).clamp(min=1)
-        for o in (torch.zeros_like(outputs), *(small * s for s in SMALLER)):
-            with torch.no_grad():
-                v = torch.linalg.eigvalsh(at.loss_hessians(o, instances[1]).nan_to_num(0, 0, 0)).abs()
-            curved.append((v, v.sum(1, keepdim=True).clamp(min=1e-300)))
-        (_, zero), *nearby = curved
-        floor = torch.minimum(zero, torch.stack([s for _, s in nearby]).amax(0))
-        size = torch.maximum(size, floor)
-        if (values < -ROUNDOFF * size).any():
+    if rank is None or (values < -ROUNDOFF * trace_norm(values)).any():
+        others, floor = curvature_elsewhere(at, outputs, instances[1])
+        if (values < -ROUNDOFF * torch.maximum(trace_norm(values), floor)).any():
             raise ValueError(f"The loss of task '{at.task.name}' is not convex in the outputs: no Gauss-Newton matrix.")
         if rank is None:
-            found = ((v, torch.maximum(s, floor)) for v, s in ((values, size), *curved))
-            rank = max(int((v > ROUNDOFF * s).sum(1).max()) for v, s in found) or 1
+            kept = (v > ROUNDOFF * torch.maximum(trace_norm(v), floor) for v in (values, *others))
+            rank = max(int(k.sum(1).max()) for k in kept) or 1
     return (vectors * values.clamp(min=0).sqrt()[:, None]).mT[:, -rank:].to(at.dtype)
+
+
+def curvature_elsewhere(at: Gradients, outputs: Tensor, targets: Tensor) -> tuple[list[Tensor], Tensor]:
+    """Sizes [n, C] of the eigenvalues of the losses' second derivatives at outputs of zero and small ones, and the
+    scale of their rounding errors [n, 1].
+
+    A saturated softmax has tiny curvature but rounding errors of the size of probabilities: those belong to its
+    curvature at small outputs. Some losses, of probabilities or rates, have a pole at zero, which is no scale.
+    """
+    small = outputs / outputs.abs().amax(1, keepdim=True).clamp(min=1)
+    with torch.no_grad():
+        hessians = (at.loss_hessians(o, targets) for o in (torch.zeros_like(outputs), *(small * s for s in SMALLER)))
+        found = [torch.linalg.eigvalsh(h.nan_to_num(0, 0, 0)).abs() for h in hessians]  # some have none there
+    zero, *nearby = map(trace_norm, found)
+    return found, torch.minimum(zero, torch.stack(nearby).amax(0))
+
+
+def trace_norm(values: Tensor) -> Tensor:
+    return values.abs().sum(1, keepdim=True).clamp(min=1e-300)
 
 
 def recommended_damping(at: Gradients, rows: Tensor) -> float:

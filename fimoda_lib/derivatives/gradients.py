@@ -138,10 +138,10 @@ class Gradients:
         """Whether targets are classes, one for each output: whole numbers below their number, and a loss that only
         looks at how outputs differ, as cross-entropy and nn.NLLLoss (of log-probabilities) do."""
         inputs, targets = self.train(torch.arange(min(ROWS, self.task.n_train)))
-        if self.task.kind != "classification" or self.task.train[1].amax() >= self.outputs(inputs).shape[1]:
-            return False
         with torch.no_grad():
             outputs = self.outputs(inputs).double()
+            if self.task.kind != "classification" or self.task.train[1].amax() >= outputs.shape[1]:
+                return False
             here, moved = (self.losses(o, targets) for o in (outputs, outputs + 1))
         return bool(torch.allclose(here, moved, rtol=1e-6, atol=1e-9))
 

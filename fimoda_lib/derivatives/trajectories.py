@@ -215,14 +215,8 @@ def mean_run(runs: Iterable[Trajectory]) -> Trajectory:
 
     def alike(run: Trajectory) -> tuple:
         settings = {k: v for k, v in run.settings.items() if k != "seed"}
-        return (
-            settings,
-            run.data,
-            run.loss,
-            run.steps,
-            [(s.first, s.last) for s in run.segments],
-            run.train_outputs.shape,
-        )
+        pieces = [(s.first, s.last) for s in run.segments]
+        return settings, run.data, run.loss, run.steps, pieces, run.train_outputs.shape
 
     def moving(run: Trajectory) -> list:
         return [run.train_outputs, run.test_outputs, [(s.params, s.squares or {}) for s in run.segments]]

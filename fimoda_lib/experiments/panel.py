@@ -173,8 +173,8 @@ class Panel:
     @property
     def computed_with(self) -> dict[str, str]:
         """`plans.computed_with`, without the loss if it is that of the data sets with such targets."""
-        found, plain = computed_with(self.task, self.params), {"regression": squared_error}
-        usual = plain.get(self.task.kind, cross_entropy)
+        usual = squared_error if self.task.kind == "regression" else cross_entropy
+        found = computed_with(self.task, self.params)
         return {k: v for k, v in found.items() if k != "loss" or self.task.loss is not usual}
 
     def scores(self, method: str, *, by: Callable | None = None, **hyper: Any) -> xr.DataArray:

@@ -33,8 +33,9 @@ def second_moments(
 def _second_moments(
     at: Gradients, modules: dict[str, nn.Module], rows: Tensor, directions: Tensor, padding: bool
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """`second_moments`, where padding counts or does not. Every call's output gets a zero added
-    whose gradient is read: the output itself may be overwritten in place.
+    """`second_moments`, where padding counts or does not.
+
+    Every call's output gets a zero added whose gradient is read: the output itself may be overwritten in place.
     """
     A, S = dict.fromkeys(modules, 0.0), dict.fromkeys(modules, 0.0)
     probes: list[tuple[str, Tensor]] = []

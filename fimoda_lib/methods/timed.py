@@ -14,7 +14,6 @@ from torch import Tensor
 
 from ..derivatives.curvature import GaussNewton
 from ..derivatives.gradients import Gradients
-from ..derivatives.linearised import output_directions
 from ..derivatives.spectra import choose_backend, damped, spectrum_of
 from ..tasks import Params, Task
 from ..training.ensembles import Optimizer
@@ -50,7 +49,7 @@ def timed(
     along, at = full_settings(further_training), Gradients(task, params, dtype=dtype)
     scale = None if along["optimizer"] == "sgd" else batch_scale(at, along["batch_size"]).sqrt()
     G, rate = GaussNewton(at, curvature, scale=scale), along["learning_rate"]
-    backend = choose_backend(len(curvature) * len(output_directions(at)), at.n_params)
+    backend = choose_backend(G.n * G.rank, at.n_params)
     spectrum = spectrum_of(G, "krylov" if backend == "ekfac" else backend, NEGLIGIBLE / (rate * wanted[-1]))
     g_test = at.of_losses(at.test(test)) * (1 if scale is None else scale)
     inside_test, scores = spectrum.into(g_test), torch.empty(len(wanted), len(test), len(train), dtype=torch.float64)

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
+from ..comparison import ceiling_of
 from ..datasets import DATASETS
 from ..experiments.settings import panel_letter
 from ..experiments.standards import read_rows
@@ -171,8 +172,7 @@ def reached(folder: Path | str, dataset: str, k: float) -> pd.Series:
     rows = read_table(folder, "fig02plus")
     rows = rows[(rows.dataset == dataset) & (rows.method == "ceiling")].sort_values("epoch")
     S, square = len(runs_of(folder, "fig02plus")[dataset]["seeds"]), rows.set_index("epoch")["mean"] ** 2
-    agreement = square / (S - (S - 1) * square)
-    return (k * agreement / (1 + (k - 1) * agreement)) ** 0.5
+    return ceiling_of(square / (S - (S - 1) * square), k)
 
 
 def widths() -> str:

@@ -35,7 +35,7 @@ TOLD_BY_REPR = {
 SIMPLE = (bool, int, float, complex, str, bytes, types.NoneType, types.EllipsisType)
 SETTINGS = (*SIMPLE, tuple, types.FunctionType)
 ASIDE = ("training", "name_or_path")  # of a module: where it came from, and how it was used last
-HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks", "_state_dict_hooks")
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
 def loss_name(loss: Any) -> str:
@@ -65,8 +65,8 @@ def _modules(module: nn.Module, path: str, ours: bool = False) -> Iterator[Any]:
     """
     kind = type(module)
     kept = {k: v for k, v in vars(module).items() if k not in ("_parameters", "_buffers", "_modules")}
-    hooks = {k: [*map(_hook, v.values())] for k, v in kept.items() if k in HOOKS and v}  # counted in a process
-    added = {k: v for k, v in {**kept, **hooks}.items() if k == "forward" or k in HOOKS[:2] and v}
+    added = {k: [*map(_hook, v.values())] for k, v in kept.items() if k in HOOKS and v}  # not by their numbers
+    added |= {k: v for k, v in kept.items() if k == "forward"}
     in_package = kind.__module__.split(".")[0] == "fimoda_lib"
     ours, own = ours or in_package, not (in_package or _of_library(kind))
     if in_package or _told_by_repr(module) or (ours and not own):
@@ -74,7 +74,7 @@ def _modules(module: nn.Module, path: str, ours: bool = False) -> Iterator[Any]:
     elif ours:
         kept = {k: v for k, v in kept.items() if _is_setting(v) and k not in ASIDE and not k.startswith("_")} | added
     elif own:
-        kept |= hooks
+        kept |= added
     else:
         kept = {k: v for k, v in kept.items() if isinstance(v, SETTINGS)} | added
     if kept or own:
