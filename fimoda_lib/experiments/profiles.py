@@ -165,9 +165,8 @@ PROFILES: dict[str, Profile] = {
                 "adamw": {"*": 2},
             },
             left_out=20,
-            lissa_h_depth={"energy": 5000, "*": 500},
-            group_lissa_h_depth={"*": 500},
-            study_left_out=5,
+            lissa_h_depth={"*": 500},  # the stated 5,000 steps take eleven minutes on Energy alone
+            study_left_out=3,
             study_seeds={"*": 2},
             exact_tests=0,  # half an hour
             ranked=300,

@@ -50,6 +50,7 @@ def worker_environment(number: int, jobs: int, gpus: list[str]) -> dict[str, str
 
 def _own_cluster(jobs: int) -> SpecCluster:
     """Worker processes of this machine, each with an environment of its own; one that dies is started again."""
+    import dask
     from distributed import Nanny, Scheduler, SpecCluster
 
     here = {"host": "127.0.0.1", "port": 0}
@@ -58,7 +59,9 @@ def _own_cluster(jobs: int) -> SpecCluster:
     found = gpus()
     workers = {k: {"cls": Nanny, "options": {**one, "env": worker_environment(k, jobs, found)}} for k in range(jobs)}
     scheduler = {"cls": Scheduler, "options": {"dashboard_address": "127.0.0.1:0", **here}}
-    return SpecCluster(scheduler=scheduler, workers=workers, **quiet)
+    # Workers take this along: looking at the stack a hundred times a second slows small steps, and nobody reads it.
+    with dask.config.set({"distributed.worker.profile.enabled": False}):
+        return SpecCluster(scheduler=scheduler, workers=workers, **quiet)
 
 
 @contextlib.contextmanager
