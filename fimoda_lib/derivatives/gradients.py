@@ -228,15 +228,23 @@ class Gradients:
 
         return grad(mean_loss)(params)
 
-    def hessian_products(self, instances: Instances, vectors: Tensor) -> Tensor:
-        """The Hessian of the mean loss of the instances times each vector: [k, P] -> [k, P]."""
+    def hessian_products(self, instances: Instances, vectors: Tensor, *, each: bool = False) -> Tensor:
+        """The Hessian of the mean loss of the instances times each vector: [k, P] -> [k, P].
 
-        def product(v: Tensor) -> Tensor:
+        Args:
+            each: every vector has instances of its own, which are [k, n, ...] then.
+        """
+
+        def product(instances: Instances, v: Tensor) -> Tensor:
             return self.flatten(jvp(partial(self.of_mean_loss, instances), (self.params,), (self.unflatten(v),))[1])
 
-        size = max(self._budget // max(count(instances) * self.held, self.n_params * 4), 1)
+        n = instances[1].shape[1] if each else count(instances)
+        size = max(self._budget // max(n * self.held, self.n_params * 4), 1)
         with twice_differentiable():
-            return torch.cat([vmap(product)(piece) for piece in vectors.split(size)])
+            return torch.cat([
+                vmap(product, in_dims=(0 if each else None, 0))(take(instances, k) if each else instances, vectors[k])
+                for k in torch.arange(len(vectors)).split(size)
+            ])  # fmt: skip
 
     def check_hessian(self) -> None:
         """Raises ValueError if `hessian_products` are not derivatives of gradients; looks at few instances."""

@@ -15,8 +15,9 @@ Where units are rectified, H is that of the model with softened kinks (`kinks`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import torch
 from torch import Tensor
@@ -84,8 +85,20 @@ class Surroundings:
         mean = sum(len(piece) / len(rows) * at.flatten(at.of_mean_loss(at.train(piece), at.params)) for piece in pieces)
         return mean + decay * at.flatten(at.params)
 
-    def products(self, delta: Tensor, rows: Tensor) -> Tensor:
-        """The Hessian of the mean loss of training instances times every row of δ, [b, P]."""
+    def products(self, delta: Tensor, batches: Sequence[Tensor]) -> Iterator[Tensor]:
+        """For one batch of training instances after the other, the Hessian of their mean loss times every row of δ,
+        [b, P]; of small batches, those of several are computed at once."""
+        at, b = self.at, len(delta)
+        for size, same in groupby(batches, len):
+            same, together = [*same], at.product_size(size * b)
+            for some in (same[k : k + together] for k in range(0, len(same), together)):
+                if len(some) == 1:
+                    yield self._product(delta, some[0])
+                    continue
+                rows = torch.stack(some).repeat_interleave(b, 0)
+                yield from at.hessian_products(at.train(rows), delta.repeat(len(some), 1), each=True).split(b)
+
+    def _product(self, delta: Tensor, rows: Tensor) -> Tensor:
         at, pieces = self.at, rows.split(self.at.product_size(VECTORS))
         return sum(len(piece) / len(rows) * at.hessian_products(at.train(piece), delta) for piece in pieces)
 
@@ -201,8 +214,8 @@ class Pull:
     def __call__(self, delta: Tensor) -> Force:
         around, rule, n = self.around, self.drift.rule, self.around.at.task.n_train
         change, square, clipping = 0.0, 0.0, self.drift.clipping
-        for number, batch in enumerate(self.batches):
-            product = around.products(delta, batch.rows)
+        products = around.products(delta, [batch.rows for batch in self.batches])
+        for number, (batch, product) in enumerate(zip(self.batches, products, strict=True)):
             product = product if clipping is None else clipping.answer(number, product)
             product = product + self.decay * delta
             change = change + batch.part * product

@@ -164,9 +164,13 @@ def test_hessian_products_are_those_of_the_dense_hessian(kind, outputs, monkeypa
     dense = torch.autograd.functional.hessian(mean_loss, at.flatten(at.params))
     close(dense, oracles.hessian(task, params, ROWS.tolist()))
     vectors = torch.randn(4, at.n_params, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-    close(at.hessian_products(at.train(ROWS), vectors), vectors @ dense)
-    monkeypatch.setattr("fimoda_lib.derivatives.gradients.BLOCK_BYTES", 1)  # one vector at a time
-    close(at.hessian_products(at.train(ROWS), vectors), vectors @ dense)
+    own = [[0, 3], [5, 1], [3, 3], [2, 4]]  # instances for each vector
+    of_own = torch.stack([torch.as_tensor(oracles.hessian(task, params, rows)) for rows in own])
+    for _ in range(2):
+        close(at.hessian_products(at.train(ROWS), vectors), vectors @ dense)
+        found = at.hessian_products(at.train(torch.tensor(own)), vectors, each=True)
+        close(found, (vectors[:, None] @ of_own)[:, 0])
+        monkeypatch.setattr("fimoda_lib.derivatives.gradients.BLOCK_BYTES", 1)  # one vector at a time
 
 
 @pytest.mark.parametrize(("kind", "outputs"), PROBLEMS)

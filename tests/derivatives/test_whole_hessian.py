@@ -11,7 +11,7 @@ from problems import tiny
 from small_files import refusal
 from torch import nn
 
-from fimoda_lib.derivatives import live_run, whole_hessian
+from fimoda_lib.derivatives import gradients, live_run, whole_hessian
 from fimoda_lib.derivatives.splitting import Drift, Force, Motion, boundaries, interpolated, midpoint, propagator
 from fimoda_lib.derivatives.tangents import tangent_train
 from fimoda_lib.derivatives.trajectories import record_full_run
@@ -374,6 +374,24 @@ def test_scores_do_not_depend_on_how_many_instances_fit_the_memory(copies, sizes
     monkeypatch.setattr(lft_module, "follow_whole", lambda *given: (followed.append(len(given[2])), follow(*given))[1])
     check(split(task, params, **options), expected, 1e-11)
     assert followed == [size for size in sizes for _ in range(2)]
+
+
+@pytest.mark.parametrize(("together", "pairs"), [(1, [0, 0]), (2, [2 * 3, 2 * 3, 0, 0]), (9, [5 * 3, 0])])
+def test_scores_do_not_depend_on_how_many_batches_are_taken_at_once(together, pairs, monkeypatch):
+    """... of the five of 4 instances, that is, times three left-out ones; the sixth has 3 instances."""
+    task, params = tiny()
+    expected, taken = split(task, params, RULES["clipped adam"], batch_size=4), []
+    plain = gradients.Gradients.hessian_products
+
+    def noting(at, instances, vectors, *, each=False):
+        taken.append(len(instances[1]) if each else 0)
+        return plain(at, instances, vectors, each=each)
+
+    monkeypatch.setattr(gradients.Gradients, "hessian_products", noting)
+    held = gradients.Gradients(task, params).held
+    monkeypatch.setattr(gradients, "BLOCK_BYTES", 8 * held * 4 * 3 * together)
+    check(split(task, params, RULES["clipped adam"], batch_size=4), expected, 1e-12)
+    assert taken[1 : len(pairs) + 1] == pairs  # the first one is a trial
 
 
 def test_whole_instances_are_removed_by_default():
