@@ -75,7 +75,7 @@ TEXT
     cat <<TEXT
 Options (the main ones; the full list needs $wanted):
   --profile quick|laptop|overnight|paper   how much: minutes, hours, a night, everything (with a GPU)
-  --only fig2 fig11 ...          these figures only
+  --only fig02 fig11 ...         these figures only
   --datasets energy ...          these data sets only
   --data DIR                     the folder of the data files
   --jobs N                       so many processes share the work (one for each GPU; else for each core, at most 4)

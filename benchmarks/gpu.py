@@ -28,7 +28,7 @@ from fimoda_lib.training.fused import Fused
 from fimoda_lib.training.minibatches import run_batches
 
 BATCH, RUNS = 128, 100
-SHAPES = {"energy": (691, 8, 1), "fico": (8883, 17, 2), "folktables": (36102, 791, 2)}
+SHAPES = {"energy": (691, 8, 1), "fico": (8883, 23, 2), "folktables": (30085, 791, 2)}
 GPU = torch.device("cuda")
 
 

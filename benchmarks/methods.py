@@ -2,7 +2,7 @@
 
     python benchmarks/methods.py [--data DIR] [--plain 2] [--depth 5000]
 
-On the Energy data (77 test and 691 training instances, 17,921 parameters). The plain ways are timed on the first
+On the Energy data (77 test and 691 training instances, 17,793 parameters). The plain ways are timed on the first
 `--plain` test instances and scaled to all of them, since each test instance costs them the same:
   * CG: scipy's conjugate gradients, Gauss-Newton products by one forward and one backward pass over all data each;
   * LiSSA: the recursion with one product per batch and test instance;

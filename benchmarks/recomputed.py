@@ -22,6 +22,7 @@ import xarray as xr
 
 from fimoda_lib.experiments.panel import Panel, one_retraining, one_seed
 from fimoda_lib.experiments.paper_settings import EXPERIMENTS, PANELS
+from fimoda_lib.experiments.ranking import ranking_methods
 from fimoda_lib.experiments.settings import panel_letter
 from fimoda_lib.plots.panels import LETTERS
 from fimoda_lib.storage.provenance import code_version
@@ -36,7 +37,7 @@ def pieces(panel: Panel) -> Iterator[tuple[str, Piece]]:
     if rule == "sgd":  # or the only one
         yield "final model", lambda p: xr.Dataset({k: (v.shape and [f"{k}{d}" for d in range(v.dim())], v.numpy())
                                                    for k, v in p.params.items()})  # fmt: skip
-        for method in (*panel.methods, *(["lft"] if panel.lft else [])):
+        for method in ranking_methods(panel):
             yield f"scores, {method}", lambda p, m=method: p.scores(m)
         if panel_letter(panel.dataset) in LETTERS["fig11"].values():
             yield "re-training", lambda p: one_retraining(p, 0).retrained[["delta"]]

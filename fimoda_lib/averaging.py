@@ -22,11 +22,10 @@ from .comparison import (
     sensitivity,
     summary,
 )
-from .intervals import LEVEL, checked_level
+from .intervals import LEVEL, RESAMPLES, checked_level
 
 BLOCKS = (1, 2, 5, 10, 20, 50, 100)  # how many seeds are averaged in the paper
 AT_ONCE = 20  # horizons of all seeds are held in float64
-RESAMPLES = 200
 SEVERAL = 5  # blocks
 
 

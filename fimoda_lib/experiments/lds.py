@@ -9,9 +9,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import xarray as xr
-from scipy.stats import rankdata
 
-from ..comparison import sensitivity
+from ..comparison import centred_ranks, sensitivity
 from .panel import Panel
 from .ranking import ranking_methods
 from .subsets import bank, pool, predictions, resampling, shortened, studied, subset_bank, whole_predictions
@@ -80,7 +79,7 @@ def lds(predicted: np.ndarray, measured: np.ndarray, draws: int = DRAWS) -> tupl
     Returns:
         [1 + draws, step], first that of the sample itself; and how many test instances had none, [step].
     """
-    a, b = _ranks(np.broadcast_to(predicted, measured.shape)), _ranks(measured)
+    a, b = centred_ranks(np.broadcast_to(predicted, measured.shape)), centred_ranks(measured)
     weights = resampling(measured.shape[-1], draws, 0)
 
     def mean(values: np.ndarray) -> np.ndarray:
@@ -117,13 +116,6 @@ def seeds_ceiling(delta: np.ndarray, draws: int = DRAWS) -> tuple[np.ndarray, np
     r = r.clip(0, 1)
     one = r / (half - (half - 1) * r)
     return np.sqrt(S * one / (1 + (S - 1) * one)), undefined
-
-
-def _ranks(values: np.ndarray) -> np.ndarray:
-    """Ranks along the last axis, centred; NaN where not all values are finite."""
-    ranks = rankdata(values, axis=-1) - (values.shape[-1] + 1) / 2
-    ranks[~np.isfinite(values).all(-1)] = np.nan
-    return ranks
 
 
 def _rows(draws: np.ndarray, runs: xr.Dataset) -> pd.DataFrame:

@@ -32,8 +32,8 @@ from .settings import Settings, experiment_of, panel_title, settings, training_r
 
 log = logging.getLogger(__name__)
 
-# The paper's methods in the paper's order; "exact" is the yardstick of the influence functions and is not drawn there.
 YARDSTICKS = {"timed": timed}  # not registered as methods
+# The paper's methods in the paper's order.
 PAPER_METHODS = ("grad_dot", "grad_cos", "datainf", "cg", "lissa", "lissa_h", "ekfac", "trak")
 GIVEN = ("given_task", "given_params", "given_settings")
 HOLD_FLOAT64 = 5_000  # training instances x outputs; beyond, gradients are kept in float32 to fit memory
@@ -136,7 +136,7 @@ class Panel:
         if method in ("lft", "timed"):
             return followed(s, self.task.n_train, single=self.large, whole=not many, timed=method == "timed")
         hyper: dict[str, Any] = {}
-        if "multiple" in METHODS[method].defaults and method in ("cg", "lissa", "lissa_h", "exact"):
+        if method in ("cg", "lissa", "lissa_h", "exact"):
             hyper |= {"multiple": max(s.damping_multiples)} if s.damping is None else {"damping": s.damping}
         if "depth" in METHODS[method].defaults:
             of_hessian = s.group_lissa_h_depth if many else s.lissa_h_depth

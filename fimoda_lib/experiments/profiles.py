@@ -18,8 +18,8 @@ class Profile:
         embedded: whether data that ships with scikit-learn may stand in; then nothing is downloaded.
         lissa_depth: recursion depth of LiSSA (the paper's is 5000).
         lissa_h_depth: data set -> the same for LiSSA-H, whose steps cost a hundred times more; "*" for all others.
-        n_test: at most so many test instances.
         group_lissa_h_depth: the same where many instances are ranked or groups scored; None for the same.
+        n_test: at most so many test instances.
         cg_tolerance: relative residual at which CG stops; None takes the method's own.
         study_left_out: at most so many left-out instances in the studies beyond the paper, whose derivatives cost
             several times a run.
@@ -43,7 +43,6 @@ class Profile:
     """
 
     name: str
-    description: str
     seeds: dict[str, dict[str, int]]
     left_out: int = 100
     final: float = 1.0
@@ -89,30 +88,11 @@ class Profile:
         return counts.get(dataset, counts["*"])
 
 
-_OVERNIGHT_SEEDS = {
-    "sgd": {"concrete": 100, "energy": 100, "cifar10": 5, "*": 20},
-    "adam": {"concrete": 20, "energy": 20, "*": 5},
-    "adamw": {"*": 5},
-}
-_HALF = {  # sizes of what two cores do in a night
-    "left_out": 50,
-    "lissa_h_depth": {"concrete": 5000, "energy": 5000, "*": 500},  # as published on what is small
-    "group_lissa_h_depth": {"energy": 5000, "*": 500},
-    "study_left_out": 10,
-    "study_seeds": {"concrete": 5, "energy": 5, "*": 2},
-    "suspected": 300,
-    "rounding_seeds": 6,
-    "subsets": {"cifar10": 10, "*": 40},
-    "group_steps": 4_000,  # all of Concrete and Energy
-    "explained": 30,
-    "curves": 4,
-}
 PROFILES: dict[str, Profile] = {
     p.name: p
     for p in (
         Profile(
             "smoke",
-            "the smallest sizes that pass through every line: for tests",
             {"sgd": {"*": 2}, "adam": {"concrete": 3, "energy": 3, "*": 2}},
             left_out=4,
             final=0.02,
@@ -134,8 +114,6 @@ PROFILES: dict[str, Profile] = {
         ),
         Profile(
             "quick",
-            "20 left-out instances, 5 seeds (images and text 3), an eighth of the epochs, data that ships with "
-            "scikit-learn in place of what is not on this machine",
             {"sgd": {"digit_images": 3, "sentences": 3, "*": 5}, "adam": {"*": 5}},
             left_out=20,
             further=0.125,
@@ -157,8 +135,6 @@ PROFILES: dict[str, Profile] = {
         ),
         Profile(
             "laptop",
-            "the paper's data sets and epochs, every fifth of its left-out instances; SGD with 5 seeds on Concrete "
-            "and Energy, 3 on FICO; Adam with 3 on Concrete and Energy; 2 elsewhere",
             {
                 "sgd": {"concrete": 5, "energy": 5, "fico": 3, "*": 2},
                 "adam": {"concrete": 3, "energy": 3, "*": 2},
@@ -181,16 +157,27 @@ PROFILES: dict[str, Profile] = {
         ),
         Profile(
             "overnight",
-            "the paper's data sets and epochs, every second of its left-out instances; 100 seeds on Concrete and "
-            "Energy as in the paper, 20 on FICO and Folktables, 5 on images and text; Adam with 20 and 5",
-            _OVERNIGHT_SEEDS,
+            {
+                "sgd": {"concrete": 100, "energy": 100, "cifar10": 5, "*": 20},
+                "adam": {"concrete": 20, "energy": 20, "*": 5},
+                "adamw": {"*": 5},
+            },
+            left_out=50,
+            lissa_h_depth={"concrete": 5000, "energy": 5000, "*": 500},  # as published on what is small
+            group_lissa_h_depth={"energy": 5000, "*": 500},
+            study_left_out=10,
+            study_seeds={"concrete": 5, "energy": 5, "*": 2},
+            suspected=300,
             retrain_seeds=5,
+            rounding_seeds=6,
+            subsets={"cifar10": 10, "*": 40},
+            group_steps=4_000,  # all of Concrete and Energy
+            explained=30,
+            curves=4,
             study_many=10_000,
-            **_HALF,
         ),
         Profile(
             "paper",
-            "everything as in the paper, 100 seeds: for a GPU box",
             {"sgd": {"*": 100}, "adam": {"*": 100}},
             retrain_seeds=10,
             rounding_seeds=100,

@@ -17,6 +17,7 @@ from ..intervals import log_spaced
 from ..methods import METHODS
 from ..storage.store import cached, fingerprint
 from ..tasks import Instances
+from ..training.minibatches import steps_per_epoch
 from .panel import Panel, attribute_or_outcome
 
 log = logging.getLogger(__name__)
@@ -35,7 +36,7 @@ def some_horizons(panel: Panel, count: int) -> list[int]:
 
 def epochs_of(panel: Panel, steps: Sequence[int]) -> np.ndarray:
     """Optimiser steps of further training in epochs."""
-    return np.asarray(steps) / -(-panel.task.n_train // panel.settings.further.batch_size)
+    return np.asarray(steps) / steps_per_epoch(panel.task.n_train, panel.settings.further.batch_size)
 
 
 def reduced_scores(

@@ -23,8 +23,6 @@ HORIZONS = 60  # further training of more epochs is evaluated at the ends of abo
 class Settings:
     """What one data set runs with under one profile: everything a notebook needs, by value."""
 
-    dataset: str
-    title: str
     final: Training
     further: Training
     seeds: tuple[int, ...]
@@ -103,8 +101,6 @@ def settings(task: Task, profile: str, optimizer: str = "sgd") -> Settings:
         return tuple(including(left_out, task.n_train, size)) if size < task.n_train else None
 
     return Settings(
-        dataset=task.name,
-        title=panel_title(task.name, profile),
         final=experiment.final.scaled(chosen.final),
         further=further.within(further.epochs * per_epoch),
         seeds=tuple(range(chosen.n_seeds(only, task.name))),

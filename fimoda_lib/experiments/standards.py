@@ -32,6 +32,7 @@ from ..storage.store import fingerprint as checksum
 from ..storage.store import load, read_sidecar, save
 from .followed import curved
 from .panel import Panel
+from .ranking import ranking_methods
 from .settings import including
 
 log = logging.getLogger(__name__)
@@ -86,7 +87,7 @@ def write_standard(panel: Panel, *, methods: Sequence[str] | None = None) -> Pat
     found["delta"].encoding = COMPRESSED
     for name, p in panel.params.items():
         found[f"param:{name}"] = ([f"{name}.{d}" for d in range(p.dim())], p.numpy())
-    everything = (*panel.methods, *(["lft"] if panel.lft else [])) if methods is None else methods
+    everything = ranking_methods(panel) if methods is None else methods
     rows = pd.concat([rows_of(panel, found, name) for name in everything], ignore_index=True)
     found.attrs["rows"] = rows.to_json(orient="records", double_precision=6)
     path = STORED / f"{panel.dataset}.nc"
@@ -107,7 +108,7 @@ def renew_rows(dataset: str, data_dir: Path | str | None = None, *, methods: Seq
     """
     started = time.perf_counter()
     panel, gold, _, note = read_standard(dataset, data_dir)
-    everything = (*panel.methods, *(["lft"] if panel.lft else [])) if methods is None else methods
+    everything = ranking_methods(panel) if methods is None else methods
     rows = pd.concat([rows_of(panel, gold, name) for name in everything], ignore_index=True)
     spec = {k: v for k, v in note["specification"].items() if k != "format"}
     found = load(_path(dataset), spec)

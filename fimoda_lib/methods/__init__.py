@@ -153,11 +153,8 @@ def entry_of(method: str | Callable) -> Method:
     if callable(method):
         _check_signature(method)
         name = getattr(method, "__name__", "custom")
-        return (
-            METHODS.get(name, Method(name, name, "further training", "", method))
-            if name in METHODS and METHODS[name].function is method
-            else Method(name, name, "yours", "", method)
-        )
+        known = METHODS.get(name)
+        return known if known and known.function is method else Method(name, name, "yours", "", method)
     if not isinstance(method, str) or method not in METHODS:
         raise ValueError(f"There is no method {checks.shown(method)}; choose one of {', '.join(METHODS)}.")
     return METHODS[method]

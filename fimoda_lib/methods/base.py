@@ -17,7 +17,7 @@ from torch import Tensor
 from ..checks import number, shown
 from ..derivatives.gradients import Gradients
 
-FAMILIES = ("first-order", "influence function", "projection", "ours", "further training")
+FAMILIES = ("first-order", "influence function", "projection", "ours", "yours")
 COMMON = ("task", "params", "train", "test", "curvature")
 
 Report = dict[str, Any]

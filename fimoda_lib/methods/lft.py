@@ -9,6 +9,7 @@ product. Frozen residuals and T = 1 give Grad-Dot; frozen residuals and T -> ∞
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
@@ -82,7 +83,8 @@ def lft(
         horizon: optimiser steps of further training at which scores are wanted, ascending; by default the last step
             of a recorded run.
         further_training: `optimizer`, `learning_rate`, `batch_size`, `seed` (`weight_decay`, `max_grad_norm`, which
-            shape the run but not δ) of the full run; or the run itself, recorded by `trajectories.record_full_run`.
+            but for "split" shape the run and not δ) of the full run; or that itself, recorded by
+            `trajectories.record_full_run`.
         mode: "one_run" takes residuals from that full run; "closed_form" trains nothing and lets them evolve by full
             batches in the model linearised at the final parameters (SGD only). "split" has the whole Hessian in place
             of G, along the run, and Adam's two moments, weight decay and clipping: closest to further training, and the
@@ -165,14 +167,9 @@ def follow_run(
     """Scores [horizons, n_test, n_train] along a run, segment after segment; D are the `output_directions`."""
     floor = NEGLIGIBLE / (run.learning_rate * run.steps[-1])
 
-    def spectrum_at(at: Gradients, scale: Tensor | None) -> Spectrum:
-        if backend != "ekfac":
-            return spectrum_of(GaussNewton(at, curvature, scale=scale), backend, floor)
-        return EkfacSpectrum(at, curvature, scale)
-
     spectrum = None
     if mode == "closed_form":
-        spectrum = spectrum_at(at, None)
+        spectrum = spectrum_at(at, None, curvature, backend, floor)
         run = evolved(at, run, spectrum, D)
     scores = torch.empty(len(horizons), len(test), len(train), dtype=torch.float64)
     place = {step: k for k, step in enumerate(horizons)}
@@ -185,7 +182,7 @@ def follow_run(
         )
         scale = None if scale is None else scale.sqrt()  # G with rows and columns scaled stays symmetric
         if spectrum is None or number:
-            spectrum = spectrum_at(at, scale)
+            spectrum = spectrum_at(at, scale, curvature, backend, floor)
         sizes.append(len(spectrum.eigenvalues))
         ends = []
         for tested in torch.arange(len(test)).split(max(TEST_BLOCKS * at.block_size(len(D)), together(at, len(D)))):
@@ -224,11 +221,7 @@ def split_runs(
     longest = max(b - a for a, b in pairwise([0, *boundaries(wanted, products // 2)]))
     floor = STIFF / (rule.learning_rate * longest)
 
-    def spectrum(at: Gradients, scale: Tensor | None) -> Spectrum:
-        if backend == "ekfac":
-            return EkfacSpectrum(at, curvature, scale)
-        return spectrum_of(GaussNewton(at, curvature, scale=scale), backend, floor)
-
+    spectrum = partial(spectrum_at, curvature=curvature, backend=backend, floor=floor)
     how, found = Following(products, segments, spectrum, whole, dtype, sample), []
     pieces = train.split(max(largest_held(at.device) // (COPIES * at.n_params * dtype.itemsize), 1))
     with tqdm(total=len(pieces) * runs * wanted[-1], desc="LFT", leave=False, disable=None) as bar:
@@ -240,6 +233,13 @@ def split_runs(
                 total = total + scores / runs
             found.append(total)
     return torch.cat(found, 2), {"backend": backend, "eigenvalues": sizes, "segments": len(sizes)}
+
+
+def spectrum_at(at: Gradients, scale: Tensor | None, curvature: Tensor, backend: str, floor: float) -> Spectrum:
+    """The eigenbasis of G there, its rows and columns scaled; of eigenvalues above the floor, but for "ekfac"."""
+    if backend == "ekfac":
+        return EkfacSpectrum(at, curvature, scale)
+    return spectrum_of(GaussNewton(at, curvature, scale=scale), backend, floor)
 
 
 class EkfacSpectrum:

@@ -22,7 +22,6 @@ import pandas as pd
 from ..comparison import ceiling_of
 from ..datasets import DATASETS
 from ..experiments.settings import panel_letter
-from ..experiments.standards import read_rows
 from ..methods import METHODS
 from ..plots.look import LOOK
 from ..plots.published import published_curves
@@ -73,9 +72,9 @@ def fill(text: str, folder: Path | str) -> str:
 
 
 def value_of(source: str, folder: Path | str) -> float:
-    """The number that a source names: `figure:data set:method:which`, `published:panel:method:which`, of a stored gold
-    standard `standard:data set:method:which`, or of `benchmarks/lft_with_adam.py` `adam:data set:whole or alone:which`,
-    where which is first, last, lowest, highest, or an x."""
+    """The number that a source names: `figure:data set:method:which`, `published:panel:method:which`, or of
+    `benchmarks/lft_with_adam.py` `adam:data set:whole or alone:which`, where which is first, last, lowest, highest, or
+    an x."""
     try:
         figure, where, method, which = source.split(":")
         if figure == "published":
@@ -85,9 +84,6 @@ def value_of(source: str, folder: Path | str) -> float:
         elif figure == "adam":
             rows = pd.read_csv(BENCHMARKS / "lft_with_adam.csv")
             rows = rows[(rows.dataset == where) & (rows.scores == method)].set_index("epoch")["similarity"]
-        elif figure == "standard":
-            rows = read_rows(where)[0]
-            rows = rows[rows.method == method].set_index("epoch")["similarity"]
         else:
             table = read_table(folder, figure)
             rows = table[(table.dataset == where) & (table.method == method)]

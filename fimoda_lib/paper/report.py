@@ -18,6 +18,7 @@ import pandas as pd
 from ..experiments.settings import has_small_model
 from ..experiments.standards import read_rows
 from ..plots.captions import counted
+from ..plots.look import RULES
 from .benchmark import standings
 from .claims import check_claims, title
 from .entries import TITLES, figure_entry, figure_notes, heading, in_panel_order, words
@@ -25,17 +26,12 @@ from .notebook_pages import pages as templates
 from .notebook_pages import write_page
 from .pieces import computed_by, digest, faults, in_words, pieces, sidecars
 from .rules import THRESHOLDS, number
+from .studied import STUDIES
 from .verdicts import NOT_COMPARABLE, NOT_RUN, VERDICTS
 
 PIECES = "notebooks/pieces.csv"  # in a figures folder: what stands behind its page
 ROOT = Path(__file__).resolve().parents[2]
-OPTIMIZERS = {"sgd": "SGD", "adam": "Adam", "adamw": "AdamW"}
 RETRAINED = "fig11"  # its runs start from scratch; all others are further training
-# described in their captions
-STUDIES = (
-    *("fig_limit", "fig_units", "fig_precision", "fig_rounding"),
-    *("fig_lds", "fig_removal_curves", "fig_mislabelled", "fig_selection"),
-)
 
 
 def report(folder: Path | str, results: Path | str | None = None, since: str | None = None) -> Path:
@@ -164,7 +160,7 @@ def facts(
             seeds = most.setdefault(dataset, {})
             seeds[optimizer] = max(len(d.get("seeds", [])), seeds.get(optimizer, 0))
     ran = {
-        dataset: [f"{counted(n, 'seed')} with {OPTIMIZERS.get(optimizer, optimizer)}" for optimizer, n in seeds.items()]
+        dataset: [f"{counted(n, 'seed')} with {RULES.get(optimizer, optimizer)}" for optimizer, n in seeds.items()]
         for dataset, seeds in most.items()
     }
     retrained = in_panel_order(notes.get(RETRAINED, {}).get("datasets", {}))

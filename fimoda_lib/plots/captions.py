@@ -124,7 +124,6 @@ def caption(panels: Panels, note: dict, what: str, marks: str = "") -> str:
 
 def runs_behind(panels: Panels, note: dict) -> str:
     """The settings of each panel, which pages fold away below the caption."""
-    told = {entry for runs in note["datasets"].values() for entry in ("ceiling", "lft") if entry in runs}
     found = []
     for letter, panel in panels.items():
         runs = note["datasets"].get(panel.dataset)
@@ -136,7 +135,7 @@ def runs_behind(panels: Panels, note: dict) -> str:
             said = (
                 f"{runs['left_out']} left-out and {runs['test']} test instances, "
                 f"{RULES[runs['optimizer']] + ' with ' if 'optimizer' in runs else ''}"
-                f"learning rate {runs['learning_rate']:g}{_aside(runs, told)}"
+                f"learning rate {runs['learning_rate']:g}{_aside(runs)}"
             )
         found.append(f"{label_of(panels, letter)}: {counted(len(runs['seeds']), 'seed')}, {said}")
     return "; ".join(found) + "." if found else ""
@@ -147,13 +146,11 @@ def label_of(panels: Panels, letter: str) -> str:
     return f"({letter}) {panels[letter].title}" if len(panels) > 1 else panels[letter].title
 
 
-def _aside(runs: dict, told: set[str]) -> str:
+def _aside(runs: dict) -> str:
     """What else a caption says of a panel: how instances are left out if not dropped, the model, methods not run.
 
     Args:
-        runs: the panel's entry in the provenance; "lft" holds what LFT follows, None if it is not run, and "ceiling"
-            how the noise ceiling was estimated.
-        told: which of these two other panels have: those drawn by earlier versions have neither.
+        runs: the panel's entry in the provenance; "lft" holds what LFT follows, None if it is not run.
     """
     removal = runs.get("removal", "drop")
     words = [f"left out by {removal}" if removal != "drop" else "", runs.get("remark", "")]
@@ -165,10 +162,6 @@ def _aside(runs: dict, told: set[str]) -> str:
         words.append("LFT not run, for its cost" if lft is None else f"LFT follows {counted(lft['runs'], 'run')}")
         words[-1] += f" in {lft['segments']} segments" if lft and lft["segments"] > 1 else ""
         words[-1] += f" with {lft['products']} products of the whole Hessian" if lft and "products" in lft else ""
-    elif "lft" in told:
-        words.append("LFT of an earlier version, which followed one run")
-    if "ceiling" in told and runs.get("ceiling") != "interval":
-        words.append("noise ceiling and band of an earlier version, one standard error over test instances")
     said = "; ".join(filter(None, words))
     return f" ({said})" if said else ""
 

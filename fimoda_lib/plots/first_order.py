@@ -106,7 +106,6 @@ def _summary(values: xr.DataArray, runs: xr.Dataset) -> pd.DataFrame:
 
 def draw_limit(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
     """A line per fraction, one for the output, one for LFT, and the noise ceiling."""
-    table = table if "quantity" in table else table.assign(quantity="loss")  # drawn by an earlier version
     for (quantity, fraction), rows in table.groupby(["quantity", "fraction"], sort=False):
         if quantity == "loss":
             label = f"{fraction:g} of the weight removed" if fraction < 1 else "the whole instance removed"

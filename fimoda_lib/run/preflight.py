@@ -37,7 +37,6 @@ from .status import duration, files_of, follower, optimizer_of
 FIGURE_BYTES = 100_000_000  # PDF, PNG, CSV and executed notebooks of all figures, generously
 BASE_BYTES = 600_000_000  # a process with Python, PyTorch and the libraries, before any data
 COMPILERS = ("g++", "clang++", "c++")
-Engines = dict[tuple[str, str, int], Engine]  # data set, optimiser, batch size -> what has been measured
 
 
 @dataclass(frozen=True)

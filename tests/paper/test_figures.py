@@ -417,16 +417,6 @@ def test_provenance_names_the_commits_of_all_runs_and_of_the_scores_that_are_sho
     assert computed_by(measured=lambda panel: panel.retrained) == [asked(lambda: one_seed(panel, 0).retrained).stem]
 
 
-def test_a_kept_panel_says_how_it_differs_from_those_drawn_now(panels, tmp_path):
-    figures.figure2({"a": panels["a"]}, tmp_path)
-    path = tmp_path / "fig02a_diabetes.json"
-    note = json.loads(path.read_text())
-    assert note["datasets"]["diabetes"].pop("ceiling") == "interval" and "of an earlier version" not in note["runs"]
-    path.write_text(json.dumps(note))  # as an earlier version left it
-    words = "noise ceiling and band of an earlier version"
-    assert json.loads(_saved(figures.figure2, {"e": panels["e"]}, tmp_path))["runs"].count(words) == 1
-
-
 def test_files_under_letters_that_were_once_given_otherwise_are_passed_over(panels, tmp_path):
     figures.figure2({"a": panels["a"]}, tmp_path)
     for path in list(tmp_path.glob("fig02a_diabetes.*")):
