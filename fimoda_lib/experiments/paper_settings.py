@@ -10,6 +10,8 @@ from typing import Any
 
 from ..training.ensembles import Optimizer
 
+DEPTH = 5_000  # of LiSSA and LiSSA-H
+
 
 @dataclass(frozen=True)
 class Training:

@@ -28,7 +28,7 @@ MARKS = {  # what a caption says of an entry of the legend
     "lft": "thick black: LFT (ours)",
     "timed": "λ = 1/(ηT): the horizon's own damping",
     "ceiling": "dotted grey: estimated noise ceiling, band over seeds",
-    PUBLISHED: "open markers: published (100 seeds)",
+    PUBLISHED: "open markers: published (100 seeds), a stem from each to our curve",
 }
 
 

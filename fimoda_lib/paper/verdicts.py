@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
-from .rules import Curves, Judged, labels, listed
+from .rules import Curves, Judged, labels, listed, number
 
 REPRODUCED, NOT_REPRODUCED, NOT_RUN = "reproduced", "not reproduced", "not run"
 CANNOT_TELL, NOT_COMPARABLE = "cannot be told", "not comparable"  # within the interval; not the paper's data or model
@@ -41,6 +41,7 @@ class Claim:
         check: curves of these methods (only those that there are) -> conditions and the numbers in words.
         tabular: whether it is about tabular data only.
         curvature: whether it is about what curvature adds, so that a sample of the paper's is another experiment.
+        noisy: whether its gold standard is, so that the numbers say what a perfect method would reach.
     """
 
     number: int
@@ -52,6 +53,7 @@ class Claim:
     check: Callable[[Curves], Judged]
     tabular: bool = False
     curvature: bool = False
+    noisy: bool = False
 
     def judge(self, curves: Curves, panel: str = "a", halves: Mapping[str, float] | None = None) -> Finding:
         """The finding for one data set; `panel` is the letter that it fills, `halves` are those of `paired_halves`."""
@@ -61,6 +63,8 @@ class Claim:
         if not known:
             return Finding(NOT_RUN, "", "There are no numbers yet.")
         conditions, numbers = self.check(known)
+        if self.noisy and "ceiling" in curves:
+            numbers += f"; a perfect method about {number(curves['ceiling'].value.mean())}"
         conditions = [replace(c, half=(halves or {}).get(c.name, c.half)) for c in conditions]
         if broken := [c.words for c in conditions if c.holds is False]:
             return Finding(NOT_REPRODUCED, numbers, f"{'; '.join(broken)}.")

@@ -13,6 +13,7 @@ import xarray as xr
 
 from ..experiments.exact_derivative import EXACT, exact_derivative, is_small_enough
 from ..experiments.panel import Panel, finished, one_seed
+from ..experiments.paper_settings import DEPTH
 from ..experiments.settings import experiment_of
 from ..storage.provenance import code_version
 from ..storage.store import asked, of_seeds, read_sidecar
@@ -63,6 +64,7 @@ def provenance(
                 "learning_rate": runs.attrs["learning_rate"],
                 **({"remark": remark} if (remark := remark_on(panel)) else {}),
                 **({"curvature": len(some)} if methods and (some := panel.settings.curvature) else {}),
+                **(shortened(panel.methods, panel.settings.lissa_h_depth) if methods else {}),
                 **({"without": without} if methods and (without := panel.left_aside) else {}),
                 **how(panel),
                 "specification": runs.attrs["specification"],
@@ -130,7 +132,7 @@ def runs_behind(panels: Panels, note: dict) -> str:
         if runs is None:
             continue
         if "says" in runs:
-            said = ", ".join(filter(None, [runs["says"], _curved(runs)]))
+            said = ", ".join(filter(None, [runs["says"], *_computed(runs)]))
         else:
             said = (
                 f"{runs['left_out']} left-out and {runs['test']} test instances, "
@@ -154,7 +156,7 @@ def _aside(runs: dict) -> str:
     """
     removal = runs.get("removal", "drop")
     words = [f"left out by {removal}" if removal != "drop" else "", runs.get("remark", "")]
-    words.append(_curved(runs))
+    words += _computed(runs)
     if runs.get("without"):
         words.append(f"not run, for their cost: {', '.join(LOOK[m].label for m in runs['without'])}")
     if "lft" in runs:
@@ -166,8 +168,17 @@ def _aside(runs: dict) -> str:
     return f" ({said})" if said else ""
 
 
-def _curved(runs: dict) -> str:
-    return f"curvature from {runs['curvature']:,} training instances" if "curvature" in runs else ""
+def shortened(methods: Iterable[str], depth: int) -> dict[str, int]:
+    """For `provenance`: the steps of LiSSA-H, if it is among the methods and they are fewer than the paper's."""
+    return {"lissa_h_steps": depth} if "lissa_h" in methods and depth < DEPTH else {}
+
+
+def _computed(runs: dict) -> list[str]:
+    """Where scores are computed otherwise than in the paper."""
+    return [
+        f"curvature from {runs['curvature']:,} training instances" if "curvature" in runs else "",
+        f"LiSSA-H with {runs['lissa_h_steps']:,} steps" if "lissa_h_steps" in runs else "",
+    ]
 
 
 def counted(n: int, thing: str) -> str:

@@ -34,7 +34,7 @@ SOFTENED = "#009E73"
 LIMIT = (
     "Cosine similarity (mean adjustment) between the exact derivative of further training (one seed, float64, "
     "mask) and the difference of two runs with 0.1, 0.5 or all of an instance's weight removed. Dashed: outputs in "
-    "place of losses. Green: kinks softened. Black: LFT along the same run. Dotted: noise ceiling of all seeds, mask."
+    "place of losses. Green: kinks softened. Black: LFT along the same run. Dotted: noise ceiling, first fifth."
 )
 LIMIT_MARKS = "Bands: one standard error over test instances."
 UNITS_SAY = (
@@ -89,7 +89,7 @@ def limit_table(panel: Panel, fractions: Sequence[float] = FRACTIONS, *, beside:
         tables.append(_summary(close, runs).assign(quantity="lft"))
     gold = finished(lambda: masked_runs(panel.other(compute=False))) if beside else None
     if gold is not None and gold.sizes["seed"] > 1:
-        ceiling = noise_ceiling(gold, estimate="variances").sel(step=np.intersect1d(gold.step, runs.step))
+        ceiling = noise_ceiling(gold, estimate="variances")
         tables.append(ceiling.to_dataframe("mean").reset_index().assign(fraction=1.0, quantity="ceiling"))
     return pd.concat(tables, ignore_index=True)
 

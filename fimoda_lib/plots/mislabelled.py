@@ -18,8 +18,8 @@ WHAT = (
     "self-influence."
 )
 MARKS = (
-    "Bars: 95 % intervals (bootstrap over training instances). Dashed: the instance's own loss; stars: above it with "
-    "95 % confidence. Dotted: chance."
+    "Bars: 95 % intervals (bootstrap over training instances). Dashed, with its interval in grey: the instance's own "
+    "loss; stars, if any: surely above it. Dotted: chance."
 )
 FORMS = {"harm": ("o", 0.16), "self-influence": ("s", -0.16)}  # marker, place beside the method's line
 

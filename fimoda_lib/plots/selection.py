@@ -55,8 +55,10 @@ def draw(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
 
 
 def _short(value: float) -> str:
-    text = f"{value:.0f}" if abs(value) >= 9.95 else f"{value:.1f}" if abs(value) >= 0.995 else f"{value:.2f}"
-    return "0.00" if text == "-0.00" else text.replace("-", "−")
+    """Two digits; of small numbers as many as there is room for."""
+    places = next((d for d, least in enumerate((9.95, 0.995, 0.0995)) if abs(value) >= least), 3)
+    text = f"{value:.{places}f}"
+    return text.lstrip("-") if not float(text) else text.replace("-", "−")
 
 
 def _name(method: str, step: float, rows: pd.DataFrame, x: str) -> str:

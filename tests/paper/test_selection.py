@@ -59,13 +59,16 @@ def test_the_figures_say_what_they_were_made_from(panels, tmp_path, name, alone,
     assert texts[0] == texts[1]
 
 
-def test_where_a_sample_defines_the_curvature_that_is_said(panels):
+def test_where_scores_are_computed_otherwise_than_in_the_paper_that_is_said(panels):
     panel = panels["c"]
     some = replace(panel, given_settings=replace(panel.settings, study_curvature=(3, 8, 21)))
-    entries = [selection._said(lambda panel: "so many subsets")(shown) for shown in (some, panel)]
+    said = selection._said(lambda panel: "so many subsets", lambda panel: panel.methods)
+    entries = [said(shown) for shown in (some, panel)]
     sentences = [runs_behind({"c": panel}, {"datasets": {panel.dataset: {"seeds": [0], **entry}}}) for entry in entries]
-    assert sentences[0].endswith(": 1 seed, so many subsets, curvature from 3 training instances.")
-    assert sentences[1].endswith(": 1 seed, so many subsets.")
+    some_curvature = "curvature from 3 training instances, "
+    assert sentences[0].endswith(f": 1 seed, so many subsets, {some_curvature}LiSSA-H with 20 steps.")
+    assert sentences[1].endswith(": 1 seed, so many subsets, LiSSA-H with 20 steps.")
+    assert selection._said(lambda panel: "", lambda panel: ("cg",))(panel) == {"says": ""}  # it is not run there
 
 
 @pytest.mark.parametrize(
