@@ -65,6 +65,15 @@ def test_a_claim_is_reproduced_where_it_holds(number):
     assert outcome.verdict == REPRODUCED and outcome.summary == "holds on Energy"
 
 
+def test_what_a_perfect_method_would_reach_is_said_where_the_gold_standard_is_noise():
+    noisy = table(FLAT).replace({"mean": {0.99: 0.4}})
+    for curves, words in ((noisy, "; a perfect method about 0.40"), (noisy[noisy.method != "ceiling"], "TRAK 0.05")):
+        (result,) = claims.outcome(claim(5), curves).results
+        assert result.ours.numbers.endswith(words)
+    (result,) = claims.outcome(claim(4), table(GOOD)).results
+    assert "perfect" not in result.ours.numbers
+
+
 VIOLATIONS = [
     (1, {"grad_dot": [0.4, 0.3, 0.2, 0.1]}, "Grad-Dot starts at 0.40"),
     (1, {"grad_dot": [0.7, 0.5, 0.6, 0.64]}, "Grad-Dot ends at 0.64 after 0.70"),
