@@ -12,13 +12,14 @@ import logging
 import os
 import uuid
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
 
+from ..paper.studied import STUDIES
 from ..storage.folders import check_writable, part_of
 from ..storage.store import Missing
 from .shards import KINDS, Shard
@@ -110,7 +111,7 @@ def spread(shards: list[Shard], *, jobs: int = 1, scheduler: str | None = None) 
     Raises:
         SpreadError: a worker or the scheduler cannot be used; or, after everything else is done, a shard failed.
     """
-    missing = sorted((s for s in shards if not s.stored), key=lambda s: KINDS.index(s.kind))
+    missing = in_turns(s for s in shards if not s.stored)
     if not missing:
         return
     folder = Path(missing[0].results) / missing[0].profile
@@ -119,6 +120,13 @@ def spread(shards: list[Shard], *, jobs: int = 1, scheduler: str | None = None) 
     if failed:
         label, reason = next(iter(failed.items()))
         raise SpreadError(f"{len(failed)} of {len(missing)} shards failed, the first ({label}) with: {reason}")
+
+
+def in_turns(shards: Iterable[Shard]) -> list[Shard]:
+    """Kind after kind; of studies, the same figure of one data set after the other, for those of one data set share
+    pieces, and would wait for each other."""
+    figures = [*STUDIES]
+    return sorted(shards, key=lambda s: (KINDS.index(s.kind), figures.index(s.part) if s.kind == "study" else 0))
 
 
 def _run(client: Client, missing: list[Shard], sign: str, total: int) -> dict[str, str]:
@@ -150,7 +158,7 @@ def _run(client: Client, missing: list[Shard], sign: str, total: int) -> dict[st
                 bar.total -= len(follow)
             else:
                 bar.update()
-                ready.extend(follow)
+                ready = deque(in_turns([*ready, *follow]))
             done.update(submit())
     return failed
 
