@@ -19,7 +19,7 @@ WHAT = (
 )
 MARKS = (
     "Bars: 95 % intervals (bootstrap over training instances). Dashed, with its interval in grey: the instance's own "
-    "loss; stars, if any: surely above it. Dotted: chance."
+    "loss; stars: surely above it. Dotted: chance."
 )
 FORMS = {"harm": ("o", 0.16), "self-influence": ("s", -0.16)}  # marker, place beside the method's line
 

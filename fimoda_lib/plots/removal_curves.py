@@ -17,8 +17,7 @@ WHAT = (
     "it is left out of further training; mean over test instances."
 )
 MARKS = (
-    "Bars are 95 % intervals (bootstrap over test instances). LFT is filled and solid where its scores are for that "
-    "horizon, open and dotted where they are for the other. "
+    "Bars are 95 % intervals (bootstrap over test instances). LFT open and dotted: scores for the other horizon. "
     '"Alike": nearest inputs or, in classification, same class.'
 )
 

@@ -19,8 +19,7 @@ NEAR_ZERO = 0.1  # the bound that the paper's claim goes with: no similarity bey
 BINS = 40  # of epochs, in the drawing
 WHAT = (
     "Cosine similarity between scores and the change of test losses when the model is trained from scratch without an "
-    "instance (mean adjustment; means over neighbouring epochs). Dash-dotted green: further training itself. Grey "
-    "bar: near zero."
+    "instance (mean adjustment; means over neighbouring epochs). Dash-dotted green: further training itself."
 )
 
 

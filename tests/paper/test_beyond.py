@@ -160,7 +160,7 @@ def test_the_damping_of_the_horizon_is_a_curve_and_a_row(panels, tmp_path):
 
 def test_the_exact_derivative_is_a_few_points_of_the_curve_and_a_row(panels, tmp_path):
     shown, look = panels["a"], figures.LOOK["adjoint"]
-    found, gold, test = exact_derivative(shown), shown.gold, list(range(5))
+    found, gold, test = exact_derivative(shown), shown.gold, list(range(get_profile("smoke").exact_tests))
     steps = found.horizon.values
     assert found.test.values.tolist() == test and found.sizes["train"] == shown.task.n_train and len(steps) <= 5
     assert (steps[0], steps[-1]) == (gold.step.values[0], gold.step.values[-1])

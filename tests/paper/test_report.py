@@ -35,7 +35,7 @@ NOTE = {
     "title": "Similarity <made up>",
     "caption": "What is drawn; a formula a < b & c.",
     "notebook": "04_figures",
-    "profile": "laptop",
+    "profile": "overnight",
     "optimizer": "sgd",
     "adjustment": "mean",
     "datasets": {
@@ -106,7 +106,7 @@ def executed_notebook() -> nbformat.NotebookNode:
 def made(tmp_path_factory):
     """(figures folder, page) of a made-up run."""
     top = tmp_path_factory.mktemp("run")
-    folder, results = top / "figures" / "laptop", top / "results" / "laptop"
+    folder, results = top / "figures" / "overnight", top / "results" / "overnight"
     folder.mkdir(parents=True)
     (results / "notebooks").mkdir(parents=True)
     curves = {"grad_dot": GRAD_DOT, **OTHERS}
@@ -189,7 +189,7 @@ def test_missing_figures_are_listed_with_their_command(made):
     listed = words(soup(made[1]).select_one("section[aria-labelledby=missing]"))
     present = {"fig02", "fig_damping", "table2"}
     for name in TITLES:
-        found = re.search(rf"\./run_all\.sh --profile laptop --only {name}(\s|$)", listed)
+        found = re.search(rf"\./run_all\.sh --profile overnight --only {name}(\s|$)", listed)
         assert bool(found) == (name not in present), name
 
 
@@ -198,7 +198,7 @@ def test_the_report_knows_every_figure():
 
 
 def test_the_most_seeds_of_each_optimiser_are_told(made, tmp_path):
-    folder = tmp_path / "laptop"
+    folder = tmp_path / "overnight"
     shutil.copytree(made[0], folder)
     fewer = {"energy": {**NOTE["datasets"]["energy"], "seeds": [0]}}
     (folder / "fig_removal.json").write_text(json.dumps({**NOTE, "figure": "fig_removal", "datasets": fewer}))
@@ -212,15 +212,15 @@ def test_the_table_of_the_paper_is_shown_as_text(made):
 
 
 def test_bold_cells_say_what_captions_say(made, tmp_path):
-    shutil.copytree(made[0], tmp_path / "laptop")
+    shutil.copytree(made[0], tmp_path / "overnight")
     for name in ("table2", "table_horizons"):
-        (tmp_path / "laptop" / f"{name}.json").write_text(json.dumps({**NOTE, "figure": name}))
+        (tmp_path / "overnight" / f"{name}.json").write_text(json.dumps({**NOTE, "figure": name}))
     roles = {"test": [7, 7, 7], "role": ["to explain", "most helpful", "most harmful"], "instance": [7, 4, 2]}
     instances = pd.DataFrame({**roles, "score": [np.nan, 0.01, -0.5], "job": ["clerk", "clerk", "nurse"]})
-    instances.to_csv(tmp_path / "laptop" / "table2.csv", index=False)
+    instances.to_csv(tmp_path / "overnight" / "table2.csv", index=False)
     rows = {"data set": "X", "method": ["LFT (ours)", "CG"], "mean over horizons": [0.9, 0.8], "leads": [True, False]}
-    pd.DataFrame(rows).to_csv(tmp_path / "laptop" / "table_horizons.csv", index=False)
-    page = soup(report(tmp_path / "laptop"))
+    pd.DataFrame(rows).to_csv(tmp_path / "overnight" / "table_horizons.csv", index=False)
+    page = soup(report(tmp_path / "overnight"))
     assert [words(b) for b in page.select("section[aria-labelledby=table2] td strong")] == ["clerk"]
     section = page.select_one("section[aria-labelledby=table_horizons]")
     assert [words(b) for b in section.select("td strong")] == ["0.9"] and "leads" not in words(section.thead)
@@ -228,7 +228,7 @@ def test_bold_cells_say_what_captions_say(made, tmp_path):
 
 def test_pieces_are_computed_now_or_found(made, tmp_path):
     """From sidecars, by the time at which the run began; without that, the page says only when they were written."""
-    folder, results = tmp_path / "laptop", tmp_path / "results"
+    folder, results = tmp_path / "overnight", tmp_path / "results"
     shutil.copytree(made[0], folder)
     results.mkdir()
     days = {"final-energy-00": "2026-01-01", "further-energy-sgd-drop-seed0-00": "2026-01-01",
@@ -254,7 +254,7 @@ def test_pieces_are_computed_now_or_found(made, tmp_path):
 
 
 def test_a_page_is_refused_if_it_is_older_than_its_figures_or_of_several_commits(made, tmp_path):
-    folder = tmp_path / "laptop"
+    folder = tmp_path / "overnight"
     shutil.copytree(made[0], folder)
     assert faults(folder) == []
     path = folder / "fig02b_energy.json"
@@ -346,7 +346,7 @@ def test_bad_folders_are_refused_in_a_sentence(tmp_path, capsys):
 
 def test_it_works_by_itself_and_keeps_earlier_notebook_pages(made, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)  # results of other runs may lie in the current folder
-    folder = tmp_path / "laptop"
+    folder = tmp_path / "overnight"
     shutil.copytree(made[0], folder)
     before = (folder / "index.html").read_text()
     (folder / "index.html").unlink()
@@ -360,16 +360,16 @@ def test_it_works_by_itself_and_keeps_earlier_notebook_pages(made, tmp_path, cap
 @pytest.mark.parametrize("good", [True, False])
 def test_a_run_ends_with_its_report_and_survives_a_failing_one(good, made, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(notebooks, "execute", lambda *_, **__: None)
-    shutil.copytree(made[0], tmp_path / "figures" / "laptop")
+    shutil.copytree(made[0], tmp_path / "figures" / "overnight")
     if not good:
-        (tmp_path / "figures" / "laptop" / "fig02.csv").write_bytes(b"")
+        (tmp_path / "figures" / "overnight" / "fig02.csv").write_bytes(b"")
     options = Namespace(
-        profile="laptop", results=str(tmp_path / "results"), figures=str(tmp_path / "figures"), jobs=1, only=None,
+        profile="overnight", results=str(tmp_path / "results"), figures=str(tmp_path / "figures"), jobs=1, only=None,
         scheduler=None,
     )  # fmt: skip
     assert run.run([[run.NotebookRun("04_figures", "figures", {})]], options) == 0
     printed = capsys.readouterr()
-    page = tmp_path / "figures" / "laptop" / "index.html"
+    page = tmp_path / "figures" / "overnight" / "index.html"
     assert (f"Report: {page}" in printed.out) == good
     assert ("its report could not be made (ValueError: " in printed.err and "fig02.csv" in printed.err) == (not good)
 

@@ -74,7 +74,9 @@ PAGES = [ROOT / "README.md", ROOT / "figures/README.md", *sorted((ROOT / "docs")
 
 
 def anchors(text):
-    """What a link may name behind a hash: the headings, as web pages of repositories write them."""
+    """What a link may name behind a hash: the headings, as web pages of repositories write them; or names in HTML."""
+    if text.startswith("<!DOCTYPE html>"):
+        return {*re.findall(r'\bid="([^"]+)"', text)}
     return {re.sub(r"[^\w\- ]", "", h.lower()).replace(" ", "-") for h in re.findall(r"^#+ (.+)$", text, re.M)}
 
 
