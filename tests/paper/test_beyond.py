@@ -177,8 +177,8 @@ def test_the_exact_derivative_is_a_few_points_of_the_curve_and_a_row(panels, tmp
     rows = pd.read_csv(tmp_path / "fig02plus.csv").query("method == 'adjoint'")
     assert rows.step.tolist() == steps.tolist() and (rows.low < rows["mean"]).all()
     np.testing.assert_allclose(rows["mean"], expected, rtol=1e-5)
-    note = json.loads((tmp_path / "fig02plus.json").read_text())
-    assert f"squares: exact derivative, {len(test)} test instances" in note["caption"] and len(note["caption"].split()) <= 60
+    caption = json.loads((tmp_path / "fig02plus.json").read_text())["caption"]
+    assert f"squares: exact derivative, {len(test)} test instances" in caption and len(caption.split()) <= 60
     row = beyond.table_horizons({"a": shown}, tmp_path).set_index("method").loc[look.label]
     assert row["last"] == pytest.approx(expected[-1], rel=1e-5) and row["seconds"] > 0 and not row["leads"]
     note = json.loads((tmp_path / "table_horizons.json").read_text())
