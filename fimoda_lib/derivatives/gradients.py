@@ -241,10 +241,9 @@ class Gradients:
         n = instances[1].shape[1] if each else count(instances)
         size = max(self._budget // max(n * self.held, self.n_params * 4), 1)
         with twice_differentiable():
-            return torch.cat([
-                vmap(product, in_dims=(0 if each else None, 0))(take(instances, k) if each else instances, vectors[k])
-                for k in torch.arange(len(vectors)).split(size)
-            ])  # fmt: skip
+            products = vmap(product, in_dims=(0 if each else None, 0))
+            pieces = [slice(k, k + size) for k in range(0, len(vectors), size)]
+            return torch.cat([products(take(instances, p) if each else instances, vectors[p]) for p in pieces])
 
     def check_hessian(self) -> None:
         """Raises ValueError if `hessian_products` are not derivatives of gradients; looks at few instances."""

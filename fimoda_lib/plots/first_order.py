@@ -34,7 +34,7 @@ SOFTENED = "#009E73"
 LIMIT = (
     "Cosine similarity (mean adjustment) between the exact derivative of further training (one seed, float64, "
     "mask) and the difference of two runs with 0.1, 0.5 or all of an instance's weight removed. Dashed: outputs in "
-    "place of losses. Green: kinks softened. Black: LFT along the same run. Dotted: noise ceiling, first fifth."
+    "place of losses. Green: kinks softened. Black: LFT along the same run. Dotted: noise ceiling, mask, first fifth."
 )
 LIMIT_MARKS = "Bands: one standard error over test instances."
 UNITS_SAY = (

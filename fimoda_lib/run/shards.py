@@ -116,3 +116,10 @@ def shards_of(
         else:
             found.append(Shard(dataset, kind=kind, **where))
     return found
+
+
+def in_turns(shards: Iterable[Shard]) -> list[Shard]:
+    """Kind after kind; of studies, the same figure of one data set after the other, for those of one data set share
+    pieces, and would wait for each other."""
+    figures = [*STUDIES]
+    return sorted(shards, key=lambda s: (KINDS.index(s.kind), figures.index(s.part) if s.kind == "study" else 0))

@@ -12,17 +12,16 @@ import logging
 import os
 import uuid
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from tqdm import tqdm
 
-from ..paper.studied import STUDIES
 from ..storage.folders import check_writable, part_of
 from ..storage.store import Missing
-from .shards import KINDS, Shard
+from .shards import Shard, in_turns
 from .workers import SpreadError, UnfitWorker, compute_shard, this_code
 
 if TYPE_CHECKING:
@@ -120,13 +119,6 @@ def spread(shards: list[Shard], *, jobs: int = 1, scheduler: str | None = None) 
     if failed:
         label, reason = next(iter(failed.items()))
         raise SpreadError(f"{len(failed)} of {len(missing)} shards failed, the first ({label}) with: {reason}")
-
-
-def in_turns(shards: Iterable[Shard]) -> list[Shard]:
-    """Kind after kind; of studies, the same figure of one data set after the other, for those of one data set share
-    pieces, and would wait for each other."""
-    figures = [*STUDIES]
-    return sorted(shards, key=lambda s: (KINDS.index(s.kind), figures.index(s.part) if s.kind == "study" else 0))
 
 
 def _run(client: Client, missing: list[Shard], sign: str, total: int) -> dict[str, str]:

@@ -17,7 +17,7 @@ import xarray as xr
 from fimoda_lib.experiments.panel import PAPER_METHODS, Panel, one_seed
 from fimoda_lib.run import command as run
 from fimoda_lib.run import notebooks, spread, workers
-from fimoda_lib.run.shards import Shard, shards_of
+from fimoda_lib.run.shards import Shard, in_turns, shards_of
 from fimoda_lib.run.workers import SpreadError, UnfitWorker
 from fimoda_lib.storage.folders import is_running
 
@@ -79,7 +79,7 @@ def test_one_seed_leaves_the_others_alone(plain):
 def test_studies_that_share_pieces_do_not_run_side_by_side():
     work = [(d, k) for d in ("wine", "diabetes") for k in ("fig_lds", "final model", "fig_removal_curves")]
     shards = shards_of([*work, ("wine", "scores"), ("wine", "sgd")], "smoke", "nowhere")
-    taken = [(s.kind, s.dataset, s.part) for s in spread.in_turns(shards)]
+    taken = [(s.kind, s.dataset, s.part) for s in in_turns(shards)]
     assert [(kind, dataset) for kind, dataset, _ in taken[:4]] == [
         *(("final model", name) for name in ("wine", "diabetes")), *(("further training", "wine"),) * 2
     ]  # fmt: skip
