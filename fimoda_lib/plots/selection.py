@@ -55,10 +55,10 @@ def draw(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
 
 
 def _short(value: float) -> str:
-    """Two digits; of small numbers as many as there is room for."""
+    """Two digits, of small numbers as many as there is room for: 12, −3.4, .56, −.078."""
     places = next((d for d, least in enumerate((9.95, 0.995, 0.0995)) if abs(value) >= least), 3)
     text = f"{value:.{places}f}"
-    return text.lstrip("-") if not float(text) else text.replace("-", "−")
+    return text.replace("-", "−").replace("0.", ".", 1) if float(text) else "0"
 
 
 def _name(method: str, step: float, rows: pd.DataFrame, x: str) -> str:

@@ -11,6 +11,7 @@ import pytest
 from fimoda_lib.experiments.panel import Panel
 from fimoda_lib.paper import selection
 from fimoda_lib.plots.captions import runs_behind
+from fimoda_lib.plots.selection import _short
 
 pytestmark = pytest.mark.usefixtures("quick_pictures")
 
@@ -57,6 +58,11 @@ def test_the_figures_say_what_they_were_made_from(panels, tmp_path, name, alone,
     again = selection.FIGURES[name](kept, tmp_path)  # drawn from the numbers that were saved
     texts = [[t.get_text() for t in f.axes[0].texts] for f in (figure, again)]
     assert texts[0] == texts[1]
+
+
+def test_numbers_in_cells_are_short():
+    numbers = {12.3: "12", -3.41: "−3.4", 10.04: "10", 0.5612: ".56", -0.0784: "−.078", -0.0004: "0", 0.0996: ".10"}
+    assert [*map(_short, numbers)] == [*numbers.values()]
 
 
 def test_where_scores_are_computed_otherwise_than_in_the_paper_that_is_said(panels):
