@@ -47,10 +47,11 @@ class Surroundings:
         at: the model there, its kinks softened if they are to be.
         train: the instances left out [b], or groups of them [b, g], see `groups.as_matrix`.
         whole: an instance is gone, so that its residual is the one in the run without it; else that of the full run.
+        everywhere: its loss, over n, is taken off every batch; else its weight is zero in its own.
     """
 
-    def __init__(self, at: Gradients, train: Tensor, *, whole: bool) -> None:
-        self.at, self.members, self.whole = at, train.reshape(len(train), -1), whole
+    def __init__(self, at: Gradients, train: Tensor, *, whole: bool, everywhere: bool = False) -> None:
+        self.at, self.members, self.whole, self.everywhere = at, train.reshape(len(train), -1), whole, everywhere
 
     def source(self, delta: Tensor, clipping: Clipping | None = None) -> tuple[Tensor, Tensor]:
         """Gradient of the loss of each instance, and its square; of a group, sums over its members: [b, P] each.
@@ -73,7 +74,8 @@ class Surroundings:
         for some, place in zip(rows.split(at.block_size()), places.split(at.block_size()), strict=True):
             with twice_differentiable():  # forward mode is what attention's fused kernels lack, too
                 found = vmap(one)(at.train(self.members[some, place]), delta[some])
-            found = found if clipping is None else clipping.of_instances(found)
+            if clipping is not None:
+                found = clipping.less(found) if self.everywhere else clipping.of_instances(found)
             some = some.to(delta.device)
             gradients.index_add_(0, some, found)
             squares.index_add_(0, some, found.square())
@@ -130,6 +132,7 @@ class Following:
         whole: see `Surroundings`.
         dtype: of gradients and products.
         sample: so many training instances at most in a product, others in each interval.
+        everywhere: see `Surroundings`.
     """
 
     products: int
@@ -138,6 +141,7 @@ class Following:
     whole: bool
     dtype: torch.dtype
     sample: int
+    everywhere: bool
 
 
 def follow_whole(
@@ -159,7 +163,7 @@ def follow_whole(
         widen(task, params)
         at, share, scale, answer = gradients_at(task, params, how.dtype), run.share(), None, None
         clipping, B = None, min(run.batch_size, task.n_train)
-        around = Surroundings(at, train, whole=how.whole)
+        around = Surroundings(at, train, whole=how.whole, everywhere=how.everywhere)
         some = drawn(task.n_train, how.sample, run, generator)
         batches = [Batch(rows, len(rows) / sum(map(len, some))) for rows in some]
         if moments is not None:
@@ -236,16 +240,18 @@ class Pull:
     def lost(self, source: Tensor, squares: Tensor) -> Tensor:
         """What instances add to the mean square of the gradient of a batch, [b, P]; to first order unless `whole`.
 
-        An instance is in one of n / B batches; there the other B - 1 are drawn from the other n - 1.
+        An instance is in one of n / B batches; there the other B - 1 are drawn from the other n - 1. Or it is in all
+        (`everywhere`), over n.
 
         Args:
             source, squares: of `Surroundings.source`.
         """
-        n, B = self.around.at.task.n_train, self.batch_size
+        n, B, mean = self.around.at.task.n_train, self.batch_size, sum(b.part * b.gradient for b in self.batches)
+        if self.around.everywhere:
+            return 2 / n * source * mean - ((source / n).square() if self.around.whole else 0.0)
         other = (B - 1) / max(n - 1, 1) / B  # the weight of each other instance in a batch with this one
         decay = self.decay * self.around.at.flatten(self.around.at.params)
-        mean = sum(b.part * b.gradient for b in self.batches) - decay
-        beside = source * (other * n * mean + decay) - other * squares
+        beside = source * (other * n * (mean - decay) + decay) - other * squares
         return 2 / n * (beside + squares / B) - (squares / (n * B) if self.around.whole else 0.0)
 
 

@@ -41,6 +41,8 @@ def followed(s: Settings, n_train: int, *, single: bool, whole: bool, timed: boo
     # Together all products see as many instances as one run of further training does, which bounds their cost.
     sample = max(horizon[-1] * training["batch_size"] // (s.lft_products * SPLIT_RUNS), SPLIT_LEAST)
     split = {"mode": "split", "products": s.lft_products, "sample": min(sample, SPLIT_MOST), "dtype": "float32"}
+    if s.removal == "subtract" and (training["optimizer"] != "sgd" or "max_grad_norm" in training):
+        found["further_training"] |= {"removal": s.removal}  # of no effect elsewhere
     segments = max(s.lft_segments, 1 if training["optimizer"] == "sgd" else SPLIT_SEGMENTS)
     return {**found, **split, "runs": SPLIT_RUNS, "segments": min(segments, len(horizon))}
 

@@ -41,7 +41,16 @@ from ..training.minibatches import steps_per_epoch
 from ..training.trial import check_training
 from .base import METHODS, Report, method
 from .ekfac import EkfacFactors
-from .lft_settings import OF_OPTIMIZER, check, check_recorded, check_stored, check_unused, full_settings, horizons
+from .lft_settings import (
+    OF_OPTIMIZER,
+    check,
+    check_recorded,
+    check_stored,
+    check_unused,
+    full_settings,
+    horizons,
+    removal_of,
+)
 
 NEGLIGIBLE = 0.01  # an eigenvalue σ counts as zero where σηT is smaller: the filter is then within 1 % of ηT
 STIFF = 0.2  # with "split", an eigenvalue is left to the products of the Hessian if ησ adds up to less between them
@@ -84,7 +93,8 @@ def lft(
             of a recorded run.
         further_training: `optimizer`, `learning_rate`, `batch_size`, `seed` (`weight_decay`, `max_grad_norm`, which
             but for "split" shape the run and not δ) of the full run; or that itself, recorded by
-            `trajectories.record_full_run`.
+            `trajectories.record_full_run`. With "split", where the optimiser is Adam or clips, `removal="subtract"`
+            counts, too: "drop" (the default) and "mask" have one mean.
         mode: "one_run" takes residuals from that full run; "closed_form" trains nothing and lets them evolve by full
             batches in the model linearised at the final parameters (SGD only). "split" has the whole Hessian in place
             of G, along the run, and Adam's two moments, weight decay and clipping: closest to further training, and the
@@ -113,11 +123,12 @@ def lft(
     check_kinks(kinks, width)
     of_split = {"products": products, "sample": sample, "kinks": kinks, "width": width}
     unused = check_unused(mode, of_split, METHODS["lft"].defaults)
+    removal = "drop" if isinstance(further_training, Trajectory) else removal_of(further_training)
     if mode == "split":
         along = full_settings(further_training)
         soft, how = with_kinks(task, params, kinks, width), (products, segments, backend, order == 2, dtype, sample)
-        scores, found = split_runs(soft, task, params, along, runs, train, test, wanted, curvature, *how)
-        return scores, {"horizon": wanted, "further_training": {**along, "runs": runs}, **found}
+        scores, found = split_runs(soft, task, params, along, runs, train, test, wanted, curvature, *how, removal)
+        return scores, {"horizon": wanted, "further_training": {**along, "removal": removal, "runs": runs}, **found}
     at = Gradients(task, params, dtype=dtype)
     D = output_directions(at)
     if backend == "auto":
@@ -203,6 +214,7 @@ def follow_run(
 def split_runs(
     soft: Task, task: Task, params: Params, along: dict, runs: int, train: Tensor, test: Tensor, wanted: list[int],
     curvature: Tensor, products: int, segments: int, backend: str, whole: bool, dtype: torch.dtype, sample: int,
+    removal: str,
 ) -> tuple[Tensor, Report]:  # fmt: skip
     """Mean scores [horizons, n_test, n_train] of several runs along which the whole Hessian is followed.
 
@@ -222,7 +234,7 @@ def split_runs(
     floor = STIFF / (rule.learning_rate * longest)
 
     spectrum = partial(spectrum_at, curvature=curvature, backend=backend, floor=floor)
-    how, found = Following(products, segments, spectrum, whole, dtype, sample), []
+    how, found = Following(products, segments, spectrum, whole, dtype, sample, removal == "subtract"), []
     pieces = train.split(max(largest_held(at.device) // (COPIES * at.n_params * dtype.itemsize), 1))
     with tqdm(total=len(pieces) * runs * wanted[-1], desc="LFT", leave=False, disable=None) as bar:
         for piece in pieces:

@@ -12,23 +12,31 @@ from .. import checks
 from ..derivatives.trajectories import Trajectory, check_settings, data_of, name_of_loss
 from ..tasks import Params, Task
 from ..training.ensembles import Optimizer
+from ..training.minibatches import REMOVALS
 from ..training.plans import MOST_STEPS
 
 MOST_RUNS = 1_000
 MODES = ("one_run", "closed_form", "split")
 BACKENDS = ("auto", "gram", "krylov", "ekfac")
 OF_OPTIMIZER = ("learning_rate", "weight_decay", "max_grad_norm")
-SETTINGS = ("optimizer", "batch_size", "seed", *OF_OPTIMIZER)
+SETTINGS = ("optimizer", "batch_size", "seed", "removal", *OF_OPTIMIZER)
 
 
 def full_settings(further_training: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings of a full run, checked, with those left out at their defaults."""
-    given = {name: checks.plain(value) for name, value in further_training.items()}
+    """The settings of a full run, checked, with those left out at their defaults; without `removal`, which is none."""
+    given = {name: checks.plain(value) for name, value in further_training.items() if name != "removal"}
     settings = {"optimizer": "sgd", "seed": 0, **given}
     shape = {name: settings[name] for name in OF_OPTIMIZER if name in settings}
     settings |= {name: getattr(Optimizer(settings["optimizer"], **shape), name) for name in shape}
     check_settings(settings["batch_size"], settings["seed"])
     return settings
+
+
+def removal_of(further_training: Mapping[str, Any]) -> str:
+    """How further training leaves instances out, see `training.minibatches`."""
+    removal = checks.plain(further_training.get("removal", "drop"))
+    checks.choice("removal", removal, REMOVALS)
+    return removal
 
 
 def check_stored(run: Trajectory, task: Task, params: Params, segments: int) -> None:

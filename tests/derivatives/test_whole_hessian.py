@@ -56,7 +56,8 @@ def recursion(
 ):
     """δ step by step, with dense Hessians at every place of the usual loop; scores [horizons, TEST, TRAIN].
 
-    Adam's moments are those that batches have on average, here over all instances in a random order.
+    Adam's moments are those that batches have on average, here over all instances in a random order. An instance is
+    taken off its own batches, or off all with `removal="subtract"`.
     """
     rule = {"sgd": torch.optim.SGD, "adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[run["optimizer"]]
     model = oracles.at(task, params)
@@ -94,6 +95,9 @@ def recursion(
                 g, square_here = g + part * of_batch, square_here + part * of_batch**2
                 squared_here = squared_here + part * 2 * of_batch * batch_change
             for row, i in enumerate(TRAIN):
+                if run.get("removal") == "subtract":
+                    squared_here[row] -= share * 2 * g * every[i] / N
+                    continue
                 # In a batch with i (one of N / B), which the others join with equal chances
                 others = (every.sum(0) - every[i]) * (batch_size - 1) / (N - 1)
                 together = share * (every[i] + others) / batch_size + decay * flat(here, params)
@@ -151,6 +155,20 @@ def test_adams_momentum_has_its_part():
         task, params, {**RULES["adamw"], "max_grad_norm": 1e6}, segments=STEPS))  # fmt: skip
 
 
+@pytest.mark.parametrize("rule", RULES)
+def test_an_instance_may_be_taken_off_every_batch(rule):
+    """... as `subtract` does; plain SGD cannot tell the difference."""
+    task, params = tiny()
+    run = {**RULES[rule], "removal": "subtract"}
+    expected, found = recursion(task, params, run), split(task, params, run, segments=STEPS)
+    check(found, expected)
+    assert "subtract" in found.attrs["further_training"]
+    for other in ("drop", "mask"):
+        other = split(task, params, {**run, "removal": other}, segments=STEPS)
+        check(other, split(task, params, RULES[rule], segments=STEPS), 0.0)
+        (check if rule == "sgd" else differs)(other, expected)
+
+
 def rectified(dead=False):
     task, _ = tiny("classification", n=N)
     with torch.random.fork_rng():
@@ -206,6 +224,21 @@ def test_clipped_sgd_by_batches_is_close_to_the_mean_tangent():
     )  # fmt: skip
     expected = tangents.delta.mean("seed").transpose("step", "test", "left_out").values
     check(found, expected, 0.1)
+
+
+def test_clipped_sgd_that_takes_an_instance_off_every_batch_is_close_to_the_mean_tangent():
+    task, params = tiny("classification")
+    run = dict(optimizer="sgd", learning_rate=0.05, max_grad_norm=0.1)
+    subtract, mask = (
+        split(task, params, {**run, "removal": how}, horizon=[12], batch_size=4, runs=2) for how in ("subtract", "mask")
+    )
+    tangents = tangent_train(
+        task, params, batch_size=4, epochs=2, seeds=range(12), left_out=TRAIN, test=TEST, evaluate=[12],
+        progress=False, removal="subtract", **run,
+    )  # fmt: skip
+    expected = tangents.delta.mean("seed").transpose("step", "test", "left_out").values
+    check(subtract, expected, 0.1)
+    differs(mask, expected, 0.3)
 
 
 @pytest.mark.slow
