@@ -31,7 +31,7 @@ import pandas as pd
 import xarray as xr
 
 from fimoda_lib import attribute, noise_ceiling, sensitivity, similarity
-from fimoda_lib.derivatives import kinks, live_run
+from fimoda_lib.derivatives import adam, kinks
 from fimoda_lib.experiments.followed import LFT_SEED
 from fimoda_lib.experiments.panel import Panel
 from fimoda_lib.paper.over_horizons import log_weights
@@ -82,7 +82,7 @@ def head(panel: Panel, rate: float) -> dict:
 def rows_of(panel: Panel, rate: float, setting: dict, runs: int) -> list[dict]:
     """A row for the mean of one, two, ... runs."""
     gold, total, seconds, rows = panel.gold, 0.0, 0.0, []
-    kinks.FLOOR = live_run.FLOOR = setting["floor"]
+    kinks.FLOOR = adam.FLOOR = setting["floor"]
     measured, ceiling = sensitivity(gold), noise_ceiling(gold, "mean", "variances")
     weights = log_weights(gold["step"].values.astype(float))
     for run in range(runs):

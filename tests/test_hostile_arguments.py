@@ -142,6 +142,8 @@ def test_odd_arguments_end_in_a_sentence_or_a_result(number, problem, monkeypatc
         ("lft", dict(horizon=[2], further_training=RUN, runs=10**30)),
         ("lft", dict(horizon=10**30, further_training=RUN)),
         ("lft", dict(horizon=[2], further_training=[1])),
+        ("lft", dict(horizon=[2], further_training={**RUN, "removal": "keep"})),
+        ("lft", dict(horizon=[2], further_training={**RUN, "removal": 1}, mode="split")),
         ("grad_dot", dict(train=5)),
         ("grad_dot", dict(test=[0, True])),
     ]

@@ -24,20 +24,18 @@ class Clipping:
     Args:
         max_norm: of a gradient, longer ones are shortened to it.
         gradients: of the mean loss of each batch, [k, P].
-        parts: of the instances drawn that are in each batch, [k].
-        joining: how much of an instance's gradient, less the mean one, a batch has that it is known to be in; nothing
-            where batches hold all instances.
+        joining: how much of an instance's gradient, less the mean one, each batch has if it is known to be in it, [k];
+            nothing where batches hold all instances.
     """
 
     max_norm: float
     gradients: Tensor
-    parts: Tensor
-    joining: float
+    joining: Tensor
 
     @cached_property
     def share(self) -> float:
         """What clipping leaves of gradients, on the mean."""
-        return float(self.parts @ torch.where(self.kept > 0, self.kept, 1.0)) or 1.0
+        return float(torch.where(self.kept > 0, self.kept, 1.0).mean()) or 1.0
 
     @cached_property
     def kept(self) -> Tensor:
@@ -53,7 +51,7 @@ class Clipping:
         """Directions of the gradients [k, P], and what the mean answer, over `share`, lacks of a change along each."""
         directions = self.gradients / self.lengths[:, None]
         answers = (directions * self.answers(self.gradients, directions)).sum(1)
-        return directions, self.parts * (self.kept - answers).clamp(min=0.0) / self.share
+        return directions, (self.kept - answers).clamp(min=0.0) / (len(answers) * self.share)
 
     def clipped(self, gradients: Tensor) -> Tensor:
         return clip_grad_norm({"all": gradients}, self.max_norm)["all"]
@@ -68,9 +66,9 @@ class Clipping:
 
     def of_instances(self, found: Tensor) -> Tensor:
         """What gradients of instances [b, P] do in the batches that these are in, on the mean, over `share`."""
-        mean = self.parts @ self.gradients
-        beside = (self.gradients[k] + self.joining * (found - mean) for k in range(len(self.parts)))
-        return sum(p * self.answers(g, found) for p, g in zip(self.parts, beside, strict=True)) / self.share
+        more = found - self.gradients.mean(0)
+        beside = (g + joins * more for g, joins in zip(self.gradients, self.joining, strict=True))
+        return sum(self.answers(gradient, found) for gradient in beside) / (len(self.gradients) * self.share)
 
     def less(self, product: Tensor) -> Tensor:
         """The mean answer, over `share`, to a change of every batch's gradient [b, P] by the same."""

@@ -1,15 +1,13 @@
-"""A full run that is trained on as it is followed, and what its optimiser does to a gradient on the way."""
+"""A full run that is trained on as it is followed."""
 
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from ..devices import strict_arithmetic
 from ..tasks import Params, Task, take, to
 from ..training.ensembles import Ensemble, Optimizer, clip_grad_norm
 from ..training.minibatches import FULL_RUN, run_batches
-from .kinks import FLOOR
 
 
 class LiveRun:
@@ -43,36 +41,6 @@ class LiveRun:
     def share(self) -> float:
         """What clipping left of the gradient in the last step of the last advance."""
         return 1.0 if self.gradients is None else what_clipping_leaves(self.gradients, self.rule.max_grad_norm)
-
-
-class Moments:
-    """Adam's mean gradient and mean square as they are on average over orders of the data.
-
-    Those of the run itself would do after some hundred steps; the first ones divide by the noise of single batches.
-    """
-
-    def __init__(self, rule: Optimizer) -> None:
-        self.rule, self.mean, self.square, self.step = rule, 0.0, 0.0, 0
-
-    def advance(self, gradient: Tensor, square: Tensor, steps: int) -> tuple[Tensor, Tensor]:
-        """So many steps whose gradient and its square have these means, [P]: how they move the parameters, on average.
-
-        Returns:
-            The root of what multiplies the mean gradient, besides the learning rate (`Drift.scale`), and how a step
-            answers to a change of the mean square (`Drift.answer`).
-        """
-        time, held = self.step + (steps + 1) / 2, []
-        for beta, before, target in zip(self.rule.betas, (self.mean, self.square), (gradient, square), strict=True):
-            kept = beta ** torch.arange(1.0, steps + 1, dtype=torch.float64)
-            held += [(target + float(k) * (before - target)) for k in (kept.mean(), kept[-1])]
-        mean, self.mean, square, self.square = held
-        self.step += steps
-        correction = [1 - beta**time for beta in self.rule.betas]
-        estimate = square / correction[1]
-        root = (estimate + FLOOR**2 * estimate.mean()).sqrt().clamp(min=torch.finfo(estimate.dtype).tiny ** 0.5)
-        divisor = root + self.rule.epsilon  # that of derivatives, `kinks.regularised`
-        moved = self.rule.learning_rate * mean / correction[0]
-        return divisor.rsqrt(), moved / divisor**2 / (2 * root * correction[1])
 
 
 def what_clipping_leaves(gradients: Params, max_norm: float) -> float:

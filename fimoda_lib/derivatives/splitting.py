@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from ..training.ensembles import Optimizer
+from .adam import Answer
 from .clipping import Clipping
 from .spectra import Spectrum
 
@@ -88,7 +89,7 @@ class Drift:
     Args:
         spectrum: of G; with a scale, of G with rows and columns scaled.
         scale: root of what Adam multiplies gradients by, [P]; None for SGD.
-        answer: how a step answers to a change of Adam's mean square, [P].
+        answer: how Adam's step answers to a change of its mean square.
         share: what clipping leaves of gradients.
         clipping: with SGD that clips, which parts of a change of the gradient it lets through.
     """
@@ -96,7 +97,7 @@ class Drift:
     spectrum: Spectrum
     rule: Optimizer
     scale: Tensor | None = None
-    answer: Tensor | None = None
+    answer: Answer | None = None
     share: float = 1.0
     clipping: Clipping | None = None
 
@@ -113,7 +114,7 @@ class Drift:
             return Motion(*self.applied(factors[:1, [0, 2]], [start.delta, self.share * force.gradient]))
         s, kept = self.scale, self.rule.betas[1] ** torch.arange(1.0, steps + 1, dtype=torch.float64)
         square, during = (torch.lerp(force.square, start.square, float(k)) for k in (kept[-1], kept.mean()))
-        given = [start.delta / s, start.mean * s, self.share * force.gradient * s, self.answer * during / s]
+        given = [start.delta / s, start.mean * s, self.share * force.gradient * s, self.answer.kick(during) / s]
         delta, mean = self.applied(factors, given)
         return Motion(delta * s, mean / s, square)
 

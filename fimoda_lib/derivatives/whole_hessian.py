@@ -27,11 +27,13 @@ from tqdm import tqdm
 from ..groups import NOBODY
 from ..tasks import Instances, Params, Task, take
 from ..training.ensembles import Optimizer
+from .adam import Moments
+from .batches import MOMENTS, Batches, drawn
 from .clipping import Clipping
 from .gradients import Gradients
 from .kinks import widen
 from .linearised import loss_changes
-from .live_run import LiveRun, Moments
+from .live_run import LiveRun
 from .second_order import twice_differentiable
 from .spectra import Spectrum
 from .splitting import Drift, Force, Motion, boundaries, interpolated, midpoint
@@ -86,6 +88,13 @@ class Surroundings:
         at, pieces = self.at, rows.split(self.at.product_size(VECTORS))
         mean = sum(len(piece) / len(rows) * at.flatten(at.of_mean_loss(at.train(piece), at.params)) for piece in pieces)
         return mean + decay * at.flatten(at.params)
+
+    def batches(
+        self, run: LiveRun, generator: torch.Generator, sample: int, at_least: int = 1, decay: float = 0.0
+    ) -> Batches:
+        """`batches.drawn`, as the run's, with their `gradient`."""
+        found = drawn(self.at.task.n_train, sample, run.batch_size, generator, at_least)
+        return replace(found, gradients=torch.stack([self.gradient(rows, decay) for rows in found.rows]))
 
     def products(self, delta: Tensor, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         """For one batch of training instances after the other, the Hessian of their mean loss times every row of δ,
@@ -154,7 +163,7 @@ def follow_whole(
         bar: counts steps.
     """
     ends, generator = boundaries(horizons, how.products // 2), torch.Generator().manual_seed(run.seed)
-    moments = None if run.rule.name == "sgd" else Moments(run.rule)
+    moments = None if run.rule.name == "sgd" else Moments(run.rule, whole=how.whole)
     motion, spectrum, sizes, found, first = None, None, [], [], 0
     for number, end in enumerate(ends):
         middle = first + (end - first) // 2
@@ -162,47 +171,29 @@ def follow_whole(
         run.advance(middle + 1)  # the step from there has its own clipping
         widen(task, params)
         at, share, scale, answer = gradients_at(task, params, how.dtype), run.share(), None, None
-        clipping, B = None, min(run.batch_size, task.n_train)
-        around = Surroundings(at, train, whole=how.whole, everywhere=how.everywhere)
-        some = drawn(task.n_train, how.sample, run, generator)
-        batches = [Batch(rows, len(rows) / sum(map(len, some))) for rows in some]
+        clipping, around = None, Surroundings(at, train, whole=how.whole, everywhere=how.everywhere)
         if moments is not None:
-            decay = coupled(run.rule) / share
-            batches = [replace(batch, gradient=around.gradient(batch.rows, decay)) for batch in batches]
-            mean, square = (sum(b.part * (share * b.gradient) ** power for b in batches) for power in (1, 2))
-            scale, answer = moments.advance(mean, square, end - first)
+            batches = around.batches(run, generator, how.sample, MOMENTS, coupled(run.rule) / share)
+            square = batches.gradients.square().mean(0)
+            scale, answer = moments.advance(share * batches.mean, share**2 * square, end - first)
         elif run.rule.max_grad_norm is not None:
-            clipping = clipping_of(around, batches, run.rule.max_grad_norm, B)
+            batches = around.batches(run, generator, how.sample)
+            clipping = clipping_of(batches, task.n_train, run.rule.max_grad_norm)
             share = clipping.share
+        else:
+            batches = drawn(task.n_train, how.sample, None, generator)
         if number * how.segments // len(ends) > (number - 1) * how.segments // len(ends):
             spectrum = how.spectrum(at, scale)
             sizes.append(len(spectrum.eigenvalues))
         if motion is None:
             motion = Motion(*[torch.zeros(len(train), at.n_params, dtype=how.dtype, device=run.device)] * 3)
         drift = Drift(spectrum, run.rule, scale, answer, share, clipping)
-        pull = Pull(around, drift, end - first, batches, B)
-        motion = midpoint(drift, motion, pull, first, end - first)
+        motion = midpoint(drift, motion, Pull(around, drift, end - first, batches), first, end - first)
         there = Surroundings(gradients_at(task, run.advance(end), how.dtype), train, whole=how.whole)
         found.append(there.test_changes(test, motion.delta))
         bar.update(end - first)
         first = end
     return interpolated(torch.stack(found).cpu(), ends, horizons), sizes
-
-
-def drawn(n: int, sample: int, run: LiveRun, generator: torch.Generator) -> list[Tensor]:
-    """At most so many of n training instances; in batches as the run's if it clips, or with Adam's mean square."""
-    if run.rule.name == "sgd" and run.rule.max_grad_norm is None:
-        return [torch.randperm(n, generator=generator)[:sample] if n > sample else torch.arange(n)]
-    return [*torch.randperm(n, generator=generator)[: max(sample, run.batch_size)].split(run.batch_size)]
-
-
-@dataclass(frozen=True)
-class Batch:
-    """Training instances, and their share of those drawn; with Adam, `Surroundings.gradient` of them, [P]."""
-
-    rows: Tensor
-    part: float
-    gradient: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -212,19 +203,18 @@ class Pull:
     around: Surroundings
     drift: Drift
     steps: int
-    batches: list[Batch]
-    batch_size: int
+    batches: Batches
 
     def __call__(self, delta: Tensor) -> Force:
         around, rule, n = self.around, self.drift.rule, self.around.at.task.n_train
-        change, square, clipping = 0.0, 0.0, self.drift.clipping
-        products = around.products(delta, [batch.rows for batch in self.batches])
-        for number, (batch, product) in enumerate(zip(self.batches, products, strict=True)):
+        change, square, clipping, turn = 0.0, 0.0, self.drift.clipping, 1 / self.batches.used
+        products = around.products(delta, self.batches.in_products)
+        for number, (part, product) in enumerate(zip(self.batches.parts, products, strict=True)):
             product = product if clipping is None else clipping.answer(number, product)
             product = product + self.decay * delta
-            change = change + batch.part * product
+            change = change + (part if clipping is None else turn) * product
             if rule.name != "sgd":
-                square = square + 2 * batch.part * batch.gradient * product
+                square = square + 2 * turn * self.batches.gradients[number] * product
         held = self.drift.curvature(delta)
         rest = limited(change - held, held, delta, self.drift, self.steps)
         source, squares = around.source(delta, clipping)
@@ -240,30 +230,25 @@ class Pull:
     def lost(self, source: Tensor, squares: Tensor) -> Tensor:
         """What instances add to the mean square of the gradient of a batch, [b, P]; to first order unless `whole`.
 
-        An instance is in one of n / B batches; there the other B - 1 are drawn from the other n - 1. Or it is in all
-        (`everywhere`), over n.
+        An instance is in a batch of B with probability B / n; there the other B - 1 are drawn from the other n - 1. Or
+        it is in all (`everywhere`), over n.
 
         Args:
             source, squares: of `Surroundings.source`.
         """
-        n, B, mean = self.around.at.task.n_train, self.batch_size, sum(b.part * b.gradient for b in self.batches)
+        n, mean, own = self.around.at.task.n_train, self.batches.mean, self.batches.own
         if self.around.everywhere:
             return 2 / n * source * mean - ((source / n).square() if self.around.whole else 0.0)
-        other = (B - 1) / max(n - 1, 1) / B  # the weight of each other instance in a batch with this one
+        other = (1 - own) / max(n - 1, 1)  # the weight of each other instance in a batch with this one
         decay = self.decay * self.around.at.flatten(self.around.at.params)
         beside = source * (other * n * (mean - decay) + decay) - other * squares
-        return 2 / n * (beside + squares / B) - (squares / (n * B) if self.around.whole else 0.0)
+        return 2 / n * (beside + own * squares) - (own / n * squares if self.around.whole else 0.0)
 
 
-def clipping_of(around: Surroundings, batches: list[Batch], max_norm: float, batch_size: int) -> Clipping:
-    """How SGD clips batches, b of n instances each, at one place of a run.
-
-    Besides an instance that it is known to hold, a batch has b - 1 of the n - 1 others.
-    """
-    n = around.at.task.n_train
-    gradients = torch.stack([around.gradient(batch.rows, 0.0) for batch in batches])
-    parts = gradients.new_tensor([batch.part for batch in batches])
-    return Clipping(max_norm, gradients, parts, (n - batch_size) / (max(n - 1, 1) * batch_size))
+def clipping_of(batches: Batches, n: int, max_norm: float) -> Clipping:
+    """How SGD clips batches, of b of n instances: with one that it is known to hold, it has b - 1 of the others."""
+    joining = [(n - b) / (max(n - 1, 1) * b) for b in map(len, batches.rows)]
+    return Clipping(max_norm, batches.gradients, batches.gradients.new_tensor(joining))
 
 
 def coupled(rule: Optimizer) -> float:

@@ -25,23 +25,23 @@ from ..experiments.settings import panel_letter
 from ..methods import METHODS
 from ..plots.look import LOOK
 from ..plots.published import published_curves
+from . import benchmarked
 from .claims import check_claims, read_table, runs_of, title
-from .findings import UTMOST, findings, markdown, without_helpful
+from .findings import findings
 from .over_horizons import log_weights
 from .pieces import computed_by
-from .rules import number
+from .rules import written
 
 PAGES = ("README.md", "docs/results.md", "docs/beyond.md", "docs/images_and_text.md", "figures/README.md")
 NUMBER = re.compile(r"<!--([\w:.]+)-->(−?\d*\.?\d+|–)")
 BLOCK = re.compile(
-    r"(<!--(verdicts|lft|width|unpublished|findings|curves|rectified|run|sizes)-->\n).*?(<!--end-->)", re.S
+    r"(<!--(verdicts|lft|width|runs|unpublished|findings|curves|rectified|run|sizes)-->\n).*?(<!--end-->)", re.S
 )
 SEEDS = {  # figure -> whose seeds it shows
     "fig02": "seeds, SGD (text: AdamW)",
     "fig04": "seeds, Adam",
     "fig11": "seeds, re-training from scratch",
 }
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
 WHICH: dict[str, Callable[[pd.Series], float]] = {
     "first": lambda curve: curve.iloc[0],
     "last": lambda curve: curve.iloc[-1],
@@ -59,11 +59,12 @@ def fill(text: str, folder: Path | str) -> str:
     tables = {
         "verdicts": lambda: verdicts(folder),
         "lft": lambda: horizons(folder),
-        "width": widths,
-        "unpublished": unpublished,
+        "width": benchmarked.widths,
+        "runs": benchmarked.runs,
+        "unpublished": benchmarked.unpublished,
         "findings": lambda: findings(folder),
-        "curves": curves,
-        "rectified": rectified,
+        "curves": benchmarked.curves,
+        "rectified": benchmarked.rectified,
         "run": lambda: run(folder),
         "sizes": lambda: sizes(folder),
     }
@@ -82,7 +83,7 @@ def value_of(source: str, folder: Path | str) -> float:
             rows = table[[where in names.split("+") for names in table.figure]]
             rows = rows[rows.method == method].set_index("x")["value"]
         elif figure == "adam":
-            rows = pd.read_csv(BENCHMARKS / "lft_with_adam.csv")
+            rows = pd.read_csv(benchmarked.FOLDER / "lft_with_adam.csv")
             rows = rows[(rows.dataset == where) & (rows.scores == method)].set_index("epoch")["similarity"]
         else:
             table = read_table(folder, figure)
@@ -95,11 +96,6 @@ def value_of(source: str, folder: Path | str) -> float:
             f"{source!r} names no number in {folder}; expected figure:data set:method:which, such as "
             "fig02:energy:grad_dot:first."
         ) from error
-
-
-def written(value: float) -> str:
-    """.68, −.07, 1.00."""
-    return re.sub(r"(?<!\d)0\.", ".", number(value))
 
 
 def verdicts(folder: Path | str) -> str:
@@ -169,70 +165,6 @@ def reached(folder: Path | str, dataset: str, k: float) -> pd.Series:
     rows = rows[(rows.dataset == dataset) & (rows.method == "ceiling")].sort_values("epoch")
     S, square = len(runs_of(folder, "fig02plus")[dataset]["seeds"]), rows.set_index("epoch")["mean"] ** 2
     return ceiling_of(square / (S - (S - 1) * square), k)
-
-
-def widths() -> str:
-    """LFT on breast cancer with kinks of several widths, by `benchmarks/choose_width.py`: similarity over horizons."""
-    table = pd.read_csv(BENCHMARKS / "choose_width.csv", dtype={"width": str})
-    table = table[(table.dataset == "breast_cancer") & (table["sample"] == table["sample"].max())]
-    names = {
-        **{"without": "G alone", "between": "between kinks"},
-        **{w: f"width {w.removeprefix('0')} of the spread" for w in ("0.0003", "0.001", "0.003", "0.01")},
-        **{"0.3x": ".3 of the movement", "1x": "**the movement**", "3x": "3 times the movement"},
-    }
-    cells = table.pivot_table(index="width", columns=["optimizer", "rate"], values="mean").reindex(names.keys())
-    cells = cells.sort_index(axis=1, ascending=[False, True])
-    heads = [f"{'Adam' if o == 'adam' else 'SGD'}, rate × {rate:g}" for o, rate in cells.columns]
-    lines = [f"| breast cancer | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
-    for width, row in cells.iterrows():
-        lines.append(f"| {names[width]} | {' | '.join('–' if pd.isna(v) else f'{v:.3f}'[1:] for v in row)} |")
-    return "\n".join(lines) + "\n"
-
-
-def unpublished() -> str:
-    """Of the settings that `benchmarks/unpublished_settings.py` tried, those that come nearest to published curves."""
-    table = pd.read_csv(BENCHMARKS / "unpublished_settings.csv")
-    lines = [
-        "| | published, first → last | nearest setting tried | ours with it | farthest | tried |",
-        "|---|---|---|---|---|---|",
-    ]
-
-    def pair(row: pd.Series, prefix: str = "") -> str:
-        return f"{written(row[f'{prefix}first'])} → {written(row[f'{prefix}last'])}"
-
-    for (dataset, method), rows in table.groupby(["dataset", "method"], sort=False):
-        done = rows.dropna(subset="distance").sort_values("distance")
-        best, worst = done.iloc[0], done.iloc[-1]
-        lines.append(
-            f"| {dataset.capitalize()}, {METHODS[method].label} | {pair(best, 'published_')} | {best.setting} | "
-            f"{pair(best)} | {worst.setting}: {pair(worst)} | {len(rows)} |"
-        )
-    return "\n".join(lines) + "\n"
-
-
-def curves() -> str:
-    """What leaving out the most helpful instances does, by `benchmarks/removal_curves.py`."""
-    table = pd.read_csv(BENCHMARKS / "removal_curves.csv").sort_values("dataset", kind="stable")
-    (tests,) = set(table["tests"])
-    heading = f"Rise of the loss without the {UTMOST:.0%} held to be most helpful; {tests} test instances"
-    return markdown(heading, table, without_helpful)
-
-
-def rectified() -> str:
-    """What derivatives say of runs of image models with rectified units, by `benchmarks/rectified_images.py`."""
-    table, kinks = pd.read_csv(BENCHMARKS / "rectified_images.csv"), {"between": "between kinks", "moved": "softened"}
-    lines = []
-    for dataset, rows in table.groupby("dataset", sort=False):
-        seeds = rows["seeds"].iloc[0]
-        at = {name: some.set_index("step") for name, some in rows.groupby("kinks", sort=False)}
-        steps = at["between"].index
-        lines += [f"| {title(dataset)}, steps | {' | '.join(map(str, steps))} |", "|---|" + "---|" * len(steps)]
-        against = {"itself": "the run itself", "mean": f"mean of {seeds} seeds", "single": "other single seeds"}
-        shown = [(f"{words}, {how}", at[k][column]) for column, words in against.items() for k, how in kinks.items()]
-        shown += [(f"noise ceiling, {seeds} seeds", at["between"]["ceiling"])]
-        shown += [("noise ceiling, one seed", at["between"]["ceiling_single"])]
-        lines += [f"| {words} | {' | '.join(written(v) for v in values)} |" for words, values in shown] + [""]
-    return "\n".join(lines[:-1]) + "\n"
 
 
 def run(folder: Path | str) -> str:

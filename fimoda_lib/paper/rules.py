@@ -8,6 +8,7 @@ bounds are ours, not the paper's: all of them are in `THRESHOLDS`.
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -227,6 +228,11 @@ def labels(methods: list[str]) -> str:
 
 def number(value: float) -> str:
     return f"{value:.2f}".replace("-0.00", "0.00").replace("-", "−")
+
+
+def written(value: float) -> str:
+    """.68, −.07, 1.00."""
+    return re.sub(r"(?<!\d)0\.", ".", number(value))
 
 
 def signed(change: float) -> str:

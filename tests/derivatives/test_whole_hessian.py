@@ -11,8 +11,17 @@ from problems import tiny
 from small_files import refusal
 from torch import nn
 
-from fimoda_lib.derivatives import gradients, live_run, whole_hessian
-from fimoda_lib.derivatives.splitting import Drift, Force, Motion, boundaries, interpolated, midpoint, propagator
+from fimoda_lib.derivatives import adam, gradients, whole_hessian
+from fimoda_lib.derivatives.splitting import (
+    Answer,
+    Drift,
+    Force,
+    Motion,
+    boundaries,
+    interpolated,
+    midpoint,
+    propagator,
+)
 from fimoda_lib.derivatives.tangents import tangent_train
 from fimoda_lib.derivatives.trajectories import record_full_run
 from fimoda_lib.derivatives.whole_hessian import limited
@@ -89,19 +98,21 @@ def recursion(
             order = torch.randperm(N, generator=orders).tolist()
             g = square_here = squared_here = 0.0
             for k in range(0, N, batch_size):
-                batch, part = order[k : k + batch_size], len(order[k : k + batch_size]) / N
+                batch = order[k : k + batch_size]
+                part, turn = len(batch) / N, 1 / len(range(0, N, batch_size))
                 of_batch = share * every[batch].mean(0) + decay * flat(here, params)
                 batch_change = share * delta @ curvature(task, here, batch) + decay * delta
-                g, square_here = g + part * of_batch, square_here + part * of_batch**2
-                squared_here = squared_here + part * 2 * of_batch * batch_change
+                g, square_here = g + part * of_batch, square_here + turn * of_batch**2
+                squared_here = squared_here + turn * 2 * of_batch * batch_change
             for row, i in enumerate(TRAIN):
                 if run.get("removal") == "subtract":
                     squared_here[row] -= share * 2 * g * every[i] / N
                     continue
-                # In a batch with i (one of N / B), which the others join with equal chances
-                others = (every.sum(0) - every[i]) * (batch_size - 1) / (N - 1)
-                together = share * (every[i] + others) / batch_size + decay * flat(here, params)
-                squared_here[row] -= share * batch_size / N * 2 * together * every[i] / batch_size
+                for k in range(0, N, batch_size):  # in the batch with i, which the others join with equal chances
+                    size = min(batch_size, N - k)
+                    others = (every.sum(0) - every[i]) * (size - 1) / (N - 1)
+                    together = share * (every[i] + others) / size + decay * flat(here, params)
+                    squared_here[row] -= turn * share * size / N * 2 * together * every[i] / size
             mean = 0.9 * mean + 0.1 * change if momentum else change * (1 - 0.9**t)
             usual = 0.9 * usual + 0.1 * g
             square, squared = (0.999 * x + 0.001 * y for x, y in ((square, square_here), (squared, squared_here)))
@@ -185,7 +196,7 @@ def rectified(dead=False):
 @pytest.mark.parametrize("optimizer", ["sgd", "adam", "adamw"])
 def test_by_full_batches_it_is_the_tangent(problem, width, optimizer, monkeypatch):
     if problem == "smooth":  # tangents have a floor under Adam's denominator where kinks are softened
-        monkeypatch.setattr(live_run, "FLOOR", 0.0)
+        monkeypatch.setattr(adam, "FLOOR", 0.0)
     task, params = tiny("classification") if problem == "smooth" else rectified(dead=True)
     run = dict(optimizer=optimizer, learning_rate=0.2 if optimizer == "sgd" else 0.02)
     run |= {} if optimizer == "sgd" else dict(weight_decay=0.1)
@@ -289,7 +300,8 @@ def test_the_error_is_of_second_order_in_the_number_of_steps_at_once(rule):
     steps, G, B, s = 2 * 3**6, symmetric(0), symmetric(1), symmetric(2)[:2]
     G = G @ G
     scale = None if rule.name == "sgd" else torch.linspace(0.5, 1.5, 6, dtype=torch.float64)
-    answer = None if scale is None else -1e-3 * torch.linspace(2, 1, 6, dtype=torch.float64)
+    step = -2e-3 * torch.linspace(2, 1, 6, dtype=torch.float64)
+    answer = None if scale is None else Answer(step, step / 2, whole=False)
     drift = Drift(DenseSpectrum(G if scale is None else scale[:, None] * G * scale), rule, scale, answer, share=0.9)
 
     def after(m):
@@ -303,7 +315,7 @@ def test_the_error_is_of_second_order_in_the_number_of_steps_at_once(rule):
         change = 0.9 * (delta @ (G + B) - s)
         mean = 0.9 * mean + 0.1 * change
         square = 0.999 * square + 0.001 * delta @ B.T
-        update = change if scale is None else mean / (1 - 0.9**t) * scale**2 - answer * square / rule.learning_rate
+        update = change if scale is None else mean / (1 - 0.9**t) * scale**2 - step / 2 * square / rule.learning_rate
         delta = (1 - rule.learning_rate * rule.weight_decay) * delta - rule.learning_rate * update
     torch.testing.assert_close(after(1), delta, rtol=1e-9, atol=1e-12)
     errors = [float((after(m) - delta).norm() / delta.norm()) for m in (81, 27, 9)]
@@ -390,7 +402,7 @@ def test_a_sample_is_another_in_each_interval_and_comes_close_to_all_as_it_grows
     for sample in (4, 20):
         found = split(task, params, RULES["sgd"], sample=sample).values
         errors.append(np.linalg.norm(found - expected.values) / np.linalg.norm(expected))
-        rows = [frozenset(batch.tolist()) for (batch,) in drawn[-STEPS:]]
+        rows = [frozenset(batch.tolist()) for (batch,) in (batches.rows for batches in drawn[-STEPS:])]
         assert {len(some) for some in rows} == {sample} and len({*rows}) > STEPS - 2
         assert len(frozenset.union(*rows)) > 0.6 * N
     assert 0 < 2 * errors[1] < errors[0] < 0.5
