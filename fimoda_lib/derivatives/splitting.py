@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from ..training.ensembles import Optimizer
-from .adam import Answer
 from .clipping import Clipping
 from .spectra import Spectrum
 
@@ -89,17 +88,20 @@ class Drift:
     Args:
         spectrum: of G; with a scale, of G with rows and columns scaled.
         scale: root of what Adam multiplies gradients by, [P]; None for SGD.
-        answer: how Adam's step answers to a change of its mean square.
+        answer: how a step answers to a change of Adam's mean square, [P].
         share: what clipping leaves of gradients.
         clipping: with SGD that clips, which parts of a change of the gradient it lets through.
+        bounded: whether a step of Adam changes no parameter by more than the learning rate, which is about its length:
+            of more, its derivative knows nothing, and lets δ explode.
     """
 
     spectrum: Spectrum
     rule: Optimizer
     scale: Tensor | None = None
-    answer: Answer | None = None
+    answer: Tensor | None = None
     share: float = 1.0
     clipping: Clipping | None = None
+    bounded: bool = False
 
     def __call__(self, start: Motion, force: Force, first: int, steps: int) -> Motion:
         """After so many steps from step `first` on."""
@@ -114,9 +116,10 @@ class Drift:
             return Motion(*self.applied(factors[:1, [0, 2]], [start.delta, self.share * force.gradient]))
         s, kept = self.scale, self.rule.betas[1] ** torch.arange(1.0, steps + 1, dtype=torch.float64)
         square, during = (torch.lerp(force.square, start.square, float(k)) for k in (kept[-1], kept.mean()))
-        given = [start.delta / s, start.mean * s, self.share * force.gradient * s, self.answer.kick(during) / s]
+        given = [start.delta / s, start.mean * s, self.share * force.gradient * s, self.answer * during / s]
         delta, mean = self.applied(factors, given)
-        return Motion(delta * s, mean / s, square)
+        moved, most = delta * s - start.delta, self.rule.learning_rate * steps
+        return Motion(start.delta + (moved.clamp(-most, most) if self.bounded else moved), mean / s, square)
 
     def applied(self, factors: Tensor, given: list[Tensor]) -> list[Tensor]:
         """Sums of the given vectors [b, P], each direction of them times its factor: [rows, len(given), q + 1]."""

@@ -163,7 +163,7 @@ def follow_whole(
         bar: counts steps.
     """
     ends, generator = boundaries(horizons, how.products // 2), torch.Generator().manual_seed(run.seed)
-    moments = None if run.rule.name == "sgd" else Moments(run.rule, whole=how.whole)
+    moments = None if run.rule.name == "sgd" else Moments(run.rule)
     motion, spectrum, sizes, found, first = None, None, [], [], 0
     for number, end in enumerate(ends):
         middle = first + (end - first) // 2
@@ -187,7 +187,7 @@ def follow_whole(
             sizes.append(len(spectrum.eigenvalues))
         if motion is None:
             motion = Motion(*[torch.zeros(len(train), at.n_params, dtype=how.dtype, device=run.device)] * 3)
-        drift = Drift(spectrum, run.rule, scale, answer, share, clipping)
+        drift = Drift(spectrum, run.rule, scale, answer, share, clipping, bounded=how.whole)
         motion = midpoint(drift, motion, Pull(around, drift, end - first, batches), first, end - first)
         there = Surroundings(gradients_at(task, run.advance(end), how.dtype), train, whole=how.whole)
         found.append(there.test_changes(test, motion.delta))

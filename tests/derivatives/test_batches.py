@@ -1,10 +1,9 @@
-"""Batches drawn as those of a run, and what Adam makes of them."""
+"""Batches drawn as those of a run."""
 
 import numpy as np
 import pytest
 import torch
 
-from fimoda_lib.derivatives.adam import Answer
 from fimoda_lib.derivatives.batches import Batches, drawn
 from fimoda_lib.training.minibatches import FULL_RUN, run_batches, steps_per_epoch
 
@@ -49,11 +48,3 @@ def test_an_instance_weighs_in_its_batch_what_it_does_in_a_run():
         squares.append(float(weights.square().sum()))
     # The mean over steps of the sum of squared weights: n instances, each in one batch of an epoch.
     np.testing.assert_allclose(sum(squares) / steps, found.own)
-
-
-def test_a_step_of_adam_changes_by_no_more_than_its_length_where_an_instance_is_gone():
-    step, slope = torch.tensor([0.5, -0.5, 0.0]), torch.tensor([2.0, -2.0, 0.0])
-    change = torch.tensor([[0.1, 0.1, 0.1], [1e9, -1e9, 1e9], [-1e9, 1e9, 0.0]])
-    found = Answer(step, slope, whole=True).kick(change)
-    torch.testing.assert_close(found, torch.tensor([[0.2, -0.2, 0.0], [0.5, 0.5, 0.0], [-0.5, -0.5, 0.0]]))
-    torch.testing.assert_close(Answer(step, slope, whole=False).kick(change), slope * change)

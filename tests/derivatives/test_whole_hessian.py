@@ -13,7 +13,6 @@ from torch import nn
 
 from fimoda_lib.derivatives import adam, gradients, whole_hessian
 from fimoda_lib.derivatives.splitting import (
-    Answer,
     Drift,
     Force,
     Motion,
@@ -300,8 +299,7 @@ def test_the_error_is_of_second_order_in_the_number_of_steps_at_once(rule):
     steps, G, B, s = 2 * 3**6, symmetric(0), symmetric(1), symmetric(2)[:2]
     G = G @ G
     scale = None if rule.name == "sgd" else torch.linspace(0.5, 1.5, 6, dtype=torch.float64)
-    step = -2e-3 * torch.linspace(2, 1, 6, dtype=torch.float64)
-    answer = None if scale is None else Answer(step, step / 2, whole=False)
+    answer = None if scale is None else -1e-3 * torch.linspace(2, 1, 6, dtype=torch.float64)
     drift = Drift(DenseSpectrum(G if scale is None else scale[:, None] * G * scale), rule, scale, answer, share=0.9)
 
     def after(m):
@@ -315,13 +313,26 @@ def test_the_error_is_of_second_order_in_the_number_of_steps_at_once(rule):
         change = 0.9 * (delta @ (G + B) - s)
         mean = 0.9 * mean + 0.1 * change
         square = 0.999 * square + 0.001 * delta @ B.T
-        update = change if scale is None else mean / (1 - 0.9**t) * scale**2 - step / 2 * square / rule.learning_rate
+        update = change if scale is None else mean / (1 - 0.9**t) * scale**2 - answer * square / rule.learning_rate
         delta = (1 - rule.learning_rate * rule.weight_decay) * delta - rule.learning_rate * update
     torch.testing.assert_close(after(1), delta, rtol=1e-9, atol=1e-12)
     errors = [float((after(m) - delta).norm() / delta.norm()) for m in (81, 27, 9)]
     assert errors[-1] < 1e-3
     for coarse, fine in zip(errors[:-1], errors[1:], strict=True):
         assert 6 < coarse / fine < 20, errors
+
+
+@pytest.mark.parametrize("bounded", [True, False])
+def test_where_an_instance_is_gone_a_step_of_adam_changes_by_no_more_than_its_length(bounded):
+    rule, scale, b = Optimizer("adam", 0.01), torch.linspace(0.5, 1.5, 6, dtype=torch.float64), 2
+    G, nothing = symmetric(0) @ symmetric(0), torch.zeros(b, 6, dtype=torch.float64)
+    drift = Drift(DenseSpectrum(scale[:, None] * G * scale), rule, scale, 0 * scale, bounded=bounded)
+    start = Motion(1e-3 * symmetric(3)[:b], nothing, nothing)
+    small, large = (drift(start, Force(size * symmetric(1)[:b], nothing), 0, 5).delta for size in (1e-9, 1e9))
+    differs(small.numpy(), start.delta.numpy())  # by no more than the bounds
+    exact = Drift(drift.spectrum, rule, scale, 0 * scale)
+    torch.testing.assert_close(small, exact(start, Force(1e-9 * symmetric(1)[:b], nothing), 0, 5).delta)
+    assert ((large - start.delta).abs().max() <= 0.01 * 5 + 1e-12) == bounded
 
 
 @pytest.mark.parametrize("scale", [None, torch.tensor([0.1, 2.0, 30.0], dtype=torch.float64)])
