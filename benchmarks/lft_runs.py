@@ -1,12 +1,13 @@
 """What products of the whole Hessian, and more runs, gain for LFT: on tables, and on a fine-tuned encoder of text.
 
-    python benchmarks/lft_runs.py --results DIR --data DIR [--profile laptop] [--datasets concrete sst2] [--runs 4]
+    python benchmarks/lft_runs.py --results DIR --data DIR [--profile laptop] [--datasets concrete sst2]
+        [--optimizers sgd adam] [--runs 4]
 
 Reads the gold standard of a run of this profile, and scores its left-out instances for its test instances along several
 runs with seeds of their own: LFT with G alone, as panels have it ("alone"), and with the whole Hessian ("whole"), along
 the first run and averaged over the first two, three, ... Panels of text have G alone; here their Hessian is followed in
 EK-FAC's eigenbasis with `--products` products for each run, each of `--sample` training instances, in batches as the
-run's. Writes `lft_runs.csv` beside this file, a row for each data set, Hessian and number of runs: similarity averaged
+run's. Writes `lft_runs.csv` beside this file, a row for each panel, Hessian and number of runs: similarity averaged
 over horizons evenly on a log axis, first, lowest, last; the noise ceiling, averaged; seconds of one thread, and of one
 seed of the gold standard; left-out instances, test instances, seeds, products, sample, profile, commit. No setting is
 chosen here.
@@ -15,6 +16,7 @@ chosen here.
 from __future__ import annotations
 
 import argparse
+import itertools
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -31,7 +33,7 @@ from fimoda_lib.paper.over_horizons import log_weights
 from fimoda_lib.storage.provenance import code_version
 
 OUT = Path(__file__).with_suffix(".csv")
-KEY = ["profile", "dataset", "hessian", "runs"]
+KEY = ["profile", "dataset", "optimizer", "hessian", "runs"]
 
 
 def of_text(products: int, sample: int) -> dict:
@@ -70,7 +72,8 @@ def rows_of(panel: Panel, runs: int, products: int, sample: int) -> Iterator[dic
         for count, scores, seconds in averaged(panel, hyper, runs):
             curve = similarity(scores, measured)["mean"].values
             yield {
-                **{"profile": panel.profile, "dataset": panel.dataset, "hessian": name, "runs": count},
+                **{"profile": panel.profile, "dataset": panel.dataset, "optimizer": panel.optimizer},
+                **{"hessian": name, "runs": count},
                 **{"mean": np.average(curve, weights=weights), "first": curve[0], "lowest": curve.min()},
                 **{"last": curve[-1], "ceiling": np.average(ceiling, weights=weights), "seconds": seconds},
                 **{"seed_seconds": float(gold.seconds.mean()), "left_out": len(s.left_out), "tests": len(s.test)},
@@ -85,14 +88,15 @@ def main() -> None:
     options.add_argument("--data", metavar="DIR")
     options.add_argument("--profile", default="laptop")
     options.add_argument("--datasets", nargs="+", default=["concrete", "energy", "fico", "sst2"])
+    options.add_argument("--optimizers", nargs="+", default=["sgd"], help="of tables; images and text have their own")
     options.add_argument("--runs", type=int, default=2)
     options.add_argument("--products", type=int, default=16, help="for each run, where panels have none")
     options.add_argument("--sample", type=int, default=128, help="training instances in each of these")
     options.add_argument("--out", default=OUT, type=Path, help="CSV file, whose rows of the same settings are replaced")
     chosen = options.parse_args()
     torch.set_num_threads(1)
-    for dataset in chosen.datasets:
-        panel = Panel(dataset, chosen.profile, results=chosen.results, data_dir=chosen.data, compute=False)
+    for dataset, optimizer in itertools.product(chosen.datasets, chosen.optimizers):
+        panel = Panel(dataset, chosen.profile, optimizer, results=chosen.results, data_dir=chosen.data, compute=False)
         for row in rows_of(panel, chosen.runs, chosen.products, chosen.sample):
             print(pd.Series(row).to_frame().T.to_string(header=False), flush=True)
             found = pd.DataFrame([row]).round(4)

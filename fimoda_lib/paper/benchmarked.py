@@ -38,14 +38,17 @@ def runs() -> str:
     """LFT with G alone and with the whole Hessian, along one run and more, by `benchmarks/lft_runs.py`: similarity over
     horizons, lowest, and the cost against one seed of the gold standard."""
     table = pd.read_csv(FOLDER / "lft_runs.csv")
-    names = sorted(set(table["dataset"]), key=panel_letter)
-    lines = [f"| | {' | '.join(map(title, names))} |", "|---|" + "---|" * len(names)]
+    adam = table["optimizer"] == "adam"
+    table["panel"] = table["dataset"].map(title) + adam.map({True: ", Adam", False: ""})
+    order = table.assign(adam=adam, letter=table["dataset"].map(panel_letter)).sort_values(["adam", "letter"])
+    names = list(dict.fromkeys(order["panel"]))
+    lines = [f"| | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
     for (hessian, number), rows in table.groupby(["hessian", "runs"]):
         words = f"{'G alone' if hessian == 'alone' else 'whole Hessian'}, {COUNTS[number]}"
-        at = rows.set_index("dataset").assign(cost=lambda t: t["seconds"] / t["seed_seconds"])
+        at = rows.set_index("panel").assign(cost=lambda t: t["seconds"] / t["seed_seconds"])
         cells = {k: f"{written(r['mean'])} ({written(r['lowest'])}; {r['cost']:.2g})" for k, r in at.iterrows()}
         lines.append(f"| {words} | {' | '.join(cells.get(k, '–') for k in names)} |")
-    ceilings = table.groupby("dataset")["ceiling"].first()
+    ceilings = table.groupby("panel")["ceiling"].first()
     return "\n".join([*lines, f"| noise ceiling | {' | '.join(written(ceilings[k]) for k in names)} |"]) + "\n"
 
 
