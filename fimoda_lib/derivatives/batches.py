@@ -2,62 +2,63 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from ..training.minibatches import steps_per_epoch
 
 MOMENTS = 32  # so many batches give Adam's mean gradient and mean square, where products take fewer
 
 
 @dataclass(frozen=True)
 class Batches:
-    """Batches of training instances.
+    """Batches of training instances that take part in Hessian products.
 
     Args:
         rows: the instances of each.
-        used: so many of them, the first ones, in Hessian products.
         gradients: of the mean loss of each, where they count, [k, P].
+        mean: the mean gradient over instances, of these batches and maybe more, [P].
+        square: the mean over steps of the square of a batch's gradient, likewise.
     """
 
     rows: list[Tensor]
-    used: int
     gradients: Tensor | None = None
-
-    @property
-    def in_products(self) -> list[Tensor]:
-        return self.rows[: self.used]
+    mean: Tensor | None = None
+    square: Tensor | None = None
 
     @property
     def parts(self) -> list[float]:
-        """Of the instances in products, the part that is in each batch."""
-        sizes = [len(rows) for rows in self.in_products]
+        """The part of the instances that is in each batch."""
+        sizes = [len(rows) for rows in self.rows]
         return [size / sum(sizes) for size in sizes]
 
-    @property
-    def mean(self) -> Tensor:
-        """The mean gradient over instances, [P]."""
-        sizes = self.gradients.new_tensor([len(rows) for rows in self.rows])
-        return sizes / sizes.sum() @ self.gradients
 
-    @property
-    def own(self) -> float:
-        """The weight of an instance in the batch that it is in, averaged over steps."""
-        return sum(1 / len(rows) for rows in self.rows) / len(self.rows)
+def drawn(n: int, sample: int, batch_size: int, generator: torch.Generator) -> tuple[list[Tensor], int]:
+    """The batches of an epoch of n instances, and how many of them hold about so many: all, or some of them, at least
+    one, and then the smaller last one stands at a random place among them."""
+    rows = [*torch.randperm(n, generator=generator).split(batch_size)]
+    if sample >= n:
+        return rows, len(rows)
+    return [rows[k] for k in torch.randperm(len(rows), generator=generator).tolist()], max(sample // batch_size, 1)
 
 
-def drawn(n: int, sample: int, batch_size: int | None, generator: torch.Generator, at_least: int = 1) -> Batches:
-    """At most so many of n training instances at random.
+def with_gradients(rows: list[Tensor], used: int, gradient: Callable[[Tensor], Tensor], at_least: int = 1) -> Batches:
+    """So many of the batches, the first ones, with their gradients; the means over at least so many, if there are.
 
-    Args:
-        batch_size: in batches of so many: those of an epoch, whose last one may be smaller, or full ones; None for one
-            batch of all.
-        at_least: so many batches in all, if there are.
+    An epoch has a step for each of its batches, whatever its size: the mean square is that over batches.
     """
-    order = torch.randperm(n, generator=generator)
-    if batch_size is None:
-        return Batches([order[:sample] if n > sample else torch.arange(n)], 1)
-    used = max(sample // batch_size, 1)
-    most = max(used, at_least) * batch_size
-    rows = [*order[: n if max(sample, most) >= n else most].split(batch_size)]
-    return Batches(rows, len(rows) if sample >= n else used)
+    kept, mean, square, some = [], 0.0, 0.0, rows[: max(used, at_least)]
+    for k, batch in enumerate(some):
+        found = gradient(batch)
+        mean, square = mean + len(batch) * found, square + found.square() / len(some)
+        kept += [found] if k < used else []
+    return Batches(rows[:used], torch.stack(kept), mean / sum(map(len, some)), square)
+
+
+def own_weight(n: int, batch_size: int) -> float:
+    """The weight of an instance in the batch that it is in, averaged over the steps of an epoch."""
+    full, rest = divmod(n, batch_size)
+    return (full / batch_size + (1 / rest if rest else 0.0)) / steps_per_epoch(n, batch_size)

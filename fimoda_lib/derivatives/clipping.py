@@ -23,13 +23,14 @@ class Clipping:
 
     Args:
         max_norm: of a gradient, longer ones are shortened to it.
-        gradients: of the mean loss of each batch, [k, P].
+        gradients: of the mean loss of each batch, [k, P]; mean: that over instances, [P].
         joining: how much of an instance's gradient, less the mean one, each batch has if it is known to be in it, [k];
             nothing where batches hold all instances.
     """
 
     max_norm: float
     gradients: Tensor
+    mean: Tensor
     joining: Tensor
 
     @cached_property
@@ -66,7 +67,7 @@ class Clipping:
 
     def of_instances(self, found: Tensor) -> Tensor:
         """What gradients of instances [b, P] do in the batches that these are in, on the mean, over `share`."""
-        more = found - self.gradients.mean(0)
+        more = found - self.mean
         beside = (g + joins * more for g, joins in zip(self.gradients, self.joining, strict=True))
         return sum(self.answers(gradient, found) for gradient in beside) / (len(self.gradients) * self.share)
 

@@ -91,8 +91,8 @@ class Drift:
         answer: how a step answers to a change of Adam's mean square, [P].
         share: what clipping leaves of gradients.
         clipping: with SGD that clips, which parts of a change of the gradient it lets through.
-        bounded: whether a step of Adam changes no parameter by more than the learning rate, which is about its length:
-            of more, its derivative knows nothing, and lets δ explode.
+        bounded: whether δ moves by no more than the learning rate in each parameter and step of Adam, which is about
+            the length of a step: of more, its derivative knows nothing, and lets δ explode.
     """
 
     spectrum: Spectrum
@@ -118,8 +118,12 @@ class Drift:
         square, during = (torch.lerp(force.square, start.square, float(k)) for k in (kept[-1], kept.mean()))
         given = [start.delta / s, start.mean * s, self.share * force.gradient * s, self.answer * during / s]
         delta, mean = self.applied(factors, given)
-        moved, most = delta * s - start.delta, self.rule.learning_rate * steps
-        return Motion(start.delta + (moved.clamp(-most, most) if self.bounded else moved), mean / s, square)
+        delta, mean = delta * s, mean / s
+        if self.bounded:
+            most = self.rule.learning_rate * steps
+            delta = start.delta + (delta - start.delta).clamp(-most, most)
+            mean = mean.clamp(-(s**-2), s**-2)
+        return Motion(delta, mean, square)
 
     def applied(self, factors: Tensor, given: list[Tensor]) -> list[Tensor]:
         """Sums of the given vectors [b, P], each direction of them times its factor: [rows, len(given), q + 1]."""

@@ -16,7 +16,8 @@ Where units are rectified, H is that of the model with softened kinks (`kinks`).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import partial
 from itertools import groupby
 
 import torch
@@ -28,7 +29,7 @@ from ..groups import NOBODY
 from ..tasks import Instances, Params, Task, take
 from ..training.ensembles import Optimizer
 from .adam import Moments
-from .batches import MOMENTS, Batches, drawn
+from .batches import MOMENTS, Batches, drawn, own_weight, with_gradients
 from .clipping import Clipping
 from .gradients import Gradients
 from .kinks import widen
@@ -83,18 +84,11 @@ class Surroundings:
             squares.index_add_(0, some, found.square())
         return gradients, squares
 
-    def gradient(self, rows: Tensor, decay: float) -> Tensor:
+    def gradient(self, rows: Tensor, decay: float = 0.0) -> Tensor:
         """That of the mean loss of training instances, with what weight decay of this size adds to it, [P]."""
         at, pieces = self.at, rows.split(self.at.product_size(VECTORS))
         mean = sum(len(piece) / len(rows) * at.flatten(at.of_mean_loss(at.train(piece), at.params)) for piece in pieces)
         return mean + decay * at.flatten(at.params)
-
-    def batches(
-        self, run: LiveRun, generator: torch.Generator, sample: int, at_least: int = 1, decay: float = 0.0
-    ) -> Batches:
-        """`batches.drawn`, as the run's, with their `gradient`."""
-        found = drawn(self.at.task.n_train, sample, run.batch_size, generator, at_least)
-        return replace(found, gradients=torch.stack([self.gradient(rows, decay) for rows in found.rows]))
 
     def products(self, delta: Tensor, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         """For one batch of training instances after the other, the Hessian of their mean loss times every row of δ,
@@ -140,7 +134,7 @@ class Following:
         spectrum: (model at its parameters, scale of columns) -> the eigenbasis of G.
         whole: see `Surroundings`.
         dtype: of gradients and products.
-        sample: so many training instances at most in a product, others in each interval.
+        sample: about so many training instances at most in a product, others in each interval; at least a batch.
         everywhere: see `Surroundings`.
     """
 
@@ -164,7 +158,7 @@ def follow_whole(
     """
     ends, generator = boundaries(horizons, how.products // 2), torch.Generator().manual_seed(run.seed)
     moments = None if run.rule.name == "sgd" else Moments(run.rule)
-    motion, spectrum, sizes, found, first = None, None, [], [], 0
+    motion, spectrum, sizes, found, first, n = None, None, [], [], 0, task.n_train
     for number, end in enumerate(ends):
         middle = first + (end - first) // 2
         params = run.advance(middle)
@@ -173,22 +167,24 @@ def follow_whole(
         at, share, scale, answer = gradients_at(task, params, how.dtype), run.share(), None, None
         clipping, around = None, Surroundings(at, train, whole=how.whole, everywhere=how.everywhere)
         if moments is not None:
-            batches = around.batches(run, generator, how.sample, MOMENTS, coupled(run.rule) / share)
-            square = batches.gradients.square().mean(0)
-            scale, answer = moments.advance(share * batches.mean, share**2 * square, end - first)
+            gradient = partial(around.gradient, decay=coupled(run.rule) / share)
+            batches = with_gradients(*drawn(n, how.sample, run.batch_size, generator), gradient, MOMENTS)
+            scale, answer = moments.advance(share * batches.mean, share**2 * batches.square, end - first)
         elif run.rule.max_grad_norm is not None:
-            batches = around.batches(run, generator, how.sample)
-            clipping = clipping_of(batches, task.n_train, run.rule.max_grad_norm)
+            batches = with_gradients(*drawn(n, how.sample, run.batch_size, generator), around.gradient)
+            clipping = clipping_of(batches, n, run.rule.max_grad_norm)
             share = clipping.share
         else:
-            batches = drawn(task.n_train, how.sample, None, generator)
+            some = torch.randperm(n, generator=generator)[: how.sample] if n > how.sample else torch.arange(n)
+            batches = Batches([some])
         if number * how.segments // len(ends) > (number - 1) * how.segments // len(ends):
             spectrum = how.spectrum(at, scale)
             sizes.append(len(spectrum.eigenvalues))
         if motion is None:
             motion = Motion(*[torch.zeros(len(train), at.n_params, dtype=how.dtype, device=run.device)] * 3)
         drift = Drift(spectrum, run.rule, scale, answer, share, clipping, bounded=how.whole)
-        motion = midpoint(drift, motion, Pull(around, drift, end - first, batches), first, end - first)
+        pull = Pull(around, drift, end - first, batches, own_weight(n, run.batch_size))
+        motion = midpoint(drift, motion, pull, first, end - first)
         there = Surroundings(gradients_at(task, run.advance(end), how.dtype), train, whole=how.whole)
         found.append(there.test_changes(test, motion.delta))
         bar.update(end - first)
@@ -198,17 +194,22 @@ def follow_whole(
 
 @dataclass(frozen=True)
 class Pull:
-    """What moves δ over some steps besides G, as a function of δ: see `splitting.Force`."""
+    """What moves δ over some steps besides G, as a function of δ: see `splitting.Force`.
+
+    Args:
+        own: of `batches.own_weight`.
+    """
 
     around: Surroundings
     drift: Drift
     steps: int
     batches: Batches
+    own: float
 
     def __call__(self, delta: Tensor) -> Force:
         around, rule, n = self.around, self.drift.rule, self.around.at.task.n_train
-        change, square, clipping, turn = 0.0, 0.0, self.drift.clipping, 1 / self.batches.used
-        products = around.products(delta, self.batches.in_products)
+        change, square, clipping, turn = 0.0, 0.0, self.drift.clipping, 1 / len(self.batches.rows)
+        products = around.products(delta, self.batches.rows)
         for number, (part, product) in enumerate(zip(self.batches.parts, products, strict=True)):
             product = product if clipping is None else clipping.answer(number, product)
             product = product + self.decay * delta
@@ -230,25 +231,26 @@ class Pull:
     def lost(self, source: Tensor, squares: Tensor) -> Tensor:
         """What instances add to the mean square of the gradient of a batch, [b, P]; to first order unless `whole`.
 
-        An instance is in a batch of B with probability B / n; there the other B - 1 are drawn from the other n - 1. Or
-        it is in all (`everywhere`), over n.
+        An instance is in a batch of B with probability B / n; there the other B - 1 are drawn from the other n - 1,
+        those of its group as well. Or it is in all (`everywhere`), over n.
 
         Args:
             source, squares: of `Surroundings.source`.
         """
-        n, mean, own = self.around.at.task.n_train, self.batches.mean, self.batches.own
+        n, mean, own, both = self.around.at.task.n_train, self.batches.mean, self.own, source.square() - squares
         if self.around.everywhere:
             return 2 / n * source * mean - ((source / n).square() if self.around.whole else 0.0)
         other = (1 - own) / max(n - 1, 1)  # the weight of each other instance in a batch with this one
         decay = self.decay * self.around.at.flatten(self.around.at.params)
         beside = source * (other * n * (mean - decay) + decay) - other * squares
-        return 2 / n * (beside + own * squares) - (own / n * squares if self.around.whole else 0.0)
+        of_itself = (own * squares + other * both) / n if self.around.whole else 0.0
+        return 2 / n * (beside + own * squares) - of_itself
 
 
 def clipping_of(batches: Batches, n: int, max_norm: float) -> Clipping:
     """How SGD clips batches, of b of n instances: with one that it is known to hold, it has b - 1 of the others."""
     joining = [(n - b) / (max(n - 1, 1) * b) for b in map(len, batches.rows)]
-    return Clipping(max_norm, batches.gradients, batches.gradients.new_tensor(joining))
+    return Clipping(max_norm, batches.gradients, batches.mean, batches.gradients.new_tensor(joining))
 
 
 def coupled(rule: Optimizer) -> float:

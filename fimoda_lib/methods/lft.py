@@ -94,7 +94,7 @@ def lft(
         further_training: `optimizer`, `learning_rate`, `batch_size`, `seed` (`weight_decay`, `max_grad_norm`, which
             but for "split" shape the run and not δ) of the full run; or that itself, recorded by
             `trajectories.record_full_run`. With "split", where the optimiser is Adam or clips, `removal="subtract"`
-            counts, too: "drop" (the default) and "mask" have one mean.
+            counts, too: "drop" (the default) and "mask" have one mean, but for what all instances share.
         mode: "one_run" takes residuals from that full run; "closed_form" trains nothing and lets them evolve by full
             batches in the model linearised at the final parameters (SGD only). "split" has the whole Hessian in place
             of G, along the run, and Adam's two moments, weight decay and clipping: closest to further training, and the
@@ -107,7 +107,7 @@ def lft(
             it: the residual of the instance is the one in the run without it, and the score is the difference of the
             losses at the linearised outputs.
         products, sample: "split" takes about so many Hessian-vector products per instance and run, of all training
-            instances or, if these are more, of a sample: others each time.
+            instances or, if these are more, of about so many: others each time, in batches where these count.
         kinks, width: "split" softens rectified units and the like, by default as far as they have moved, see
             `tangents.tangent_train`; "between" does not.
 
@@ -123,9 +123,8 @@ def lft(
     check_kinks(kinks, width)
     of_split = {"products": products, "sample": sample, "kinks": kinks, "width": width}
     unused = check_unused(mode, of_split, METHODS["lft"].defaults)
-    removal = "drop" if isinstance(further_training, Trajectory) else removal_of(further_training)
     if mode == "split":
-        along = full_settings(further_training)
+        along, removal = full_settings(further_training), removal_of(further_training)
         soft, how = with_kinks(task, params, kinks, width), (products, segments, backend, order == 2, dtype, sample)
         scores, found = split_runs(soft, task, params, along, runs, train, test, wanted, curvature, *how, removal)
         return scores, {"horizon": wanted, "further_training": {**along, "removal": removal, "runs": runs}, **found}

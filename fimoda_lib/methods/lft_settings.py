@@ -125,6 +125,8 @@ def check(
         raise ValueError(f"further_training: {sorted(lacking)[0]} is missing; give learning_rate and batch_size.")
     elif odd := sorted(set(further_training) - set(SETTINGS), key=str):
         raise ValueError(f"further_training: got {odd[0]!r}, expected some of {', '.join(SETTINGS)}.")
+    else:
+        removal_of(further_training)
     for name, value in (("segments", segments), ("runs", runs)):
         if mode == "closed_form" and value != 1:
             raise ValueError(f"{name}: got {value} with mode 'closed_form', which has 1.")

@@ -408,12 +408,12 @@ def test_runs_are_averaged_and_subsets_do_not_matter():
 
 def test_a_sample_is_another_in_each_interval_and_comes_close_to_all_as_it_grows(monkeypatch):
     task, params = tiny("classification")
-    expected, drawn, plain, errors = split(task, params, RULES["sgd"]), [], whole_hessian.drawn, []
-    monkeypatch.setattr(whole_hessian, "drawn", lambda *given: (drawn.append(plain(*given)), drawn[-1])[1])
+    expected, drawn, plain, errors = split(task, params, RULES["sgd"]), [], whole_hessian.Batches, []
+    monkeypatch.setattr(whole_hessian, "Batches", lambda rows: (drawn.append(rows), plain(rows))[1])
     for sample in (4, 20):
         found = split(task, params, RULES["sgd"], sample=sample).values
         errors.append(np.linalg.norm(found - expected.values) / np.linalg.norm(expected))
-        rows = [frozenset(batch.tolist()) for (batch,) in (batches.rows for batches in drawn[-STEPS:])]
+        rows = [frozenset(batch.tolist()) for (batch,) in drawn[-STEPS:]]
         assert {len(some) for some in rows} == {sample} and len({*rows}) > STEPS - 2
         assert len(frozenset.union(*rows)) > 0.6 * N
     assert 0 < 2 * errors[1] < errors[0] < 0.5
