@@ -17,6 +17,7 @@ LFT_RUNS = 5  # averaged
 SPLIT_RUNS = 2  # likewise, where the whole Hessian is followed along each
 SPLIT_SEGMENTS = 10  # at least, with Adam, whose preconditioner is taken anew in each
 SPLIT_LEAST, SPLIT_MOST = 64, 1_024  # training instances in one of its products
+WITH_ADAM = 2  # version of the whole Hessian with Adam: scores of the first one, in an old results folder, do not count
 SPLIT_CURVED = 1_000  # at most so many define its G: products of the Hessian make up for the others
 
 
@@ -45,6 +46,12 @@ def followed(s: Settings, n_train: int, *, single: bool, whole: bool, timed: boo
         found["further_training"] |= {"removal": s.removal}  # of no effect elsewhere
     segments = max(s.lft_segments, 1 if training["optimizer"] == "sgd" else SPLIT_SEGMENTS)
     return {**found, **split, "runs": SPLIT_RUNS, "segments": min(segments, len(horizon))}
+
+
+def version(hyper: Mapping[str, Any]) -> dict[str, int]:
+    """What keeps scores with these hyper-parameters apart from those of an earlier version of the method."""
+    adam = hyper.get("mode") == "split" and hyper["further_training"]["optimizer"] != "sgd"
+    return {"version": WITH_ADAM} if adam else {}
 
 
 def curved(s: Settings, n_train: int, hyper: Mapping[str, Any]) -> tuple[int, ...] | None:

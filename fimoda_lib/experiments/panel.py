@@ -27,7 +27,7 @@ from ..tasks import Params, Task, cross_entropy, parameters_of, squared_error, t
 from ..training.final_model import train_final_model
 from ..training.further_training import further_train
 from ..training.plans import computed_with
-from .followed import curved, followed
+from .followed import curved, followed, version
 from .settings import Settings, experiment_of, panel_title, settings, training_rows
 
 log = logging.getLogger(__name__)
@@ -197,6 +197,7 @@ class Panel:
             "data": fingerprint(self.task.train, take(self.task.test, list(s.test))),
             **self.computed_with,
             **({"curvature": s.curvature} if s.curvature else {}),
+            **version(chosen),
         }
 
         def compute() -> xr.Dataset:
