@@ -65,26 +65,26 @@ def output_hessian(task, params, i):
 
 def gauss_newton(task, params, rows):
     """Of the mean loss, [P, P]."""
-    terms = [jacobian(task, params, i).T @ output_hessian(task, params, i) @ jacobian(task, params, i) for i in rows]
-    return sum(terms) / len(rows)
+    total = 0.0
+    for i in rows:
+        J = jacobian(task, params, i)
+        total = total + J.T @ output_hessian(task, params, i) @ J
+    return total / len(rows)
 
 
 def hessian(task, params, rows):
     """Of the mean loss, [P, P]: the derivative of every entry of the gradient."""
-    model = at(task, params)
-    weights, total = trained(model), 0.0
-    for i in rows:
-        inputs, target = instance(task.train, i)
-        loss = task.loss(model(inputs), target)[0]
-        first = torch.autograd.grad(loss, weights, create_graph=True)
-        total = total + np.stack(
-            [
-                vector(torch.autograd.grad(e, weights, retain_graph=True, allow_unused=True), weights)
-                for g in first
-                for e in g.ravel()
-            ]
-        )
-    return total / len(rows)
+    model, rows = at(task, params), list(rows)
+    weights, (inputs, targets) = trained(model), (part[rows] for part in task.train)
+    targets = targets.double() if targets.is_floating_point() else targets
+    first = torch.autograd.grad(task.loss(model(inputs.double()), targets).mean(), weights, create_graph=True)
+    return np.stack(
+        [
+            vector(torch.autograd.grad(e, weights, retain_graph=True, allow_unused=True), weights)
+            for g in first
+            for e in g.ravel()
+        ]
+    )
 
 
 def damping(task, params, rows):

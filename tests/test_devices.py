@@ -1,6 +1,7 @@
 """An accelerator changes nothing: the same results as on the CPU, and no operation that mixes devices."""
 
 import dataclasses
+import functools
 import warnings
 
 import numpy as np
@@ -64,6 +65,7 @@ def device(request):
     return DEVICE
 
 
+@functools.cache
 def made(kind):
     """A tiny task in float64 and its parameters."""
     generator = torch.Generator().manual_seed(1)

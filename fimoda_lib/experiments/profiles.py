@@ -21,6 +21,8 @@ class Profile:
         group_lissa_h_depth: the same where many instances are ranked or groups scored; None for the same.
         n_test: at most so many test instances.
         cg_tolerance: relative residual at which CG stops; None takes the method's own.
+        least_products: of LFT with the whole Hessian, along a run that is shorter than the paper's.
+        few_steps: studies of images and text, whose training is counted in steps, take so many: tangents cost most.
         study_left_out: at most so many left-out instances in the studies beyond the paper, whose derivatives cost
             several times a run.
         study_seeds: data set -> at most so many seeds in the studies of selection and of ways to leave out; "*" for the
@@ -53,6 +55,8 @@ class Profile:
     group_lissa_h_depth: dict[str, int] | None = None
     n_test: int | None = None
     cg_tolerance: float | None = None
+    least_products: int = 40
+    few_steps: int = 100
     study_left_out: int = 20
     study_seeds: dict[str, int] = field(default_factory=lambda: {"*": 10})
     exact_tests: int = 10
@@ -101,6 +105,8 @@ PROFILES: dict[str, Profile] = {
             lissa_depth=50,
             n_test=8,
             cg_tolerance=0.1,
+            least_products=8,
+            few_steps=6,
             exact_tests=2,
             exact_seeds=1,
             lissa_h_depth={"*": 20},

@@ -15,7 +15,6 @@ from ..training.minibatches import steps_per_epoch
 from .paper_settings import EXPERIMENTS, HEAVY, PANELS, SMALL, Experiment, Training, reference_left_out
 from .profiles import get_profile
 
-LEAST_PRODUCTS = 40  # of LFT along a run that is shorter than the paper's
 HORIZONS = 60  # further training of more epochs is evaluated at the ends of about so many, evenly on a log axis
 
 
@@ -87,6 +86,7 @@ def settings(task: Task, profile: str, optimizer: str = "sgd") -> Settings:
     """
     chosen, experiment = get_profile(profile), experiment_of(task.name, profile)
     only = next(iter(experiment.further)) if len(experiment.further) == 1 and optimizer == "sgd" else optimizer
+    products = experiment.lft_products
     further = experiment.further[known(only, experiment.further, "optimizer")].scaled(chosen.further)
     per_epoch = steps_per_epoch(task.n_train, further.batch_size)
     if further.evaluate is None and further.epochs > HORIZONS:
@@ -120,7 +120,7 @@ def settings(task: Task, profile: str, optimizer: str = "sgd") -> Settings:
         group_lissa_h_depth=chosen.depth_of_lissa_h(task.name, groups=True),
         cg_tolerance=chosen.cg_tolerance,
         lft_segments=experiment.lft_segments,
-        lft_products=experiment.lft_products and max(round(experiment.lft_products * chosen.further), LEAST_PRODUCTS),
+        lft_products=products and max(round(products * chosen.further), chosen.least_products),
     )
 
 

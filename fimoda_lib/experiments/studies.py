@@ -30,7 +30,6 @@ from .settings import counted_in_steps, experiment_of, log_epochs
 FRACTIONS = (0.1, 0.5, 1.0)  # of an instance's weight
 SHORT = 0.2  # of the horizon, where a study needs no more
 LONG = 10_000  # steps: data sets with longer runs are studied over a `SHORT` horizon
-FEW_STEPS = 100  # ... and those that are counted in steps over so many of them: their tangents cost most
 UNITS = {"ReLU": nn.ReLU, "SiLU": nn.SiLU}  # rectified, and smooth
 
 
@@ -103,7 +102,8 @@ def paper_sized(panel: Panel) -> tuple[Training, float]:
     per_epoch = steps_per_epoch(panel.task.n_train, s.further.batch_size)
     further = s.further if s.further.epochs * per_epoch <= LONG else s.further.scaled(SHORT)
     if counted_in_steps(panel.dataset):
-        early = [step for step in further.evaluate if step <= FEW_STEPS] or [further.evaluate[0]]
+        few = get_profile(panel.profile).few_steps
+        early = [step for step in further.evaluate if step <= few] or [further.evaluate[0]]
         evaluate = [early[k - 1] for k in log_epochs(len(early))]
     else:
         evaluate = [per_epoch * e for e in log_epochs(further.epochs)]

@@ -165,10 +165,10 @@ def save(figure: Figure, table: pd.DataFrame | None, folder: Path | str, name: s
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     # Journals want fonts as fonts. That takes longer than all the rest, and nobody reads what a test draws.
-    with mpl.rc_context({"pdf.fonttype": 3} if note["profile"] == "smoke" else {}):
+    with mpl.rc_context({"pdf.fonttype": 3, "savefig.dpi": 40} if note["profile"] == "smoke" else {}):
         figure.savefig(folder / f"{name}.pdf", metadata={"Subject": line_of(note), "CreationDate": None})
-    figure.set_layout_engine(None)  # it is laid out now, and finding the places takes as long as drawing
-    figure.savefig(folder / f"{name}.png", metadata={"Description": line_of(note)})
+        figure.set_layout_engine(None)  # it is laid out now, and finding the places takes as long as drawing
+        figure.savefig(folder / f"{name}.png", metadata={"Description": line_of(note)})
     save_numbers(table, folder, name, note)
 
 

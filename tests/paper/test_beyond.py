@@ -18,7 +18,6 @@ from fimoda_lib.experiments.exact_derivative import exact_derivative
 from fimoda_lib.experiments.followed import LFT_SEED, SPLIT_LEAST, SPLIT_RUNS, SPLIT_SEGMENTS
 from fimoda_lib.experiments.panel import Panel, finished
 from fimoda_lib.experiments.profiles import get_profile
-from fimoda_lib.experiments.settings import LEAST_PRODUCTS
 from fimoda_lib.experiments.studies import (
     FRACTIONS,
     UNITS,
@@ -39,6 +38,7 @@ from fimoda_lib.paper import beyond, figures, over_horizons
 from fimoda_lib.plots import filters, first_order, removal
 
 pytestmark = pytest.mark.usefixtures("quick_pictures")
+LEAST_PRODUCTS = get_profile("smoke").least_products
 
 
 @pytest.fixture(scope="module")
@@ -238,7 +238,7 @@ def test_lft_is_drawn_at_every_horizon_and_follows_a_run_of_its_own(panels, tmp_
     note = json.loads((tmp_path / "fig02plus.json").read_text())
     assert note["datasets"]["diabetes"]["lft"] == {"runs": SPLIT_RUNS, "segments": 1, "products": LEAST_PRODUCTS}
     assert note["datasets"]["diabetes"]["ceiling"] == "interval"
-    assert "LFT follows 2 runs with 40 products of the whole Hessian)" in note["runs"]
+    assert f"LFT follows 2 runs with {LEAST_PRODUCTS} products of the whole Hessian)" in note["runs"]
     ceiling = {x.get_color(): x for x in figure.axes[0].get_lines()}[figures.LOOK["ceiling"].colour]
     np.testing.assert_allclose(ceiling.get_ydata(), ceiling_interval(panels["a"].gold)["mean"], rtol=1e-5)
 
