@@ -255,11 +255,11 @@ def test_clipped_sgd_that_takes_an_instance_off_every_batch_is_close_to_the_mean
 @pytest.mark.slow
 def test_with_adam_it_is_close_to_the_mean_tangent():
     task, params = rectified()
-    run, steps = dict(optimizer="adam", learning_rate=0.003), [10, 30]
+    run, steps = dict(optimizer="adam", learning_rate=0.003), [20, 60]
     kinks = dict(kinks="softened", width=0.1)
-    found = split(task, params, run, horizon=steps, batch_size=4, runs=2, **kinks)
+    found = split(task, params, run, horizon=steps, batch_size=2, runs=2, **kinks)
     tangents = tangent_train(
-        task, params, batch_size=4, epochs=5, seeds=range(3), left_out=TRAIN, test=TEST, evaluate=steps,
+        task, params, batch_size=2, epochs=5, seeds=range(3), left_out=TRAIN, test=TEST, evaluate=steps,
         progress=False, **run, **kinks,
     )  # fmt: skip
     expected = tangents.delta.mean("seed").transpose("step", "test", "left_out").values
