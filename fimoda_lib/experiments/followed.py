@@ -14,7 +14,7 @@ from .settings import Settings, including
 
 LFT_SEED = 1000  # of its first full run: none of the gold standard's, whose noise it would share
 LFT_RUNS = 5  # averaged
-SPLIT_RUNS = 2  # likewise, where the whole Hessian is followed along each
+SPLIT_RUNS = 1  # likewise, where the whole Hessian is followed along each: a second one gains less than it costs
 SPLIT_SEGMENTS = 10  # at least, with Adam, whose preconditioner is taken anew in each
 SPLIT_LEAST, SPLIT_MOST = 64, 1_024  # training instances in one of its products
 WITH_ADAM = 2  # version of the whole Hessian with Adam: scores of the first one, in an old results folder, do not count

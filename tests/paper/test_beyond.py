@@ -238,7 +238,7 @@ def test_lft_is_drawn_at_every_horizon_and_follows_a_run_of_its_own(panels, tmp_
     note = json.loads((tmp_path / "fig02plus.json").read_text())
     assert note["datasets"]["diabetes"]["lft"] == {"runs": SPLIT_RUNS, "segments": 1, "products": LEAST_PRODUCTS}
     assert note["datasets"]["diabetes"]["ceiling"] == "interval"
-    assert f"LFT follows 2 runs with {LEAST_PRODUCTS} products of the whole Hessian)" in note["runs"]
+    assert f"LFT follows {SPLIT_RUNS} run with {LEAST_PRODUCTS} products of the whole Hessian)" in note["runs"]
     ceiling = {x.get_color(): x for x in figure.axes[0].get_lines()}[figures.LOOK["ceiling"].colour]
     np.testing.assert_allclose(ceiling.get_ydata(), ceiling_interval(panels["a"].gold)["mean"], rtol=1e-5)
 
