@@ -104,14 +104,23 @@ def renew_rows(dataset: str, data_dir: Path | str | None = None, *, methods: Seq
     """Runs the known methods anew on this machine against a stored gold standard, which stays as it is.
 
     For a gold standard from another machine, or after the settings of a method have changed. Its sidecar then says
-    who has made the rows, and `found["trained"]` of `read_standard` goes on saying who has made the gold standard.
+    who has made the rows, and `note["trained"]` of `read_standard` goes on saying who has made the gold standard.
+
+    Args:
+        methods: those that are run anew, all by default; rows of the others stay, and `note["kept"]` says who has made
+            them, and which are newer.
     """
     started = time.perf_counter()
-    panel, gold, _, note = read_standard(dataset, data_dir)
+    panel, gold, before, note = read_standard(dataset, data_dir)
     everything = ranking_methods(panel) if methods is None else methods
     rows = pd.concat([rows_of(panel, gold, name) for name in everything], ignore_index=True)
     spec = {k: v for k, v in note["specification"].items() if k != "format"}
     found = load(_path(dataset), spec)
+    found.attrs.pop("kept", None)
+    if len(kept := before[~before["method"].isin(rows["method"])]) and methods is not None:
+        made = note["kept"] or {"commit": note["commit"], "device": note["device"]}
+        found.attrs["kept"] = json.dumps({**made, "newer": list(dict.fromkeys(rows["label"]))})
+        rows = pd.concat([kept, rows], ignore_index=True)
     found.attrs |= {"rows": rows.to_json(orient="records", double_precision=6), "trained": json.dumps(note["trained"])}
     found["delta"].encoding = COMPRESSED
     path = _path(dataset)
@@ -184,9 +193,11 @@ def _rows(found: xr.Dataset) -> pd.DataFrame:
 
 
 def _with_origin(note: dict[str, Any], found: xr.Dataset) -> dict[str, Any]:
-    """The sidecar, and under "trained" who has made the gold standard: the same run, unless the rows were renewed."""
+    """The sidecar; under "trained" who has made the gold standard: the same run, unless the rows were renewed; under
+    "kept" who has made older rows, if there are any."""
     own = {key: note[key] for key in ("commit", "written", "device")}
-    return {**note, "trained": json.loads(found.attrs.get("trained", json.dumps(own)))}
+    trained, kept = json.loads(found.attrs.get("trained", json.dumps(own))), json.loads(found.attrs.get("kept", "null"))
+    return {**note, "trained": trained, "kept": kept}
 
 
 def rows_of(panel: Panel, gold: xr.Dataset, method: Method, **hyper: Any) -> pd.DataFrame:

@@ -99,5 +99,10 @@ def made_by(note: dict[str, Any]) -> str:
         f"{len(spec['test'])} test instances, {spec['further']['optimizer']}, commit {trained['commit']}, "
         f"{trained['written'][:10]}, {trained['device']}"
     )
-    renewed = trained["written"] != note["written"]
-    return said + (f"; known methods by commit {note['commit']}, {note['device']}" if renewed else "")
+    renewed, kept = trained["written"] != note["written"], note["kept"]
+    rows = f"commit {note['commit']}, {note['device']}"
+    if kept:
+        return (
+            f"{said}; known methods by commit {kept['commit']}, {kept['device']}, {', '.join(kept['newer'])} by {rows}"
+        )
+    return said + (f"; known methods by {rows}" if renewed else "")

@@ -308,6 +308,31 @@ def test_rows_are_made_anew_and_the_gold_standard_stays(made, tmp_path, monkeypa
     assert made_by(note).count("commit") == 2 and made_by(first).count("commit") == 1
 
 
+def test_rows_of_one_method_are_made_anew_and_the_others_stay(made, tmp_path, monkeypatch):
+    for file in made[1].iterdir():
+        shutil.copy(file, tmp_path)
+    monkeypatch.setattr(standards, "STORED", tmp_path)
+    _, _, before, first = standards.read_standard("wine")
+    commits = iter(["0123456789", "abcdef0123"])
+    for commit in commits:
+        monkeypatch.setattr(provenance, "code_version", lambda commit=commit: commit)
+        standards.renew_rows("wine", methods=["grad_dot"])
+    _, _, after, note = standards.read_standard("wine")
+    columns = ["method", "step", "similarity", "seconds"]
+    kept = after[after["method"] != "grad_dot"][columns].reset_index(drop=True)
+    pd.testing.assert_frame_equal(kept, before[before["method"] != "grad_dot"][columns].reset_index(drop=True))
+    assert {*after["method"]} == {*before["method"]} and len(after) == len(before)
+    assert (note["kept"]["commit"], note["commit"], note["trained"]) == (
+        first["commit"],
+        "abcdef0123",
+        first["trained"],
+    )
+    assert made_by(note).endswith(f"Grad-Dot by commit abcdef0123, {note['device']}")
+    assert made_by(note).count("commit") == 3
+    standards.renew_rows("wine")
+    assert standards.read_standard("wine")[3]["kept"] is None
+
+
 # What is committed
 
 
