@@ -26,15 +26,14 @@ import time
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import xarray as xr
 
-from fimoda_lib import attribute, noise_ceiling, sensitivity, similarity
+from fimoda_lib import attribute
 from fimoda_lib.derivatives import adam, kinks
 from fimoda_lib.experiments.followed import LFT_SEED
 from fimoda_lib.experiments.panel import Panel
-from fimoda_lib.paper.over_horizons import log_weights
+from fimoda_lib.paper.over_horizons import in_short
 from fimoda_lib.storage.provenance import code_version
 
 DATASETS = ("wine", "breast_cancer", "diabetes", "digits")
@@ -83,22 +82,11 @@ def rows_of(panel: Panel, rate: float, setting: dict, runs: int) -> list[dict]:
     """A row for the mean of one, two, ... runs."""
     gold, total, seconds, rows = panel.gold, 0.0, 0.0, []
     kinks.FLOOR = adam.FLOOR = setting["floor"]
-    measured, ceiling = sensitivity(gold), noise_ceiling(gold, "mean", "variances")
-    weights = log_weights(gold["step"].values.astype(float))
     for run in range(runs):
         started = time.perf_counter()
         total = total + scores_along(panel, LFT_SEED + run, **{k: v for k, v in setting.items() if k != "floor"})
         seconds += time.perf_counter() - started
-        curve = similarity(total, measured)["mean"].values
-        numbers = {
-            "mean": np.average(curve, weights=weights),
-            "first": curve[0],
-            "lowest": curve.min(),
-            "last": curve[-1],
-            "ceiling": np.average(ceiling, weights=weights),
-            "ceiling_last": float(ceiling[-1]),
-            "seconds": seconds,
-        }
+        numbers = {**in_short(total / (run + 1), gold), "seconds": seconds}
         rows.append({**head(panel, rate), **setting, "runs": run + 1, **numbers, "seeds": gold.sizes["seed"]})
     return [{**row, "commit": code_version()} for row in rows]
 

@@ -21,15 +21,14 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import numpy as np
 import pandas as pd
 import torch
 import xarray as xr
 
-from fimoda_lib import attribute, noise_ceiling, sensitivity, similarity
+from fimoda_lib import attribute
 from fimoda_lib.experiments.followed import LFT_SEED, curved, followed
 from fimoda_lib.experiments.panel import Panel
-from fimoda_lib.paper.over_horizons import log_weights
+from fimoda_lib.paper.over_horizons import in_short
 from fimoda_lib.storage.provenance import code_version
 
 OUT = Path(__file__).with_suffix(".csv")
@@ -66,17 +65,14 @@ def averaged(panel: Panel, hyper: dict, runs: int) -> Iterator[tuple[int, xr.Dat
 
 def rows_of(panel: Panel, runs: int, products: int, sample: int) -> Iterator[dict]:
     s, gold = panel.settings, panel.gold
-    measured, ceiling = sensitivity(gold), noise_ceiling(gold, "mean", "variances")
-    weights = log_weights(gold["step"].values.astype(float))
     for name, hyper in variants(panel, products, sample).items():
         for count, scores, seconds in averaged(panel, hyper, runs):
-            curve = similarity(scores, measured)["mean"].values
             yield {
                 **{"profile": panel.profile, "dataset": panel.dataset, "optimizer": panel.optimizer},
                 **{"hessian": name, "runs": count},
-                **{"mean": np.average(curve, weights=weights), "first": curve[0], "lowest": curve.min()},
-                **{"last": curve[-1], "ceiling": np.average(ceiling, weights=weights), "seconds": seconds},
-                **{"seed_seconds": float(gold.seconds.mean()), "left_out": len(s.left_out), "tests": len(s.test)},
+                **{k: v for k, v in in_short(scores, gold).items() if k != "ceiling_last"},
+                **{"seconds": seconds, "seed_seconds": float(gold.seconds.mean())},
+                **{"left_out": len(s.left_out), "tests": len(s.test)},
                 **{"seeds": len(s.seeds), "products": hyper.get("products", 0), "sample": hyper.get("sample", 0)},
                 "commit": code_version(),
             }

@@ -237,14 +237,14 @@ class Pull:
         Args:
             source, squares: of `Surroundings.source`.
         """
-        n, mean, own, both = self.around.at.task.n_train, self.batches.mean, self.own, source.square() - squares
+        n, mean, own = self.around.at.task.n_train, self.batches.mean, self.own
         if self.around.everywhere:
             return 2 / n * source * mean - ((source / n).square() if self.around.whole else 0.0)
         other = (1 - own) / max(n - 1, 1)  # the weight of each other instance in a batch with this one
         decay = self.decay * self.around.at.flatten(self.around.at.params)
         beside = source * (other * n * (mean - decay) + decay) - other * squares
-        of_itself = (own * squares + other * both) / n if self.around.whole else 0.0
-        return 2 / n * (beside + own * squares) - of_itself
+        lost = 2 / n * (beside + own * squares)
+        return lost - (own * squares + other * (source.square() - squares)) / n if self.around.whole else lost
 
 
 def clipping_of(batches: Batches, n: int, max_norm: float) -> Clipping:

@@ -13,7 +13,7 @@ from .findings import UTMOST, markdown, without_helpful
 from .rules import written
 
 FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
-COUNTS = {1: "one run", 2: "mean of two runs", 3: "of three", 4: "of four", 5: "mean of five runs"}
+COUNTS = {2: "two", 5: "five"}
 
 
 def widths() -> str:
@@ -44,7 +44,8 @@ def runs() -> str:
     names = list(dict.fromkeys(order["panel"]))
     lines = [f"| | {' | '.join(names)} |", "|---|" + "---|" * len(names)]
     for (hessian, number), rows in table.groupby(["hessian", "runs"]):
-        words = f"{'G alone' if hessian == 'alone' else 'whole Hessian'}, {COUNTS[number]}"
+        count = "one run" if number == 1 else f"mean of {COUNTS.get(number, number)} runs"
+        words = f"{'G alone' if hessian == 'alone' else 'whole Hessian'}, {count}"
         at = rows.set_index("panel").assign(cost=lambda t: t["seconds"] / t["seed_seconds"])
         cells = {k: f"{written(r['mean'])} ({written(r['lowest'])}; {r['cost']:.2g})" for k, r in at.iterrows()}
         lines.append(f"| {words} | {' | '.join(cells.get(k, '–') for k in names)} |")

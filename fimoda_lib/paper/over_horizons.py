@@ -7,7 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import xarray as xr
 
+from ..comparison import noise_ceiling, sensitivity, similarity
 from ..experiments.exact_derivative import EXACT
 from ..experiments.panel import PAPER_METHODS
 from ..plots import similarity as curves
@@ -136,6 +138,19 @@ def seconds_before(folder: Path) -> dict[tuple[str, str], float]:
     except (FileNotFoundError, pd.errors.EmptyDataError):
         return {}
     return {(row["data set"], row["method"]): row["seconds"] for _, row in table.iterrows()}
+
+
+def in_short(scores: xr.DataArray, gold: xr.Dataset) -> dict[str, float]:
+    """Similarity of scores to a gold standard: mean over horizons (`log_weights`), first, lowest, last; and the mean
+    and the last noise ceiling."""
+    curve, weights = (
+        similarity(scores, sensitivity(gold))["mean"].values,
+        log_weights(gold["step"].values.astype(float)),
+    )
+    ceiling = noise_ceiling(gold, "mean", "variances")
+    ends = {"first": curve[0], "lowest": curve.min(), "last": curve[-1]}
+    ceilings = {"ceiling": np.average(ceiling, weights=weights), "ceiling_last": float(ceiling[-1])}
+    return {"mean": np.average(curve, weights=weights), **ends, **ceilings}
 
 
 def log_weights(epochs: np.ndarray) -> np.ndarray:
