@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PROFILES = {  # what `profiles.PROFILES` holds; a test compares them
     "smoke": "the smallest sizes that pass through every line, for tests: about a minute",
     "quick": "20 left-out instances, 5 seeds, an eighth of the epochs, data that ships with scikit-learn in place of "
-    "what is not on this machine: about a quarter of an hour on 2 cores, no network",
+    "what is not on this machine: about ten minutes on 2 cores, no network",
     "laptop": "the paper's data sets and epochs, an eighth of its left-out instances, 2 to 5 seeds, 500 steps of "
     "LiSSA-H: about two hours on 2 cores",
     "overnight": "half of the left-out instances, 5 to 100 seeds, as committed: some ten hours on 2 cores",
