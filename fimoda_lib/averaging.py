@@ -22,7 +22,7 @@ from .comparison import (
     sensitivity,
     summary,
 )
-from .intervals import LEVEL, RESAMPLES, checked_level
+from .intervals import LEVEL, RESAMPLES, checked_level, weighted_cosines
 
 BLOCKS = (1, 2, 5, 10, 20, 50, 100)  # how many seeds are averaged in the paper
 AT_ONCE = 20  # horizons of all seeds are held in float64
@@ -181,10 +181,10 @@ def averaging_bands(
                 drawn, units = (fixed * draw(B).T).sum(0), B
             else:
                 chosen = g.integers(0, S, (resamples, B, k))
-                counts = (chosen[..., None] == np.arange(S)).sum(2).reshape(-1, S) / k
-                blocks = (counts @ d.reshape(S, -1)).reshape(resamples, B, Z, n)
-                each = [_weighted(b, u, w[r][:, None], adjustment)[..., 0] for r, b in enumerate(blocks)]
-                drawn, units = np.einsum("rbz,rz->r", each, v) / B, S
+                counts = (chosen[..., None] == np.arange(S)).sum(2).swapaxes(0, 1) / k  # [block, draw, seed]
+                drawn_blocks = counts[:, None] @ d.swapaxes(0, 1)  # [block, test, draw, left_out]
+                each = weighted_cosines(u[None, ..., None], drawn_blocks, w, adjustment == "mean")[..., 0]
+                drawn, units = np.einsum("bzr,rz->r", each, v) / B, S
             factor = np.sqrt(units / (units - 1) if units > 1 else 1.0)
             own = fixed if own is None else own
             halves[k] = width * factor * np.std(drawn, ddof=1), width * np.std(fixed.mean(0) - own.mean(0), ddof=1)

@@ -17,7 +17,7 @@ from .comparison import METRICS, Adjustment, Metric, adjusted, centred_ranks, ch
 
 LEVEL = 0.95
 RESAMPLES = 200
-TOGETHER = 20
+TOGETHER = 2**23  # numbers: so many sensitivities of several draws are held at once
 MOST_STEPS = 40  # intervals are computed at so many horizons, evenly on a log axis, and interpolated between them
 
 
@@ -148,42 +148,42 @@ def draws(
     """
     checks.choice("metric", metric, METRICS)
     check_adjustment(adjustment)
+    if not scores:
+        return {}
     delta = gold["delta"].isel(step=_some(gold.step.values))
-    s = np.ascontiguousarray(delta.transpose("seed", "left_out", "step", "test").values, dtype=float)
+    s = delta.transpose("step", "test", "seed", "left_out").values.astype(float)
     measured = delta.isel(seed=0, drop=True)
-    given = {m: _prepared(matching(a, measured), metric) for m, a in scores.items()}
-    g, (S, n, _, n_test) = np.random.default_rng(0), s.shape
-    found: dict[str, list[np.ndarray]] = {m: [] for m in given}
-    u, w, v = (g.multinomial(k, np.full(k, 1 / k), size=resamples) / k for k in (S, n, n_test))
-    for r in range(resamples):
-        if r % TOGETHER == 0:  # one product of matrices for several draws
-            means = (u[r : r + TOGETHER] @ s.reshape(S, -1)).reshape(-1, *s.shape[1:])
-        b = means[r % TOGETHER]  # [left_out, step, test]
-        if adjustment == "mean":
-            b = b - np.tensordot(w[r], b, 1)
+    every = np.stack(np.broadcast_arrays(*[_prepared(matching(a, measured), metric) for a in scores.values()]), -1)
+    if centred := adjustment == "mean":
+        s -= s.mean(-1, keepdims=True)  # so that little is left to subtract from squares
+    K, Z, S, n = s.shape
+    g = np.random.default_rng(0)
+    u, w, v = (g.multinomial(k, np.full(k, 1 / k), size=resamples) / k for k in (S, n, Z))  # [draw, units]
+    found, together = [], max(TOGETHER // (K * Z * n), 1)
+    for first in range(0, resamples, together):
+        some = slice(first, first + together)
+        b = u[some] @ s  # [step, test, draw, left_out]
         if metric == "spearman":
-            b = np.moveaxis(centred_ranks(np.moveaxis(b, 0, -1)), -1, 0)
-        for m, cosines in weighted_cosines(given, b, w[r]):
-            found[m].append(cosines @ v[r])
+            b, centred = centred_ranks(b), False
+        found.append(np.einsum("kzdm,dz->mdk", weighted_cosines(every, b, w[some], centred), v[some]))
     factor = np.sqrt(S / (S - 1) if S > 1 else 1.0)
-    drawn = {m: np.array(a) for m, a in found.items()}  # [draw, step]
+    coords = {"step": delta.step.values}
     return {
-        m: xr.DataArray(a.mean(0) + factor * (a - a.mean(0)), dims=("draw", "step"), coords={"step": delta.step.values})
-        for m, a in drawn.items()
+        m: xr.DataArray(a.mean(0) + factor * (a - a.mean(0)), dims=("draw", "step"), coords=coords)
+        for m, a in zip(scores, np.concatenate(found, 1), strict=True)
     }
 
 
-def weighted_cosines(
-    scores: Mapping[str, np.ndarray], b: np.ndarray, w: np.ndarray
-) -> Iterator[tuple[str, np.ndarray]]:
-    """For each method the cosine [step, test] of its scores with b [left_out, step, test], instances with weights w;
-    undefined ones are 0."""
-    weighted = w[:, None, None] * b
-    length = np.einsum("ikz,ikz->kz", weighted, b)
-    for m, a in scores.items():
-        norms = np.sqrt(length * np.tensordot(w, np.square(a), 1))
-        product = np.einsum("ikz,ikz->kz", np.broadcast_to(a, b.shape), weighted)
-        yield m, np.nan_to_num(np.divide(product, norms, out=np.zeros_like(norms), where=norms > 0))
+def weighted_cosines(scores: np.ndarray, b: np.ndarray, w: np.ndarray, centred: bool) -> np.ndarray:
+    """The cosines [step, test, draw, method] of scores [step or 1, test, left_out, method] with b [step, test, draw,
+    left_out], maybe less its mean, the left-out instances with weights w [draw, left_out]; undefined ones are 0."""
+    weighted = b * w
+    product, square = weighted @ scores, np.einsum("kzdn,kzdn->kzd", weighted, b)[..., None]
+    if centred:
+        mean = weighted.sum(-1, keepdims=True)
+        product, square = product - mean * (w @ scores), square - np.square(mean)
+    lengths = square.clip(min=0) * (w @ np.square(scores))
+    return np.nan_to_num(np.divide(product, np.sqrt(lengths), out=np.zeros_like(product), where=lengths > 0))
 
 
 def _between(some: xr.Dataset | xr.DataArray, gold: xr.Dataset, values: np.ndarray) -> xr.DataArray:
@@ -193,10 +193,10 @@ def _between(some: xr.Dataset | xr.DataArray, gold: xr.Dataset, values: np.ndarr
 
 
 def _prepared(scores: xr.DataArray, metric: str) -> np.ndarray:
-    """Scores as [left_out, step or 1, test], of any magnitude."""
+    """Scores as [step or 1, test, left_out], of any magnitude."""
     values = scores.transpose(..., "test", "left_out").values.astype(float)
     values = centred_ranks(values) if metric == "spearman" else scaled(values)
-    return np.moveaxis(values if values.ndim == 3 else values[None], -1, 0)
+    return values if values.ndim == 3 else values[None]
 
 
 def _steps(gold: xr.Dataset, adjustment: str) -> Iterator[np.ndarray]:
