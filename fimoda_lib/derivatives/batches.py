@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -45,14 +45,15 @@ def drawn(n: int, sample: int, batch_size: int, generator: torch.Generator) -> t
     return [rows[k] for k in torch.randperm(len(rows), generator=generator).tolist()], max(sample // batch_size, 1)
 
 
-def with_gradients(rows: list[Tensor], used: int, gradient: Callable[[Tensor], Tensor], at_least: int = 1) -> Batches:
+def with_gradients(
+    rows: list[Tensor], used: int, gradients: Callable[[Sequence[Tensor]], Iterable[Tensor]], at_least: int = 1
+) -> Batches:
     """So many of the batches, the first ones, with their gradients; the means over at least so many, if there are.
 
     An epoch has a step for each of its batches, whatever its size: the mean square is that over batches.
     """
     kept, mean, square, some = [], 0.0, 0.0, rows[: max(used, at_least)]
-    for k, batch in enumerate(some):
-        found = gradient(batch)
+    for k, (batch, found) in enumerate(zip(some, gradients(some), strict=True)):
         mean, square = mean + len(batch) * found, square + found.square() / len(some)
         kept += [found] if k < used else []
     return Batches(rows[:used], torch.stack(kept), mean / sum(map(len, some)), square)

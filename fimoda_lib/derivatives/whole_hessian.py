@@ -84,11 +84,22 @@ class Surroundings:
             squares.index_add_(0, some, found.square())
         return gradients, squares
 
-    def gradient(self, rows: Tensor, decay: float = 0.0) -> Tensor:
-        """That of the mean loss of training instances, with what weight decay of this size adds to it, [P]."""
-        at, pieces = self.at, rows.split(self.at.product_size(VECTORS))
-        mean = sum(len(piece) / len(rows) * at.flatten(at.of_mean_loss(at.train(piece), at.params)) for piece in pieces)
-        return mean + decay * at.flatten(at.params)
+    def gradients(self, batches: Sequence[Tensor], decay: float = 0.0) -> Iterator[Tensor]:
+        """For one batch of training instances after the other, the gradient of their mean loss, with what weight decay
+        of this size adds to it, [P]; of small batches, those of several are computed at once."""
+        at, decayed = self.at, decay * self.at.flatten(self.at.params)
+
+        def mean_gradient(instances: Instances) -> Tensor:
+            return at.flatten(at.of_mean_loss(instances, at.params))
+
+        for size, same in groupby(batches, len):
+            same, together = [*same], min(at.product_size(size), at.block_size())
+            for some in (same[k : k + together] for k in range(0, len(same), together)):
+                if len(some) > 1:
+                    yield from vmap(mean_gradient)(at.train(torch.stack(some))) + decayed
+                    continue
+                pieces = some[0].split(at.product_size(VECTORS))
+                yield sum(len(piece) / size * mean_gradient(at.train(piece)) for piece in pieces) + decayed
 
     def products(self, delta: Tensor, batches: Sequence[Tensor]) -> Iterator[Tensor]:
         """For one batch of training instances after the other, the Hessian of their mean loss times every row of δ,
@@ -167,11 +178,11 @@ def follow_whole(
         at, share, scale, answer = gradients_at(task, params, how.dtype), run.share(), None, None
         clipping, around = None, Surroundings(at, train, whole=how.whole, everywhere=how.everywhere)
         if moments is not None:
-            gradient = partial(around.gradient, decay=coupled(run.rule) / share)
-            batches = with_gradients(*drawn(n, how.sample, run.batch_size, generator), gradient, MOMENTS)
+            gradients = partial(around.gradients, decay=coupled(run.rule) / share)
+            batches = with_gradients(*drawn(n, how.sample, run.batch_size, generator), gradients, MOMENTS)
             scale, answer = moments.advance(share * batches.mean, share**2 * batches.square, end - first)
         elif run.rule.max_grad_norm is not None:
-            batches = with_gradients(*drawn(n, how.sample, run.batch_size, generator), around.gradient)
+            batches = with_gradients(*drawn(n, how.sample, run.batch_size, generator), around.gradients)
             clipping = clipping_of(batches, n, run.rule.max_grad_norm)
             share = clipping.share
         else:

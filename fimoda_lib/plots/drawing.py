@@ -164,10 +164,12 @@ def save(figure: Figure, table: pd.DataFrame | None, folder: Path | str, name: s
     """Writes `<name>.pdf`, `.png`, `.csv` (the plotted numbers; none for a drawing) and `.json` (provenance)."""
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    if (layout := figure.get_layout_engine()) is not None:  # once for both files: it takes as long as drawing
+        layout.execute(figure)
+        figure.set_layout_engine(None)
     # Journals want fonts as fonts. That takes longer than all the rest, and nobody reads what a test draws.
     with mpl.rc_context({"pdf.fonttype": 3, "savefig.dpi": 40} if note["profile"] == "smoke" else {}):
         figure.savefig(folder / f"{name}.pdf", metadata={"Subject": line_of(note), "CreationDate": None})
-        figure.set_layout_engine(None)  # it is laid out now, and finding the places takes as long as drawing
         figure.savefig(folder / f"{name}.png", metadata={"Description": line_of(note)})
     save_numbers(table, folder, name, note)
 

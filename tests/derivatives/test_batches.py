@@ -40,7 +40,7 @@ def test_means_are_over_instances_and_mean_squares_over_steps():
     rows, _ = drawn(N, N, 8, torch.Generator().manual_seed(0))
     of_batches = torch.stack([gradients[some].mean(0) for some in rows])
     for used, at_least, count in ((3, 1, 3), (1, 3, 3), (1, 9, 3), (1, 1, 1), (2, 1, 2)):
-        found = with_gradients(rows, used, lambda some: gradients[some].mean(0), at_least)
+        found = with_gradients(rows, used, lambda some: (gradients[one].mean(0) for one in some), at_least)
         torch.testing.assert_close(found.gradients, of_batches[:used])
         torch.testing.assert_close(found.mean, gradients[torch.cat(rows[:count])].mean(0))
         torch.testing.assert_close(found.square, of_batches[:count].square().mean(0))
@@ -64,8 +64,8 @@ def test_what_instances_add_to_the_mean_square_of_gradients(removal, whole):
     (task, params), n, size, decay, groups = tiny(n=5), 5, 2, 0.3, [[0], [1, 3], [4, 2, 0]]
     at, drift = Gradients(task, params), Drift(None, Optimizer("adam", 0.1, weight_decay=decay), share=0.5)
     around = Surroundings(at, as_matrix(groups), whole=whole, everywhere=removal == "subtract")
-    gradient = partial(around.gradient, decay=decay / drift.share)
-    batches = with_gradients(*drawn(n, n, size, torch.Generator().manual_seed(0)), gradient)
+    gradients = partial(around.gradients, decay=decay / drift.share)
+    batches = with_gradients(*drawn(n, n, size, torch.Generator().manual_seed(0)), gradients)
     nothing = torch.zeros(len(groups), at.n_params, dtype=torch.float64)
     found = Pull(around, drift, 1, batches, own_weight(n, size)).lost(*around.source(nothing))
 

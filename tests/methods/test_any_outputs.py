@@ -4,6 +4,7 @@ Each model here is a plain one, with outputs [n, C], in other clothes, so that t
 """
 
 import dataclasses
+import functools
 from collections import namedtuple
 
 import numpy as np
@@ -67,7 +68,40 @@ def relative(found, expected, tolerance=1e-7):
     assert error <= tolerance, f"relative error {error:.1e}"
 
 
-def expected_scores(name, task, params):
+@functools.cache
+def kept(kind, outputs=None):
+    """A tiny task that many tests dress, and its parameters: the same objects each time."""
+    return tiny(kind, outputs=outputs)
+
+
+def once(function):
+    """What is found of a task and its parameters is computed once."""
+    known = {}
+
+    @functools.wraps(function)
+    def found(task, params, *rest, **more):
+        key = id(task), id(params), *rest, *sorted(more.items())
+        if key not in known:
+            known[key] = task, params, function(task, params, *rest, **more)  # kept, so that no other has their ids
+        return known[key][-1]
+
+    return found
+
+
+@once
+def plain_losses(task, params, **removal):
+    """Of the plain loop, at two steps."""
+    return np.stack([step.numpy() for step in plain.train(task, params, **RULE, epochs=1, seed=1, **removal)])[[0, 2]]
+
+
+@once
+def trained(task, params):
+    """Of no use are the parameters: training starts anew."""
+    return train_final_model(task, **RULE, epochs=2, seed=3, progress=False)
+
+
+@once
+def expected_scores(task, params, name):
     """By the oracle of the plain task; where there is none, by the library itself, which its own tests compare."""
     arguments = (task, params, ROWS["train"], ROWS["test"], CURVATURE)
     n = len(CURVATURE)
@@ -88,16 +122,12 @@ def expected_scores(name, task, params):
 def all_methods(odd, odd_params, task, params, names=tuple(METHODS)):
     for name in names:
         found = attribute(name, odd, odd_params, **ROWS, curvature=CURVATURE, **HYPER.get(name, {}))
-        relative(found, expected_scores(name, task, params))
+        relative(found, expected_scores(task, params, name))
 
 
 def all_functions(odd, odd_params, task, params, final_model=1e-10, recorded=None):
     """Further training and its relatives, by the plain loop on the plain task."""
-    loop = dict(RULE, epochs=1, seed=1)
-
-    def losses(**removal):
-        return np.stack([step.numpy() for step in plain.train(task, params, **loop, **removal)])[[0, 2]]
-
+    losses = functools.partial(plain_losses, task, params)
     full = losses()
     for removal in ("drop", "mask", "subtract"):
         gold = further_train(odd, odd_params, **FURTHER, removal=removal, progress=False)
@@ -113,8 +143,7 @@ def all_functions(odd, odd_params, task, params, final_model=1e-10, recorded=Non
     relative(back.sel(train=FURTHER["left_out"]).T, found.delta[0, :, 1], 1e-9)
     run = record_full_run(odd, odd_params, **RULE, steps=[1, 3], seed=1, progress=False)
     relative([(recorded or task.loss)(o, task.test[1]) for o in run.test_outputs[1:]], full, 1e-10)
-    options = dict(**RULE, epochs=2, seed=3, progress=False)
-    final = train_final_model(odd, **options), train_final_model(task, **options)
+    final = trained(odd, odd_params), trained(task, params)
     relative(*(np.concatenate([p.numpy().ravel() for p in params.values()]) for params in final), final_model)
     here = oracles.at(task, params)(task.test[0]).detach()
     assert mean_loss(odd, odd_params, odd.test) == pytest.approx(task.loss(here, task.test[1]).mean().item(), rel=1e-12)
@@ -154,7 +183,7 @@ def test_outputs_of_any_shape(shape, loss):
         pytest.skip("gives one loss per output")
     if isinstance(loss, nn.Module) and shape == "[n, 1]":
         pytest.skip("gives losses [n, 1]")
-    task, params = tiny(outputs=columns)
+    task, params = kept("regression", columns)
     odd, odd_params = dressed(task, params, form, loss, lambda t: form(t) if len(t) > 1 else t)
     all_methods(odd, odd_params, task, params)
     if loss is own_squares:
@@ -217,7 +246,7 @@ WRAPPINGS = {
 @pytest.mark.parametrize("wrapping", WRAPPINGS)
 def test_outputs_in_any_wrapping(wrapping):
     form, loss = WRAPPINGS[wrapping]
-    task, params = tiny("classification")
+    task, params = kept("classification")
     odd, odd_params = dressed(task, params, form, loss)
     # TRAK and EK-FAC know classes by logits [n, C] and by our own loss; of others they take the outputs as they are.
     names = [n for n in METHODS if n not in ("trak", "ekfac")]
@@ -290,7 +319,7 @@ def test_float32_constants_in_float64(loss):
     for name in names:  # and in their own precision
         here = dict(curvature=CURVATURE, dtype="float32", **HYPER.get(name, {}))
         if name != "ekfac":  # whose draws change where float32 does
-            relative(attribute(name, odd, named, **ROWS, **here), expected_scores(name, twin, exact), 2e-3)
+            relative(attribute(name, odd, named, **ROWS, **here), expected_scores(twin, exact, name), 2e-3)
     all_functions(odd, exact, twin, exact, final_model=1e-5)  # trained in float64, but for the final model
     gold = further_train(odd, named, **FURTHER, progress=False)  # in float32; evaluated in float64
     losses = [s.numpy() for s in plain.train(twin, exact, **RULE, epochs=1, seed=1)]

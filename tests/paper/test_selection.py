@@ -72,8 +72,8 @@ def test_where_scores_are_computed_otherwise_than_in_the_paper_that_is_said(pane
     entries = [said(shown) for shown in (some, panel)]
     sentences = [runs_behind({"c": panel}, {"datasets": {panel.dataset: {"seeds": [0], **entry}}}) for entry in entries]
     some_curvature = "curvature from 3 training instances, "
-    assert sentences[0].endswith(f": 1 seed, so many subsets, {some_curvature}LiSSA-H with 20 steps.")
-    assert sentences[1].endswith(": 1 seed, so many subsets, LiSSA-H with 20 steps.")
+    assert sentences[0].endswith(f": 1 seed, so many subsets, {some_curvature}LiSSA-H with 6 steps.")
+    assert sentences[1].endswith(": 1 seed, so many subsets, LiSSA-H with 6 steps.")
     assert selection._said(lambda panel: "", lambda panel: ("cg",))(panel) == {"says": ""}  # it is not run there
 
 
