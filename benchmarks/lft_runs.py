@@ -9,8 +9,8 @@ the first run and averaged over the first two, three, ... Panels of text have G 
 EK-FAC's eigenbasis with `--products` products for each run, each of `--sample` training instances, in batches as the
 run's. Writes `lft_runs.csv` beside this file, a row for each panel, Hessian and number of runs: similarity averaged
 over horizons evenly on a log axis, first, lowest, last; the noise ceiling, averaged; seconds of one thread, and of one
-seed of the gold standard; left-out instances, test instances, seeds, products, sample, profile, commit. No setting is
-chosen here.
+seed of the gold standard; left-out instances, test instances, seeds, products, sample, profile, commit. That
+panels follow one run, and text G alone, rests on this.
 """
 
 from __future__ import annotations

@@ -10,9 +10,9 @@ from scipy.stats import norm
 
 from . import checks
 from .comparison import (
-    METRICS,
     Adjustment,
     Metric,
+    check_metric,
     delta_of,
     directions,
     instance_similarity,
@@ -22,7 +22,7 @@ from .comparison import (
     sensitivity,
     summary,
 )
-from .intervals import LEVEL, RESAMPLES, checked_level, weighted_cosines
+from .intervals import LEVEL, RESAMPLES, weighted_cosines
 
 BLOCKS = (1, 2, 5, 10, 20, 50, 100)  # how many seeds are averaged in the paper
 AT_ONCE = 20  # horizons of all seeds are held in float64
@@ -73,7 +73,7 @@ def averaged_similarities(
     It is `instance_similarity` for the `sensitivity` of every block, undefined ones as 0.
     """
     delta = delta_of(gold, adjustment)
-    checks.choice("metric", metric, METRICS)
+    check_metric(metric)
     S = delta.sizes["seed"]
     blocks = checks.elements("blocks", blocks, "a list of numbers of seeds")
     sizes = [k for k in blocks if checks.whole("blocks", k) <= S]
@@ -156,7 +156,7 @@ def averaging_bands(
     Returns:
         method -> `half[seeds_averaged]` and `rise_half[seeds_averaged]`.
     """
-    delta, width = delta_of(gold, adjustment), norm.ppf((1 + checked_level(level)) / 2)
+    delta, width = delta_of(gold, adjustment), norm.ppf((1 + checks.share("level", level)) / 2)
     S, n, Z = (delta.sizes[dim] for dim in ("seed", "left_out", "test"))
     g, found = np.random.default_rng(0), {}
 

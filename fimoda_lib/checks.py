@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 from typing import Any
 
 import numpy as np
@@ -51,6 +51,20 @@ def number(name: str, value: Any, expected: str = "a positive number", *, zero: 
     if not real or not (0 <= value if zero else 0 < value) or not value < 1e300:
         raise ValueError(f"{name}: got {shown(value)}, expected {expected}.")
     return value if value < 2**53 else float(value)
+
+
+def share(name: str, value: Any, expected: str = "a number between 0 and 1") -> float:
+    """The value as a float: between 0 and 1, and neither."""
+    value = number(name, value, expected)
+    if value >= 1:
+        raise ValueError(f"{name}: got {value}, expected {expected}.")
+    return value
+
+
+def some(name: str, chosen: Sized, or_: str = "") -> None:
+    """Raises ValueError if no instances are given; `or_` ends the sentence with what else is possible."""
+    if not len(chosen):
+        raise ValueError(f"{name}: no instances given; expected at least one{or_}.")
 
 
 def choice(name: str, value: Any, choices: Iterable[Any], expected: str = "") -> None:

@@ -67,7 +67,7 @@ def similarity(
 
 def instance_similarity(scores: xr.DataArray, sensitivity: xr.DataArray, metric: Metric = "cosine") -> xr.DataArray:
     """Similarity for each test instance on its own, [step, test]; NaN where it is undefined."""
-    checks.choice("metric", metric, METRICS)
+    check_metric(metric)
     require("scores", scores, ("test", "train"), "attribute", optional=("horizon",))
     require("sensitivity", sensitivity, ("left_out", "step", "test"), "sensitivity")
     a = directions(matching(scores, sensitivity).transpose(..., "test", "left_out").values, metric)
@@ -139,8 +139,7 @@ def seed_agreement(
 
 def seeds_needed(agreement: xr.DataArray, ceiling: float = 0.95) -> xr.DataArray:
     """How many seeds with this mutual agreement r have that noise ceiling c: c²(1 - r) / (r (1 - c²)), at least 1."""
-    if checks.number("ceiling", ceiling, "a number between 0 and 1") >= 1:
-        raise ValueError(f"ceiling: got {ceiling}, expected a number between 0 and 1.")
+    ceiling = checks.share("ceiling", ceiling)
     needed = ceiling**2 * (1 - agreement) / (agreement.where(agreement > 0) * (1 - ceiling**2))
     return needed.clip(min=1.0)
 
@@ -165,6 +164,11 @@ def adjusted(delta: xr.DataArray, adjustment: str) -> xr.DataArray:
     """Differences to the full run, under the mean adjustment less their mean over the left-out instances."""
     check_adjustment(adjustment)
     return delta - delta.mean("left_out", skipna=False) if adjustment == "mean" else delta
+
+
+def check_metric(metric: str) -> None:
+    """Raises ValueError for a metric that there is not."""
+    checks.choice("metric", metric, METRICS)
 
 
 def check_adjustment(adjustment: str) -> None:

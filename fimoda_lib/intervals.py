@@ -13,7 +13,7 @@ import xarray as xr
 from scipy.stats import f, norm
 
 from . import checks
-from .comparison import METRICS, Adjustment, Metric, adjusted, centred_ranks, check_adjustment, matching, scaled
+from .comparison import Adjustment, Metric, adjusted, centred_ranks, check_adjustment, check_metric, matching, scaled
 
 LEVEL = 0.95
 RESAMPLES = 200
@@ -37,7 +37,7 @@ def ceiling_interval(gold: xr.Dataset, adjustment: Adjustment = "mean", level: f
         `mean`, `low`, `high` (averaged over test instances) and `noise_dimensions` (D), each [step]; NaN with a single
         seed. Undefined test instances (all sensitivities zero, or a run that diverged) are left out.
     """
-    level = checked_level(level)
+    level = checks.share("level", level)
     found, S = [], gold.sizes["seed"]
     chosen = gold.isel(step=_some(gold.step.values))
     for s in _steps(chosen, adjustment):
@@ -121,7 +121,7 @@ def bands(
 
 def half_widths(drawn: Mapping[str, xr.DataArray], gold: xr.Dataset, level: float = LEVEL) -> dict[str, xr.DataArray]:
     """`bands` of similarities that were drawn before, at every step of the gold standard."""
-    width = norm.ppf((1 + checked_level(level)) / 2)
+    width = norm.ppf((1 + checks.share("level", level)) / 2)
     return {m: _between(a, gold, width * np.std(a.values, axis=0, ddof=1)) for m, a in drawn.items()}
 
 
@@ -146,7 +146,7 @@ def draws(
     Returns:
         method -> similarities at some of the steps, first and last among them.
     """
-    checks.choice("metric", metric, METRICS)
+    check_metric(metric)
     check_adjustment(adjustment)
     if not scores:
         return {}
@@ -219,10 +219,3 @@ def log_spaced(steps: Sequence[int] | np.ndarray, count: int) -> list[int]:
 def _some(steps: np.ndarray) -> list[int]:
     """The positions at which intervals are computed."""
     return [*range(len(steps))] if len(steps) <= MOST_STEPS else log_spaced(steps, MOST_STEPS)
-
-
-def checked_level(level: float) -> float:
-    """The level; raises ValueError unless it is between 0 and 1."""
-    if checks.number("level", level, "a number between 0 and 1") >= 1:
-        raise ValueError(f"level: got {level}, expected a number between 0 and 1.")
-    return level

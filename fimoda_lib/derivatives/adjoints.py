@@ -66,8 +66,7 @@ def adjoint_train(
     check_params(task.model, params)
     (seed,) = check_seeds([seed])
     rows = resolve_rows(test, task.n_test, "test")
-    if not len(rows):
-        raise ValueError("test: no instances given; expected at least one.")
+    checks.some("test", rows)
     horizon = checks.whole("horizon", horizon, at_most=MOST_STEPS)
     rule = Optimizer(optimizer, learning_rate, weight_decay, max_grad_norm)
     plan = Plan(rule, batch_size, 1, "mask", 1.0, (), tuple(rows.tolist()), (horizon,))

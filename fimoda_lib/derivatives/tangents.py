@@ -126,8 +126,7 @@ def gathered(
 def check(task: Task, params: Params, plan: Plan, device: torch.device) -> None:
     """Raises ValueError if a run has no derivative that could be computed, and relied upon."""
     for name in ("left_out", "test"):
-        if not getattr(plan, name):
-            raise ValueError(f"{name}: no instances given; expected at least one.")
+        checks.some(name, getattr(plan, name))
     check_training(task, params, device, batched=False)
     exact = DifferentiableRun(task, to(params, dtype=torch.float64), plan, device)
     check_run(exact, exact.product)

@@ -1,7 +1,7 @@
 """What LFT follows in a panel, and with which settings: one version for all data sets and optimisers.
 
-Width and sample were chosen by `benchmarks/choose_width.py`, on data sets that are not the paper's; how many runs,
-products and segments, by what they cost.
+Width and sample were chosen by `benchmarks/choose_width.py`, on data sets that are not the paper's; products by what
+they cost; runs, segments and Adam's floor on the paper's own (`benchmarks/lft_runs.py` and trials, see docs/beyond.md).
 """
 
 from __future__ import annotations

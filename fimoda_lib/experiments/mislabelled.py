@@ -15,7 +15,7 @@ import torch
 import xarray as xr
 from torch.utils._pytree import tree_map
 
-from ..checks import number
+from .. import checks
 from ..derivatives.gradients import Gradients
 from ..methods import METHODS
 from ..storage.store import asked, fingerprint, read_sidecar
@@ -40,8 +40,7 @@ def flip_labels(task: Task, share: float = SHARE, seed: int = 0) -> tuple[Task, 
     """
     if task.kind != "classification":
         raise ValueError(f"flip_labels: got '{task.name}', a {task.kind} task; expected one with classes.")
-    if number("share", share, "a share between 0 and 1") >= 1:
-        raise ValueError(f"share: got {share}, expected a share between 0 and 1.")
+    share = checks.share("share", share, "a share between 0 and 1")
     random = np.random.default_rng(seed)
     inputs, labels = task.train
     classes, places = labels.unique(return_inverse=True)
@@ -119,13 +118,13 @@ def detection(panel: Panel) -> pd.DataFrame:
         high (95 % interval), above_loss, above_low and above_high (the same for the difference to the baseline,
         paired). Intervals are by bootstrap over the instances of either kind. The AUC of a method that diverged is NaN.
     """
-    other, flipped = mislabelled(panel)
-    rows = ranked_rows(other, flipped)
+    flawed, flipped = mislabelled(panel)
+    rows = ranked_rows(flawed, flipped)
     wrong = np.isin(rows, flipped)
-    baseline = auc(losses_of(other, rows), wrong)
+    baseline = auc(losses_of(flawed, rows), wrong)
     table = [{"method": "loss", "evidence": "loss", **_summary(baseline, baseline)}]
-    for method in accusers(other):
-        found = evidence(other, method, rows)
+    for method in accusers(flawed):
+        found = evidence(flawed, method, rows)
         for kind in EVIDENCE:
             values = found[kind]
             for k, step in enumerate(values["horizon"].values if "horizon" in values.dims else [np.nan]):
@@ -133,15 +132,15 @@ def detection(panel: Panel) -> pd.DataFrame:
                 row = {"method": method, "evidence": kind, "step": step}
                 table.append({**row, **_summary(auc(one.values, wrong), baseline)})
     table = pd.DataFrame(table)
-    return table.assign(epoch=epochs_of(other, table["step"]))
+    return table.assign(epoch=epochs_of(flawed, table["step"]))
 
 
 def final_run(panel: Panel) -> xr.Dataset:
     """The training of the final model behind the study, in the form of the runs that figures say they are made of."""
-    other, flipped = mislabelled(panel)
-    final, rows, test = other.settings.final, ranked_rows(other, flipped), list(other.settings.test)
-    specification = fingerprint(other.params)
-    note = read_sidecar(asked(lambda: replace(other).params))
+    flawed, flipped = mislabelled(panel)
+    final, rows, test = flawed.settings.final, ranked_rows(flawed, flipped), list(flawed.settings.test)
+    specification = fingerprint(flawed.params)
+    note = read_sidecar(asked(lambda: replace(flawed).params))
     return xr.Dataset(
         {"seconds": ("seed", [float(note["seconds"])]), "diverged": ("seed", [False])},
         {"seed": [0], "left_out": rows, "test": test},
@@ -156,11 +155,11 @@ def final_run(panel: Panel) -> xr.Dataset:
 
 def what_is_flipped(panel: Panel) -> str:
     """The settings of the study in a clause."""
-    other, flipped = mislabelled(panel)
-    without = [m for m in ranking_methods(other) if m not in accusers(other)]
+    flawed, flipped = mislabelled(panel)
+    without = [m for m in ranking_methods(flawed) if m not in accusers(flawed)]
     return (
-        f"{len(flipped):,} of {other.task.n_train:,} labels changed, {len(ranked_rows(other, flipped)):,} training "
-        f"instances ranked, harm to {len(other.settings.test):,} held-out instances"
+        f"{len(flipped):,} of {flawed.task.n_train:,} labels changed, {len(ranked_rows(flawed, flipped)):,} training "
+        f"instances ranked, harm to {len(flawed.settings.test):,} held-out instances"
         + (f"; not run, for their cost: {', '.join(METHODS[m].label for m in without)}" if without else "")
     )
 

@@ -152,8 +152,8 @@ def output_runs(panel: Panel) -> xr.Dataset:
     inputs, targets = take(panel.task.test, rows)
     twice = take((inputs, targets), torch.arange(len(rows)).repeat(2))[0], torch.cat([targets + 1, targets - 1])
     settings = replace(panel.settings, test=tuple(range(2 * len(rows))))
-    other = replace(panel, given_task=replace(panel.task, test=twice), given_settings=settings)
-    delta = first_order_runs(other, fractions=[1.0]).delta
+    doubled = replace(panel, given_task=replace(panel.task, test=twice), given_settings=settings)
+    delta = first_order_runs(doubled, fractions=[1.0]).delta
     above, below = delta.isel(test=slice(len(rows))), delta.isel(test=slice(len(rows), None))
     change = (below.assign_coords(test=above.test) - above) / 4
     return xr.Dataset({"delta": change.assign_coords(test=rows.numpy())})

@@ -108,8 +108,7 @@ def attribute(
         "curvature": resolve_rows(curvature, task.n_train, "curvature"),
     }
     for name, chosen in rows.items():
-        if len(chosen) == 0:
-            raise ValueError(f"{name}: no instances given; expected at least one, or None for all.")
+        checks.some(name, chosen, ", or None for all")
     where = choose_device(device)
     dtype = hyper.get("dtype", torch.float64)
     check_evaluation(task, params, where, dtype=dtype, gradients=entry.name in METHODS)

@@ -26,6 +26,7 @@ from ..methods import METHODS
 from ..plots.look import LOOK
 from ..plots.published import published_curves
 from . import benchmarked
+from .aims import aims
 from .claims import check_claims, read_table, runs_of, title
 from .findings import findings
 from .over_horizons import log_weights
@@ -35,7 +36,7 @@ from .rules import written
 PAGES = ("README.md", "docs/results.md", "docs/beyond.md", "docs/images_and_text.md", "figures/README.md")
 NUMBER = re.compile(r"<!--([\w:.]+)-->(−?\d*\.?\d+|–)")
 BLOCK = re.compile(
-    r"(<!--(verdicts|lft|width|runs|unpublished|findings|curves|rectified|run|sizes)-->\n).*?(<!--end-->)", re.S
+    r"(<!--(verdicts|lft|aims|width|runs|unpublished|findings|curves|rectified|run|sizes)-->\n).*?(<!--end-->)", re.S
 )
 SEEDS = {  # figure -> whose seeds it shows
     "fig02": "seeds, SGD (text: AdamW)",
@@ -59,6 +60,7 @@ def fill(text: str, folder: Path | str) -> str:
     tables = {
         "verdicts": lambda: verdicts(folder),
         "lft": lambda: horizons(folder),
+        "aims": lambda: aims(folder),
         "width": benchmarked.widths,
         "runs": benchmarked.runs,
         "unpublished": benchmarked.unpublished,

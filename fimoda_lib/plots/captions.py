@@ -98,10 +98,10 @@ def computed_on(
         runs: what `measured` gives.
         scores: see `provenance`; those that are not stored are passed over.
     """
-    one = one_seed(panel, int(runs.seed[0]))  # has read its final model: inside `asked` nothing is
+    first = one_seed(panel, int(runs.seed[0]))  # has read its final model: inside `asked` nothing is
     name = shard_name(panel.dataset, runs.attrs["optimizer"], runs.attrs["removal"])
     paths = of_seeds(panel.folder, name, runs.attrs["specification"], runs.seed.values.tolist())
-    paths = paths or [asked(lambda: measured(one))]  # of a study with runs of another kind
+    paths = paths or [asked(lambda: measured(first))]  # of a study with runs of another kind
     paths += [path for path in map(asked, scores) if path.exists()]
     notes = [read_sidecar(path) for path in paths]
     kept = {key: notes[0][key] for key in ("device", "peak_memory_MiB", "peak_gpu_memory_MiB") if key in notes[0]}

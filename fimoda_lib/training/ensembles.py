@@ -49,7 +49,8 @@ class Optimizer:
         }
         if self.max_grad_norm is not None:
             values["max_grad_norm"] = checks.number("max_grad_norm", self.max_grad_norm, "a positive number or None")
-        self.__dict__.update(values)  # plain numbers, which JSON can hold
+        for name, value in values.items():
+            object.__setattr__(self, name, value)  # plain numbers, which JSON can hold
 
     def initial_state(self, params: Params) -> dict[str, Params]:
         """Adam's two moments, zero; nothing for SGD."""

@@ -134,8 +134,7 @@ def _each_seed(
 
 
 def _check_enough(task: Task, plan: Plan) -> None:
-    if not plan.test:
-        raise ValueError("test: no instances given; expected at least one, or None for all.")
+    checks.some("test", plan.test, ", or None for all")
     if task.n_train < 2:
         raise ValueError("further_train: leaving an instance out needs at least 2 training instances, got 1.")
 

@@ -35,7 +35,7 @@ class Plan:
     steps: tuple[int, ...]  # evaluation after these many optimiser steps
 
     def __post_init__(self) -> None:
-        sizes = {
+        values = {
             "batch_size": checks.whole("batch_size", self.batch_size),
             "epochs": checks.whole("epochs", self.epochs, at_most=MOST_EPOCHS),
         }
@@ -44,10 +44,11 @@ class Plan:
             f"with removal '{self.removal}' a number from 0 to 1 (and 1 with 'drop', which can only remove a whole "
             "instance)"
         )
-        fraction = checks.number("fraction", self.fraction, expected, zero=True)
+        values["fraction"] = fraction = checks.number("fraction", self.fraction, expected, zero=True)
         if fraction > 1 or (self.removal == "drop" and fraction != 1):
             raise ValueError(f"fraction: got {fraction}, expected {expected}.")
-        self.__dict__.update(sizes, fraction=fraction)  # plain numbers, which JSON can hold
+        for name, value in values.items():
+            object.__setattr__(self, name, value)  # plain numbers, which JSON can hold
 
 
 def check_seeds(seeds: Iterable[int] | int) -> list[int]:

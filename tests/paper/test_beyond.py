@@ -49,8 +49,8 @@ def panels(tmp_path_factory, trained, computed):
     computed(results, *kinds, *(f"scores-diabetes-{name}" for name in methods))
     for optimizer in ("sgd", "adam"):
         trained(results, "diabetes", optimizer)
-    shown = {k: Panel(name, "smoke", results=results) for k, name in {"a": "diabetes", "b": "wine"}.items()}
-    a = shown["a"]  # nothing of panel b is run
+    panels = {k: Panel(name, "smoke", results=results) for k, name in {"a": "diabetes", "b": "wine"}.items()}
+    a = panels["a"]  # nothing of panel b is run
     for name in methods:
         a.scores(name)
     exact_derivative(a)
@@ -61,7 +61,7 @@ def panels(tmp_path_factory, trained, computed):
     softened_tangents(a)
     linearised_run(a)
     removal_runs(a)
-    return {k: s.other(compute=False) for k, s in shown.items()}
+    return {k: panel.other(compute=False) for k, panel in panels.items()}
 
 
 @pytest.fixture(autouse=True)
@@ -84,44 +84,44 @@ def test_mask_and_drop_are_compared_where_both_were_evaluated(tmp_path):
 def test_precision_of_steps_and_weights_of_the_papers_size(tmp_path, monkeypatch):
     """Sentences: left out by `subtract`, counted in steps; once more as if the paper had ten times as many of them."""
     monkeypatch.setattr(sentences, "N_TRAIN", 320)
-    shown = Panel("sentences", "smoke", results=tmp_path)
-    whole = first_order_runs(shown, fractions=[1.0])
-    assert whole.step.values.tolist() == list(shown.settings.further.evaluate)
-    n = shown.task.n_train
+    panel = Panel("sentences", "smoke", results=tmp_path)
+    whole = first_order_runs(panel, fractions=[1.0])
+    assert whole.step.values.tolist() == list(panel.settings.further.evaluate)
+    n = panel.task.n_train
     small = replace(paper_settings.EXPERIMENTS["sentences"], n_train=n, n_all=10 * n)
     further = {"adamw": replace(small.further["adamw"], learning_rate=1e-6)}
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(paper_settings.SMALL, "sentences", small)
-        found = first_order_runs(shown, fractions=[1.0])
+        found = first_order_runs(panel, fractions=[1.0])
         patch.setitem(paper_settings.EXPERIMENTS, "sentences", replace(small, further=further))
-        slower = first_order_runs(shown, fractions=[1.0])
+        slower = first_order_runs(panel, fractions=[1.0])
     ratio = found.delta.sel(run="tangent") / whole.delta.sel(run="tangent")
     np.testing.assert_allclose(ratio, 0.1, rtol=1e-6)
     sizes = [float(abs(runs.delta.sel(run="1.0")).mean()) for runs in (whole, found, slower)]
     assert sizes[1] == pytest.approx(sizes[0] / 10, rel=0.1) and sizes[2] < sizes[1] / 3
-    sizes = first_order.precision_table(shown)
+    sizes = first_order.precision_table(panel)
     assert (sizes[["sensitivity", "float32", "losses"]] > 0).all(axis=None)
 
 
 def test_units_are_swapped_and_nothing_else(tmp_path, computed):
     computed(tmp_path, "final-wine", "further-wine", "tangent-wine", "scores-wine-lft")
-    shown = Panel("wine", "smoke", results=tmp_path)
-    table = first_order.units_table(shown)
+    panel = Panel("wine", "smoke", results=tmp_path)
+    table = first_order.units_table(panel)
     known = {("loss", 0.1), ("loss", 1.0), ("lft", 1.0)}
     assert set(zip(table.unit, table.quantity, table.fraction, strict=True)) == {(u, *k) for u in UNITS for k in known}
     by_unit = table.query("quantity == 'loss'").groupby("unit")["mean"].min()
     assert by_unit["SiLU"] > 0.995 > by_unit["ReLU"]  # units switch in a few steps
-    smooth, rectified = (with_units(shown, unit) for unit in (nn.SiLU, nn.ReLU))
+    smooth, rectified = (with_units(panel, unit) for unit in (nn.SiLU, nn.ReLU))
     assert "SiLU" in repr(smooth.task.model) and "ReLU" not in repr(smooth.task.model)
-    assert repr(rectified.task.model) == repr(shown.task.model) != repr(smooth.task.model)
-    for p, q in zip(smooth.task.model.parameters(), shown.task.model.parameters(), strict=True):
+    assert repr(rectified.task.model) == repr(panel.task.model) != repr(smooth.task.model)
+    for p, q in zip(smooth.task.model.parameters(), panel.task.model.parameters(), strict=True):
         assert torch.equal(p, q)
-    assert rectified.params.keys() == shown.params.keys()
-    assert all(torch.equal(p, shown.params[k]) for k, p in rectified.params.items())
-    assert not torch.equal(smooth.params["0.weight"], shown.params["0.weight"])
-    figure = beyond.figure_units({"b": shown}, tmp_path / "figures")
+    assert rectified.params.keys() == panel.params.keys()
+    assert all(torch.equal(p, panel.params[k]) for k, p in rectified.params.items())
+    assert not torch.equal(smooth.params["0.weight"], panel.params["0.weight"])
+    figure = beyond.figure_units({"b": panel}, tmp_path / "figures")
     assert len(figure.axes[0].get_lines()) == 6
-    kept = beyond.figure_units({"b": shown.other(results=tmp_path / "elsewhere", compute=False)}, tmp_path / "figures")
+    kept = beyond.figure_units({"b": panel.other(results=tmp_path / "elsewhere", compute=False)}, tmp_path / "figures")
     assert len(kept.axes[0].get_lines()) == 6  # drawn earlier
 
 
@@ -145,26 +145,26 @@ def test_every_figure_draws_what_is_there_and_says_what_is_not(panels, tmp_path,
 
 
 def test_the_damping_of_the_horizon_is_a_curve_and_a_row(panels, tmp_path):
-    shown, label = panels["a"], figures.LOOK["timed"].label
-    figure = beyond.figure2_plus({"a": shown}, tmp_path)
+    panel, label = panels["a"], figures.LOOK["timed"].label
+    figure = beyond.figure2_plus({"a": panel}, tmp_path)
     line = {x.get_color(): x for x in figure.axes[0].get_lines()}[figures.LOOK["timed"].colour]
-    scores = shown.scores("timed")
-    np.testing.assert_allclose(line.get_ydata(), similarity(scores, sensitivity(shown.gold))["mean"], rtol=1e-9)
-    last, damping = scores.isel(horizon=-1), 1 / (shown.settings.further.learning_rate * int(scores.horizon[-1]))
-    chosen = {"train": shown.settings.left_out, "test": shown.settings.test}
-    exact = attribute("exact", shown.task, shown.params, damping=damping, multiple=1.0, **chosen)
-    np.testing.assert_allclose(last, exact / shown.task.n_train, rtol=1e-4, atol=1e-6 * abs(last).max())
-    assert label in set(beyond.table_horizons({"a": shown}, tmp_path)["method"])
+    scores = panel.scores("timed")
+    np.testing.assert_allclose(line.get_ydata(), similarity(scores, sensitivity(panel.gold))["mean"], rtol=1e-9)
+    last, damping = scores.isel(horizon=-1), 1 / (panel.settings.further.learning_rate * int(scores.horizon[-1]))
+    chosen = {"train": panel.settings.left_out, "test": panel.settings.test}
+    exact = attribute("exact", panel.task, panel.params, damping=damping, multiple=1.0, **chosen)
+    np.testing.assert_allclose(last, exact / panel.task.n_train, rtol=1e-4, atol=1e-6 * abs(last).max())
+    assert label in set(beyond.table_horizons({"a": panel}, tmp_path)["method"])
     assert "the horizon's own damping" in json.loads((tmp_path / "fig02plus.json").read_text())["caption"]
 
 
 def test_the_exact_derivative_is_a_few_points_of_the_curve_and_a_row(panels, tmp_path):
-    shown, look = panels["a"], figures.LOOK["adjoint"]
-    found, gold, test = exact_derivative(shown), shown.gold, list(range(get_profile("smoke").exact_tests))
+    panel, look = panels["a"], figures.LOOK["adjoint"]
+    found, gold, test = exact_derivative(panel), panel.gold, list(range(get_profile("smoke").exact_tests))
     steps = found.horizon.values
-    assert found.test.values.tolist() == test and found.sizes["train"] == shown.task.n_train and len(steps) <= 5
+    assert found.test.values.tolist() == test and found.sizes["train"] == panel.task.n_train and len(steps) <= 5
     assert (steps[0], steps[-1]) == (gold.step.values[0], gold.step.values[-1])
-    figure = beyond.figure2_plus({"a": shown}, tmp_path)
+    figure = beyond.figure2_plus({"a": panel}, tmp_path)
     line = {x.get_color(): x for x in figure.axes[0].get_lines()}[look.colour]
     expected = []
     for step in steps:
@@ -179,24 +179,24 @@ def test_the_exact_derivative_is_a_few_points_of_the_curve_and_a_row(panels, tmp
     np.testing.assert_allclose(rows["mean"], expected, rtol=1e-5)
     caption = json.loads((tmp_path / "fig02plus.json").read_text())["caption"]
     assert f"squares: exact derivative, {len(test)} test instances" in caption and len(caption.split()) <= 60
-    row = beyond.table_horizons({"a": shown}, tmp_path).set_index("method").loc[look.label]
+    row = beyond.table_horizons({"a": panel}, tmp_path).set_index("method").loc[look.label]
     assert row["last"] == pytest.approx(expected[-1], rel=1e-5) and row["seconds"] > 0 and not row["leads"]
     note = json.loads((tmp_path / "table_horizons.json").read_text())
     assert note["caption"].endswith(over_horizons.FEWER) and len(note["caption"].split()) <= 60
 
 
 def test_the_exact_derivative_is_the_mean_of_adjoints_of_several_runs(panels, tmp_path, monkeypatch):
-    shown, seeds = panels["a"], (LFT_SEED, LFT_SEED + 1)
+    panel, seeds = panels["a"], (LFT_SEED, LFT_SEED + 1)
     monkeypatch.setitem(profiles.PROFILES, "smoke", replace(get_profile("smoke"), exact_tests=2, exact_seeds=2))
-    given = {"given_task": shown.task, "given_params": shown.params, "given_settings": shown.settings}
-    found = exact_derivative(replace(shown, results=tmp_path, compute=True, **given)).isel(horizon=-1)
-    double = {k: v.double() for k, v in shown.params.items()}
-    run = {"optimizer": "sgd", "learning_rate": shown.settings.further.learning_rate, "batch_size": 128}
+    given = {"given_task": panel.task, "given_params": panel.params, "given_settings": panel.settings}
+    found = exact_derivative(replace(panel, results=tmp_path, compute=True, **given)).isel(horizon=-1)
+    double = {k: v.double() for k, v in panel.params.items()}
+    run = {"optimizer": "sgd", "learning_rate": panel.settings.further.learning_rate, "batch_size": 128}
     run |= {"horizon": int(found.horizon), "test": [0, 1], "progress": False}
-    both = [adjoint_train(shown.task, double, **run, seed=seed, kinks="softened").values for seed in seeds]
+    both = [adjoint_train(panel.task, double, **run, seed=seed, kinks="softened").values for seed in seeds]
     np.testing.assert_allclose(found, (both[0] + both[1]) / 2, rtol=1e-9)
     assert not np.allclose(both[0], both[1], rtol=0.01)
-    between = np.mean([adjoint_train(shown.task, double, **run, seed=seed).values for seed in seeds], axis=0)
+    between = np.mean([adjoint_train(panel.task, double, **run, seed=seed).values for seed in seeds], axis=0)
     assert not np.allclose(found, between, rtol=1e-5, atol=0)  # few units switch in so few steps
 
 
@@ -213,17 +213,17 @@ def test_no_exact_derivative_where_none_is_stored_or_data_are_large(panels, trai
 
 
 def test_lft_follows_the_whole_hessian_and_g_alone_for_many_instances(panels):
-    shown = panels["a"]
-    settings = replace(shown.settings, lft_products=None)
-    alone = replace(shown, given_settings=settings, given_task=shown.task, given_params=shown.params, compute=True)
-    assert alone.hyper("lft") == shown.hyper("lft", many=True) and "mode" not in alone.hyper("lft")
-    usual, found = shown.scores("lft"), alone.scores("lft")
+    panel = panels["a"]
+    settings = replace(panel.settings, lft_products=None)
+    alone = replace(panel, given_settings=settings, given_task=panel.task, given_params=panel.params, compute=True)
+    assert alone.hyper("lft") == panel.hyper("lft", many=True) and "mode" not in alone.hyper("lft")
+    usual, found = panel.scores("lft"), alone.scores("lft")
     assert (usual.attrs["mode"], usual.attrs["products"], usual.attrs["runs"]) == ("split", LEAST_PRODUCTS, SPLIT_RUNS)
     assert found.dims == usual.dims and np.isfinite(found).all() and not np.array_equal(found, usual)
     # All products of all runs see as many instances as further training does.
     visits = int(usual.horizon[-1]) * json.loads(usual.attrs["further_training"])["batch_size"]
-    adam = shown.other(optimizer="adam", compute=False).hyper("lft")
-    assert (shown.hyper("lft")["segments"], adam["segments"]) == (1, min(SPLIT_SEGMENTS, len(usual.horizon)))
+    adam = panel.other(optimizer="adam", compute=False).hyper("lft")
+    assert (panel.hyper("lft")["segments"], adam["segments"]) == (1, min(SPLIT_SEGMENTS, len(usual.horizon)))
     assert usual.attrs["sample"] == max(visits // (LEAST_PRODUCTS * SPLIT_RUNS), SPLIT_LEAST)
 
 
@@ -244,14 +244,14 @@ def test_lft_is_drawn_at_every_horizon_and_follows_a_run_of_its_own(panels, tmp_
 
 
 def test_softened_tangents_are_those_of_the_same_runs_and_smooth_models_need_none(panels):
-    shown, runs = panels["a"], first_order_runs(panels["a"])
-    found = softened_tangents(shown)
+    panel, runs = panels["a"], first_order_runs(panels["a"])
+    found = softened_tangents(panel)
     assert found.delta.dims == runs.delta.dims[1:] and found.step.equals(runs.step)
     np.testing.assert_allclose(found.full_loss, runs.full_loss, rtol=1e-9)
     between = runs.delta.sel(run="tangent").values
     assert 0 < abs(found.delta.values - between).max() < abs(between).max()
-    smooth = replace(shown.task, model=swap_units(shown.task.model, nn.SiLU))
-    assert softened_tangents(replace(shown, given_task=smooth, given_params=shown.params)) is None
+    smooth = replace(panel.task, model=swap_units(panel.task.model, nn.SiLU))
+    assert softened_tangents(replace(panel, given_task=smooth, given_params=panel.params)) is None
 
 
 def test_the_table_has_similarities_and_seconds(panels, tmp_path):
@@ -350,8 +350,8 @@ def test_output_runs_are_the_outputs_behind_the_losses(panels):
 
 
 def test_beside_the_limit_stand_lft_along_the_same_run_and_the_noise_ceiling(panels):
-    shown, runs = panels["a"], first_order_runs(panels["a"])
-    rows = first_order.limit_table(shown).set_index(["quantity", "fraction"]).sort_index()
+    panel, runs = panels["a"], first_order_runs(panels["a"])
+    rows = first_order.limit_table(panel).set_index(["quantity", "fraction"]).sort_index()
     assert set(rows.index) == {
         *(("loss", f) for f in FRACTIONS),
         ("output", 1.0),
@@ -359,13 +359,13 @@ def test_beside_the_limit_stand_lft_along_the_same_run_and_the_noise_ceiling(pan
         ("lft", 1.0),
         ("ceiling", 1.0),
     }
-    scores = linearised_run(shown).sel(train=runs.left_out.values, horizon=runs.step.values)
+    scores = linearised_run(panel).sel(train=runs.left_out.values, horizon=runs.step.values)
     followed = json.loads(scores.attrs["further_training"])
     assert followed["seed"] == runs.seed.item() == 0 and followed.get("runs", 1) == 1
-    task, double = shown.task, {k: v.double() for k, v in shown.params.items()}  # as the runs are
+    task, double = panel.task, {k: v.double() for k, v in panel.params.items()}  # as the runs are
     training = {**{k: followed[k] for k in ("optimizer", "learning_rate", "batch_size")}, "seed": 0}
     chosen = {"train": runs.left_out, "test": runs.test, "horizon": runs.step}
-    how = {k: v for k, v in shown.hyper("lft").items() if k not in ("horizon", "further_training", "runs", "dtype")}
+    how = {k: v for k, v in panel.hyper("lft").items() if k not in ("horizon", "further_training", "runs", "dtype")}
     how["segments"] = scores.attrs["segments"]
     by_hand = attribute("lft", task, double, further_training=training, runs=1, dtype="float64", **how, **chosen)
     np.testing.assert_allclose(scores.transpose(*by_hand.dims), by_hand, rtol=1e-7)
@@ -375,7 +375,7 @@ def test_beside_the_limit_stand_lft_along_the_same_run_and_the_noise_ceiling(pan
     cosines = (a * b).sum(-1) / np.linalg.norm(a, axis=-1) / np.linalg.norm(b, axis=-1)
     np.testing.assert_allclose(rows.loc[("lft", 1.0)]["mean"], cosines.mean(-1), rtol=1e-9)
     np.testing.assert_allclose(rows.loc[("lft", 1.0)]["median"], np.median(cosines, -1), rtol=1e-9)
-    same = removal_runs(shown)["mask"]  # the removal of the curves; over a fifth of the horizon
+    same = removal_runs(panel)["mask"]  # the removal of the curves; over a fifth of the horizon
     found = rows.loc[[("ceiling", 1.0)]].set_index("step")["mean"]
     ceiling = noise_ceiling(same, estimate="variances").sel(step=found.index.values)
     np.testing.assert_allclose(found, ceiling)

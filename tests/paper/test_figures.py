@@ -34,20 +34,20 @@ def panels(tmp_path_factory, trained, computed):
     for optimizer in ("sgd", "adam"):
         trained(results, "diabetes", optimizer)
     letters = {"a": "diabetes", "b": "wine", "d": "digits", "e": "digit_images", "f": "sentences"}
-    shown = {k: Panel(name, "smoke", results=results) for k, name in letters.items()}
+    panels = {k: Panel(name, "smoke", results=results) for k, name in letters.items()}
     for letter in "adef":  # nothing of panel b is run
         kinds = ("final-{}", "further-{}", "engine-{}", "scores-{}-grad_dot", "scores-{}-grad_cos")
         computed(results, *(kind.format(letters[letter]) for kind in kinds[: 5 if letter in "ad" else 4]))
     for letter in "ad":
         for name in METHODS:
-            shown[letter].scores(name)
-        assert shown[letter].gold.sizes["seed"] == 2
+            panels[letter].scores(name)
+        assert panels[letter].gold.sizes["seed"] == 2
     for letter in "ef":
-        shown[letter].scores("grad_dot")
-        assert shown[letter].gold.attrs["removal"] == "subtract"
-    assert shown["a"].retrained.sizes["seed"] == 1
-    assert shown["a"].other(optimizer="adam").gold.sizes["seed"] == 2
-    return shown
+        panels[letter].scores("grad_dot")
+        assert panels[letter].gold.attrs["removal"] == "subtract"
+    assert panels["a"].retrained.sizes["seed"] == 1
+    assert panels["a"].other(optimizer="adam").gold.sizes["seed"] == 2
+    return panels
 
 
 def given(name, panels):
@@ -295,10 +295,10 @@ def test_similarity_to_retraining(panels, drawn):
 
 
 def test_table_2_names_the_extremes_with_their_readable_rows(panels, tmp_path):
-    shown = panels["a"]
-    table = figures.table2({"d": shown}, tmp_path)
-    last = adjusted(shown.gold.delta)[-1]  # [left_out, test]
-    left_out = shown.gold.left_out.values
+    panel = panels["a"]
+    table = figures.table2({"d": panel}, tmp_path)
+    last = adjusted(panel.gold.delta)[-1]  # [left_out, test]
+    left_out = panel.gold.left_out.values
     assert len(table) == 3 * extremes.N_TEST
     for z, rows in table.groupby("test"):
         explained, helpful, harmful = rows.to_dict("records")
@@ -306,8 +306,8 @@ def test_table_2_names_the_extremes_with_their_readable_rows(panels, tmp_path):
         assert helpful["instance"] == left_out[np.argmax(last[:, z])]
         assert harmful["instance"] == left_out[np.argmin(last[:, z])]
         np.testing.assert_allclose([helpful["score"], harmful["score"]], [last[:, z].max(), last[:, z].min()])
-        assert explained["bmi"] == shown.task.test_table["bmi"][z]
-        assert harmful["disease progression"] == shown.task.train_table["disease progression"][harmful["instance"]]
+        assert explained["bmi"] == panel.task.test_table["bmi"][z]
+        assert harmful["disease progression"] == panel.task.train_table["disease progression"][harmful["instance"]]
     assert list(pd.read_csv(tmp_path / "table2.csv").columns) == list(table.columns)
     page = (tmp_path / "table2.html").read_text()
     assert "most harmful" in page and "Diabetes" in page and page.count("<tr>") == 1 + len(table)
@@ -338,9 +338,9 @@ def test_every_figure_comes_with_a_title_a_caption_and_its_notebook(panels, draw
     assert note["caption"].count(". ") >= 1 and note["caption"].endswith(".")
     assert len(note["caption"].split("Not run yet")[0].split()) <= 60
     for dataset, runs in note["datasets"].items():
-        shown = next(s for s in panels.values() if s.dataset == dataset)
+        panel = next(s for s in panels.values() if s.dataset == dataset)
         count = "1 seed" if name == "fig11" else "2 seeds"
-        assert f"{shown.title}: {count}, 4 left-out and 8 test instances" in note["runs"]
+        assert f"{panel.title}: {count}, 4 left-out and 8 test instances" in note["runs"]
         assert runs["left_out"] == 4
     expected = {*given(name, panels)} & {*LETTERS[name].values()}
     alone = {p.stem for p in folder.glob(f"{name}[a-f]_*.json")}
@@ -373,9 +373,9 @@ def test_images_are_shown_with_the_training_images_that_matter(panels, drawn):
 
 def test_sentences_are_shown_in_full(panels, drawn):
     table, folder = drawn("table2_text")
-    shown = panels["f"]
+    panel = panels["f"]
     explained = table[table.role == "to explain"].iloc[0]
-    assert explained["sentence"] == shown.task.test_table["sentence"][explained["instance"]]
+    assert explained["sentence"] == panel.task.test_table["sentence"][explained["instance"]]
     assert explained["sentence"].split()[0] in (folder / "table2_text.html").read_text()
 
 

@@ -69,7 +69,7 @@ def test_where_scores_are_computed_otherwise_than_in_the_paper_that_is_said(pane
     panel = panels["c"]
     some = replace(panel, given_settings=replace(panel.settings, study_curvature=(3, 8, 21)))
     said = selection._said(lambda panel: "so many subsets", lambda panel: ("cg", "lissa_h"))
-    entries = [said(shown) for shown in (some, panel)]
+    entries = [said(chosen) for chosen in (some, panel)]
     sentences = [runs_behind({"c": panel}, {"datasets": {panel.dataset: {"seeds": [0], **entry}}}) for entry in entries]
     some_curvature = "curvature from 3 training instances, "
     assert sentences[0].endswith(f": 1 seed, so many subsets, {some_curvature}LiSSA-H with 6 steps.")

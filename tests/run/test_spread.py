@@ -70,9 +70,9 @@ def test_shards_are_named_each_differently_and_as_the_store_names_them(plain):
 
 
 def test_one_seed_leaves_the_others_alone(plain):
-    shown = Panel("wine", "smoke", results=plain.parent, compute=False)
-    golds = [one_seed(shown, seed).gold for seed in shown.settings.seeds]
-    assert [gold.seed.values.tolist() for gold in golds] == [[0], [1]] and shown.settings.seeds == (0, 1)
+    panel = Panel("wine", "smoke", results=plain.parent, compute=False)
+    golds = [one_seed(panel, seed).gold for seed in panel.settings.seeds]
+    assert [gold.seed.values.tolist() for gold in golds] == [[0], [1]] and panel.settings.seeds == (0, 1)
     assert not golds[0].delta.values.tolist() == golds[1].delta.values.tolist()
 
 

@@ -18,9 +18,9 @@ def results(tmp_path_factory, trained):
     """The final model, further training with SGD but not Adam, training from scratch, one of the scores."""
     folder = tmp_path_factory.mktemp("results")
     trained(folder, "wine")
-    shown = Panel("wine", "smoke", results=folder)
-    shown.scores("grad_dot")
-    assert shown.retrained.sizes["seed"] == 1
+    panel = Panel("wine", "smoke", results=folder)
+    panel.scores("grad_dot")
+    assert panel.retrained.sizes["seed"] == 1
     return folder
 
 
