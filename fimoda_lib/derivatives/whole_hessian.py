@@ -96,7 +96,9 @@ class Surroundings:
             same, together = [*same], min(at.product_size(size), at.block_size())
             for some in (same[k : k + together] for k in range(0, len(same), together)):
                 if len(some) > 1:
-                    yield from vmap(mean_gradient)(at.train(torch.stack(some))) + decayed
+                    with twice_differentiable():  # attention's fused kernels have no batching rule
+                        found = vmap(mean_gradient)(at.train(torch.stack(some)))
+                    yield from found + decayed
                     continue
                 pieces = some[0].split(at.product_size(VECTORS))
                 yield sum(len(piece) / size * mean_gradient(at.train(piece)) for piece in pieces) + decayed

@@ -40,11 +40,14 @@ LIMIT_MARKS = "Bands: one standard error over test instances."
 UNITS_SAY = (
     "Cosine similarity (mean adjustment) between the exact derivative of further training and the difference of "
     "two runs, float64, one seed: rectified and smooth units in the same model, from the same initial weights. "
-    "Dotted: LFT along the same run."
+    "Dotted: LFT along the same run. Dash-dotted: kinks softened."
 )
 UNITS_MARKS = "Bands: one standard error over test instances."
 UNIT_COLOURS = {"ReLU": "#D55E00", "SiLU": "#0072B2"}
-UNIT_LINES = {0.1: ("--", "0.1 of the weight"), 1.0: ("-", "the whole instance"), "lft": (":", "LFT")}
+UNIT_LINES = {
+    **{0.1: ("--", "0.1 of the weight"), 1.0: ("-", "the whole instance")},
+    **{"softened": ("-.", "kinks softened"), "lft": (":", "LFT")},
+}
 PRECISION = (
     "Median magnitude of the sensitivity, of what float32 training and float32 test losses change "
     "about it, and of the part beyond its derivative."
@@ -64,10 +67,10 @@ LOOKS = {  # column -> colour, line, label
 def limit_table(panel: Panel, fractions: Sequence[float] = FRACTIONS, *, beside: bool = True) -> pd.DataFrame | None:
     """Columns fraction, step, epoch, mean, sem, median (over test instances), quantity; None if the runs are missing.
 
-    The quantity is the test "loss"; "lft" has LFT's scores in place of the derivative. With `beside`, there are also
-    the derivative with kinks "softened" where the model has kinks, the model's "output" for squared error, all of the
-    weight removed, and "ceiling", the noise ceiling of a gold standard with the same removal, as far as that has been
-    computed.
+    The quantity is the test "loss"; "lft" has LFT's scores in place of the derivative, "softened" the derivative with
+    softened kinks where the model has any. With `beside`, there are also the model's "output" for squared error, all of
+    the weight removed, and "ceiling", the noise ceiling of a gold standard with the same removal, as far as that has
+    been computed.
     """
     runs = finished(lambda: first_order_runs(panel, fractions))
     if runs is None:
@@ -78,7 +81,7 @@ def limit_table(panel: Panel, fractions: Sequence[float] = FRACTIONS, *, beside:
         outputs = finished(lambda: output_runs(panel))
         if outputs is not None:
             tables.append(_summary(first_order_limit(outputs).similarity, outputs).assign(quantity="output"))
-    softened = finished(lambda: softened_tangents(panel)) if beside else None
+    softened = finished(lambda: softened_tangents(panel))
     if softened is not None:
         derivative = sensitivity(softened).rename(left_out="train", step="horizon")
         close = instance_similarity(derivative, sensitivity(whole)).expand_dims(fraction=[1.0])
@@ -167,14 +170,15 @@ def units_legend() -> list[Line2D]:
     return [
         Line2D([], [], color=colour, ls=line, lw=1.4, marker="o", ms=3, label=f"{unit}, {words}")
         for unit, colour in UNIT_COLOURS.items()
-        for line, words in UNIT_LINES.values()
+        for kind, (line, words) in UNIT_LINES.items()
+        if (unit, kind) != ("SiLU", "softened")  # it has none
     ]
 
 
 def draw_units(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
     """A line per kind of unit and fraction, and one for LFT with each kind of unit."""
     for (unit, quantity, fraction), rows in table.groupby(["unit", "quantity", "fraction"], sort=False):
-        line, _ = UNIT_LINES["lft" if quantity == "lft" else fraction]
+        line, _ = UNIT_LINES[fraction if quantity == "loss" else quantity]
         _line(ax, rows, dataset, UNIT_COLOURS[unit], line, "")
     low = float((table["mean"] - table["sem"].fillna(0)).min())
     ax.set(xscale="log", ylim=(min(-0.06, low - 0.04), 1.02), xlabel=horizon_axis(dataset)[1])

@@ -60,7 +60,8 @@ def measured():
 def lft(task, params, run=RUN, **options):
     run = {"batch_size": 8, "seed": 100, **run}
     rows = dict(train=TRAIN, test=TEST, horizon=HORIZONS)
-    return attribute("lft", task, params, order=1, further_training=run, runs=3, **rows, **options).values
+    options = {"runs": 3, "order": 1, **options}
+    return attribute("lft", task, params, further_training=run, **rows, **options).values
 
 
 @pytest.mark.slow
@@ -69,12 +70,17 @@ def test_with_the_whole_hessian_it_is_the_mean_derivative_of_runs(measured):
     found = lft(task, params, mode="split")
     assert (np.array(cosines(found, expected)) > [0.93, 0.98]).all()
     assert 0.8 < np.linalg.norm(found) / np.linalg.norm(expected) < 1.25
-    fast = lft(task, params, {**RUN, "learning_rate": 4 * RUN["learning_rate"]}, mode="split")
+    fast = lft(task, params, {**RUN, "learning_rate": 4 * RUN["learning_rate"]}, mode="split", runs=1)
     assert not 0.8 < np.linalg.norm(fast) / np.linalg.norm(expected) < 1.25
     assert min(cosines(found[..., [1, 2, 3, 0]], expected)) < 0.5  # the wrong instances
 
 
-def test_by_kronecker_factors_it_points_the_same_way(measured):
-    """Of G alone, and so without a size that could be compared."""
+def test_a_few_products_correct_the_filter_of_kronecker_factors(measured):
+    """G alone points the same way, and has no size that could be compared; six intervals of 20 steps have both."""
     task, params, expected = measured
-    assert (np.array(cosines(lft(task, params, backend="ekfac"), expected)) > [0.88, 0.96]).all()
+    alone = lft(task, params, backend="ekfac")
+    few = lft(task, params, mode="split", backend="ekfac", products=12)
+    assert (np.array(cosines(alone, expected)) > [0.88, 0.96]).all()
+    assert (np.array(cosines(few, expected)) > cosines(alone, expected)).all()
+    errors = [np.linalg.norm(found - expected) / np.linalg.norm(expected) for found in (few, alone)]
+    assert errors[0] < 0.3 < errors[1]

@@ -108,7 +108,8 @@ def test_units_are_swapped_and_nothing_else(tmp_path, computed):
     panel = Panel("wine", "smoke", results=tmp_path)
     table = first_order.units_table(panel)
     known = {("loss", 0.1), ("loss", 1.0), ("lft", 1.0)}
-    assert set(zip(table.unit, table.quantity, table.fraction, strict=True)) == {(u, *k) for u in UNITS for k in known}
+    found = set(zip(table.unit, table.quantity, table.fraction, strict=True))
+    assert found == {(u, *k) for u in UNITS for k in known} | {("ReLU", "softened", 1.0)}
     by_unit = table.query("quantity == 'loss'").groupby("unit")["mean"].min()
     assert by_unit["SiLU"] > 0.995 > by_unit["ReLU"]  # units switch in a few steps
     smooth, rectified = (with_units(panel, unit) for unit in (nn.SiLU, nn.ReLU))
@@ -120,9 +121,9 @@ def test_units_are_swapped_and_nothing_else(tmp_path, computed):
     assert all(torch.equal(p, panel.params[k]) for k, p in rectified.params.items())
     assert not torch.equal(smooth.params["0.weight"], panel.params["0.weight"])
     figure = beyond.figure_units({"b": panel}, tmp_path / "figures")
-    assert len(figure.axes[0].get_lines()) == 6
+    assert len(figure.axes[0].get_lines()) == 7
     kept = beyond.figure_units({"b": panel.other(results=tmp_path / "elsewhere", compute=False)}, tmp_path / "figures")
-    assert len(kept.axes[0].get_lines()) == 6  # drawn earlier
+    assert len(kept.axes[0].get_lines()) == 7  # drawn earlier
 
 
 SHOWN = [name for name in beyond.FIGURES if name.startswith("fig") and name not in ("fig_units", "fig_rounding")]

@@ -183,8 +183,9 @@ SPEED = {  # a line that was printed, its numbers -> what the page says of it
     r"mask: 100 groups .*: (\S+) x, (\S+) x": "take {0} of the time with `mask` .* {1} and",
     r"drop: 100 groups .*: (\S+) x, (\S+) x": "and {0} with `drop`; .* and {1}",
     r"Folktables' shape.* (\S+) x; batched": "`drop`.* is as fast as `mask` .*{0} of its time",
-    r"the whole Hessian, 100 instances +(\S+) s": "whole Hessian, {0:.1f} s for 100 instances",
-    r"G alone, all instances +(\S+) s": "alone, {0:.1f} s for all",
+    r"the whole Hessian, 100 instances +(\S+) s: (\S+) of": "whole Hessian, {0:.1f} s for 100 instances, {1} of",
+    r"the whole Hessian, all instances +(\S+) s": "{0:.0f} s for all 691",
+    r"G alone, all instances +(\S+) s": "alone, {0:.1f} s.",
     r"Hessian products .*: (\d+%)": "Products of the Hessian reach {0} of",
 }  # fmt: skip
 
@@ -199,9 +200,6 @@ def test_the_page_on_speed_says_what_the_benchmarks_printed():
             numbers = [Printed(n) for n in numbers]
             said = ".*".join(re.escape(part) for part in says.format(*numbers).split(".*"))
             assert re.search(said, page), said
-    seed = float(re.search(r"sgd .* replicas (\S+) ms", printed)[1]) / 1e3 * 101 * 3000
-    whole = float(re.search(r"the whole Hessian, 100 instances +(\S+) s", printed)[1])
-    assert f"what {whole / seed:.1f} seeds of the gold standard take" in page
     titles = {"energy": "Energy", "fico": "FICO"}
     rows = re.findall(r"^(energy|fico) +(\w+) +(\w+) +(\S+) +(\d+) +(\S+)(?: +(\S+))?$", printed, re.MULTILINE)
     assert len(rows) == 12
