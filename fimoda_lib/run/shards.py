@@ -120,6 +120,9 @@ def shards_of(
 
 def in_turns(shards: Iterable[Shard]) -> list[Shard]:
     """Kind after kind; of studies, the same figure of one data set after the other, for those of one data set share
-    pieces, and would wait for each other."""
+    pieces, and would wait for each other; of scores, LFT's first, the longest: nobody is to wait for them at the end.
+    """
     figures = [*STUDIES]
-    return sorted(shards, key=lambda s: (KINDS.index(s.kind), figures.index(s.part) if s.kind == "study" else 0))
+    return sorted(
+        shards, key=lambda s: (KINDS.index(s.kind), figures.index(s.part) if s.kind == "study" else s.part != "lft")
+    )

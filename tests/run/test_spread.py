@@ -78,13 +78,14 @@ def test_one_seed_leaves_the_others_alone(plain):
 
 def test_studies_that_share_pieces_do_not_run_side_by_side():
     work = [(d, k) for d in ("wine", "diabetes") for k in ("fig_lds", "final model", "fig_removal_curves")]
-    shards = shards_of([*work, ("wine", "scores"), ("wine", "sgd")], "smoke", "nowhere")
+    shards = shards_of([*work, ("wine", "scores"), ("wine", "sgd"), ("wine", "lft, sgd")], "smoke", "nowhere")
     taken = [(s.kind, s.dataset, s.part) for s in in_turns(shards)]
     assert [(kind, dataset) for kind, dataset, _ in taken[:4]] == [
         *(("final model", name) for name in ("wine", "diabetes")), *(("further training", "wine"),) * 2
     ]  # fmt: skip
     studies = [("study", d, f) for f in ("fig_lds", "fig_removal_curves") for d in ("wine", "diabetes")]
     assert taken[4:8] == studies and {kind for kind, *_ in taken[8:]} == {"scores"}
+    assert taken[8][2] == "lft" and "lft" not in {part for *_, part in taken[9:]}  # the longest first
 
 
 # A cluster of two processes, as a user would start it
