@@ -154,7 +154,8 @@ def draws(
     s = delta.transpose("step", "test", "seed", "left_out").values.astype(float)
     measured = delta.isel(seed=0, drop=True)
     every = np.stack(np.broadcast_arrays(*[_prepared(matching(a, measured), metric) for a in scores.values()]), -1)
-    if centred := adjustment == "mean":
+    centred = adjustment == "mean" and metric != "spearman"  # ranks know no mean
+    if centred:
         s -= s.mean(-1, keepdims=True)  # so that little is left to subtract from squares
     K, Z, S, n = s.shape
     g = np.random.default_rng(0)
@@ -164,7 +165,7 @@ def draws(
         some = slice(first, first + together)
         b = u[some] @ s  # [step, test, draw, left_out]
         if metric == "spearman":
-            b, centred = centred_ranks(b), False
+            b = centred_ranks(b)
         found.append(np.einsum("kzdm,dz->mdk", weighted_cosines(every, b, w[some], centred), v[some]))
     factor = np.sqrt(S / (S - 1) if S > 1 else 1.0)
     coords = {"step": delta.step.values}

@@ -93,7 +93,7 @@ class Surroundings:
             return at.flatten(at.of_mean_loss(instances, at.params))
 
         for size, same in groupby(batches, len):
-            same, together = [*same], min(at.product_size(size), at.block_size())
+            same, together = [*same], min(at.product_size(size), at.block_size())  # passes fit, and gradients do
             for some in (same[k : k + together] for k in range(0, len(same), together)):
                 if len(some) > 1:
                     with twice_differentiable():  # attention's fused kernels have no batching rule

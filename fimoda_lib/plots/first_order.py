@@ -45,8 +45,10 @@ UNITS_SAY = (
 UNITS_MARKS = "Bands: one standard error over test instances."
 UNIT_COLOURS = {"ReLU": "#D55E00", "SiLU": "#0072B2"}
 UNIT_LINES = {
-    **{0.1: ("--", "0.1 of the weight"), 1.0: ("-", "the whole instance")},
-    **{"softened": ("-.", "kinks softened"), "lft": (":", "LFT")},
+    0.1: ("--", "0.1 of the weight"),
+    1.0: ("-", "the whole instance"),
+    "softened": ("-.", "kinks softened"),
+    "lft": (":", "LFT"),
 }
 PRECISION = (
     "Median magnitude of the sensitivity, of what float32 training and float32 test losses change "
