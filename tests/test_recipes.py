@@ -246,7 +246,8 @@ import sys
 import pytest
 from pathlib import Path
 pytest.main(["-q", "-p", "no:cacheprovider", *sys.argv[1:]])
-from fimoda_lib.run import command, notebooks, plan
+from fimoda_lib.run import command, kernels, notebooks, plan
+kernels.IMPORTED = ()
 command.for_notebooks()
 options = command.parser().parse_args("--profile smoke --only fig_sizes --datasets iris".split())
 (*_, (drawn,)) = plan.plan(options)

@@ -207,9 +207,9 @@ def paired_halves(check: Callable[[Curves], Judged], drawn: Mapping[str, xr.Data
         check: a rule of this module.
         drawn: method -> similarities [draw, step], as `intervals.draws` gives them.
     """
-    margins = []
+    plain, margins = {m: (a.step.values, a.values, np.zeros(a.sizes["step"])) for m, a in drawn.items()}, []
     for r in range(min((a.sizes["draw"] for a in drawn.values()), default=0)):
-        curves = {m: Curve(a.step.values, a.values[r], np.zeros(a.sizes["step"])) for m, a in drawn.items()}
+        curves = {m: Curve(steps, values[r], exact) for m, (steps, values, exact) in plain.items()}
         margins.append({c.name: c.margin for c in check(curves)[0]})
     return (NORMAL * pd.DataFrame(margins).std(ddof=1)).to_dict() if margins else {}
 

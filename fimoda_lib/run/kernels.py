@@ -1,7 +1,7 @@
 """Kernels for notebooks, each forked off a process that has imported already what nearly every notebook imports.
 
 A kernel that starts from nothing spends five seconds of a core on importing PyTorch, pandas, scikit-learn and
-Matplotlib, and a run has dozens of kernels. Forked ones begin with the imports done and nothing else: no notebook sees
+Matplotlib, another one or two on what these import at their first use, and a run has dozens of kernels. Forked ones begin with the imports done and nothing else: no notebook sees
 what another one did.
 """
 
@@ -22,7 +22,12 @@ IMPORTED = (  # beforehand; one that fails is left to the notebooks
     "ipykernel.ipkernel",
     "ipykernel.kernelapp",
     "torch._dynamo",  # which torch.func imports with the first gradient: two seconds
+    "torch._decomp.decompositions_for_jvp",  # and the first Jacobian
     "sklearn.datasets",
+    "transformers.models.bert.modeling_bert",
+    "dask.array",  # xarray looks for these two when it writes a file
+    "distributed",
+    "h5netcdf",
     "fimoda_lib.paper.beyond",
     "fimoda_lib.paper.selection",
 )

@@ -173,10 +173,10 @@ def test_an_instance_may_be_taken_off_every_batch(rule):
     expected, found = recursion(task, params, run), split(task, params, run, segments=STEPS)
     check(found, expected)
     assert "subtract" in found.attrs["further_training"]
+    usual = split(task, params, RULES[rule], segments=STEPS)
+    (check if rule == "sgd" else differs)(usual, expected)
     for other in ("drop", "mask"):
-        other = split(task, params, {**run, "removal": other}, segments=STEPS)
-        check(other, split(task, params, RULES[rule], segments=STEPS), 0.0)
-        (check if rule == "sgd" else differs)(other, expected)
+        check(split(task, params, {**run, "removal": other}, segments=STEPS), usual, 0.0)
 
 
 def rectified(dead=False):
@@ -255,11 +255,11 @@ def test_clipped_sgd_that_takes_an_instance_off_every_batch_is_close_to_the_mean
 @pytest.mark.slow
 def test_with_adam_it_is_close_to_the_mean_tangent():
     task, params = rectified()
-    run, steps = dict(optimizer="adam", learning_rate=0.003), [12, 36]
+    run, steps = dict(optimizer="adam", learning_rate=0.003), [12, 24]
     kinks = dict(kinks="softened", width=0.1)
-    found = split(task, params, run, horizon=steps, batch_size=2, runs=2, products=30, **kinks)
+    found = split(task, params, run, horizon=steps, batch_size=2, runs=2, products=20, **kinks)
     tangents = tangent_train(
-        task, params, batch_size=2, epochs=3, seeds=range(3), left_out=TRAIN, test=TEST, evaluate=steps,
+        task, params, batch_size=2, epochs=2, seeds=range(3), left_out=TRAIN, test=TEST, evaluate=steps,
         progress=False, **run, **kinks,
     )  # fmt: skip
     expected = tangents.delta.mean("seed").transpose("step", "test", "left_out").values
@@ -371,12 +371,12 @@ def test_directions_in_which_steps_would_explode_settle_at_once():
 )
 def test_many_steps_at_once_come_close_to_single_ones(optimizer, learning_rate, most):
     task, params = rectified()
-    run, far = dict(optimizer=optimizer, learning_rate=learning_rate, max_grad_norm=most), [20, 60]
+    run, far = dict(optimizer=optimizer, learning_rate=learning_rate, max_grad_norm=most), [12, 36]
     expected = tangent_train(
         task, params, batch_size=N, epochs=far[-1], seeds=[4], left_out=TRAIN, test=TEST, evaluate=far, progress=False,
         kinks="softened", width=0.3, **run,
     ).delta[0].transpose("step", "test", "left_out")  # fmt: skip
-    found = {b: split(task, params, run, horizon=far, products=32, width=0.3, batch_size=N, backend=b, segments=4)
+    found = {b: split(task, params, run, horizon=far, products=20, width=0.3, batch_size=N, backend=b, segments=4)
              for b in ("gram", "ekfac")}  # fmt: skip
     for backend, scores in found.items():
         alone = split(task, params, run, horizon=far, batch_size=N, backend=backend, mode="one_run")

@@ -54,6 +54,7 @@ def paper(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("quick_pictures")
 @pytest.mark.parametrize(
     ("name", "model", "optimizer", "without"),
     [("cifar10", "GroupNorm", "sgd", {"lissa_h"}), ("sst2", "BertLayer", "adamw", {"cg", "lissa_h"})],

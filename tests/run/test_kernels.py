@@ -84,7 +84,9 @@ def test_a_forked_kernel_ends_with_the_command_that_started_it(tmp_path):
     script = tmp_path / "dies.py"
     script.write_text(
         "import asyncio, os\n"
+        "from fimoda_lib.run import kernels\n"
         "from fimoda_lib.run.kernels import ForkedKernels\n"
+        "kernels.IMPORTED = ()\n"
         "async def run():\n"
         "    manager = ForkedKernels(kernel_name='python3')\n"
         "    await manager.start_kernel()\n"

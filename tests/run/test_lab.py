@@ -45,7 +45,7 @@ def waited_for(what, look):
 def project(tmp_path):
     """A copy of the project whose first notebook runs at smoke size."""
     copy = tmp_path / "with space"
-    shutil.copytree(ROOT / "fimoda_lib", copy / "fimoda_lib", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(ROOT / "fimoda_lib", copy / "fimoda_lib")
     shutil.copytree(ROOT / "notebooks", copy / "notebooks", ignore=shutil.ignore_patterns(".*"))
     for name in ("run_all.sh", "pyproject.toml", "constraints.txt"):
         shutil.copy(ROOT / name, copy)
