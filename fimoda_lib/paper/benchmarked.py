@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from ..derivatives.kinks import FLOOR
 from ..experiments.settings import panel_letter
 from ..methods import METHODS
 from .claims import title
@@ -16,21 +17,29 @@ FOLDER = Path(__file__).resolve().parents[2] / "benchmarks"
 COUNTS = {2: "two", 5: "five"}
 
 
-def widths() -> str:
-    """LFT on breast cancer with kinks of several widths, by `benchmarks/choose_width.py`: similarity over horizons."""
+def widths(optimizer: str) -> str:
+    """LFT along runs with an optimiser and kinks of several widths, by `benchmarks/choose_width.py`: similarity over
+    horizons, and with Adam the noise ceiling."""
     table = pd.read_csv(FOLDER / "choose_width.csv", dtype={"width": str})
-    table = table[(table.dataset == "breast_cancer") & (table["sample"] == table["sample"].max())]
+    segments, datasets = (1, ["breast_cancer"]) if optimizer == "sgd" else (10, table["dataset"].unique())
+    table = table[(table["optimizer"] == optimizer) & table["dataset"].isin(datasets)]
+    table = table[
+        (table["sample"] == table["sample"].max()) & (table["segments"] == segments) & (table["floor"] == FLOOR)
+    ]
     names = {
         **{"without": "G alone", "between": "between kinks"},
         **{w: f"width {w.removeprefix('0')} of the spread" for w in ("0.0003", "0.001", "0.003", "0.01")},
         **{"0.3x": ".3 of the movement", "1x": "**the movement**", "3x": "3 times the movement"},
     }
-    cells = table.pivot_table(index="width", columns=["optimizer", "rate"], values="mean").reindex(names.keys())
-    cells = cells.sort_index(axis=1, ascending=[False, True])
-    heads = [f"{'Adam' if o == 'adam' else 'SGD'}, rate × {rate:g}" for o, rate in cells.columns]
-    lines = [f"| breast cancer | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
+    cells = table.pivot_table(index="width", columns=["dataset", "rate"], values="mean")
+    cells = cells.reindex([name for name in names if name in cells.index])
+    heads = [f"{title(dataset)}, rate × {rate:g}" for dataset, rate in cells.columns]
+    lines = [f"| {'SGD' if optimizer == 'sgd' else 'Adam'} | {' | '.join(heads)} |", "|---|" + "---|" * len(heads)]
     for width, row in cells.iterrows():
-        lines.append(f"| {names[width]} | {' | '.join('–' if pd.isna(v) else f'{v:.3f}'[1:] for v in row)} |")
+        lines.append(f"| {names[width]} | {' | '.join('–' if pd.isna(v) else written(v, 3) for v in row)} |")
+    if optimizer != "sgd":
+        ceilings = table.groupby(["dataset", "rate"])["ceiling"].first().reindex(cells.columns)
+        lines.append(f"| noise ceiling | {' | '.join(written(v, 3) for v in ceilings)} |")
     return "\n".join(lines) + "\n"
 
 

@@ -14,6 +14,7 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,9 +36,8 @@ from .rules import written
 
 PAGES = ("README.md", "docs/results.md", "docs/beyond.md", "docs/images_and_text.md", "figures/README.md")
 NUMBER = re.compile(r"<!--([\w:.]+)-->(−?\d*\.?\d+|–)")
-BLOCK = re.compile(
-    r"(<!--(verdicts|lft|aims|width|runs|unpublished|findings|curves|rectified|run|sizes)-->\n).*?(<!--end-->)", re.S
-)
+TABLES = "verdicts|lft|aims|widths|widths with Adam|runs|unpublished|findings|curves|rectified|run|sizes"
+BLOCK = re.compile(rf"(<!--({TABLES})-->\n).*?(<!--end-->)", re.S)
 SEEDS = {  # figure -> whose seeds it shows
     "fig02": "seeds, SGD (text: AdamW)",
     "fig04": "seeds, Adam",
@@ -61,7 +61,8 @@ def fill(text: str, folder: Path | str) -> str:
         "verdicts": lambda: verdicts(folder),
         "lft": lambda: horizons(folder),
         "aims": lambda: aims(folder),
-        "width": benchmarked.widths,
+        "widths": partial(benchmarked.widths, "sgd"),
+        "widths with Adam": partial(benchmarked.widths, "adam"),
         "runs": benchmarked.runs,
         "unpublished": benchmarked.unpublished,
         "findings": lambda: findings(folder),

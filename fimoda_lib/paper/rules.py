@@ -226,13 +226,14 @@ def labels(methods: list[str]) -> str:
     return listed([label(m) for m in methods])
 
 
-def number(value: float) -> str:
-    return f"{value:.2f}".replace("-0.00", "0.00").replace("-", "−")
+def number(value: float, places: int = 2) -> str:
+    zero = f"{0:.{places}f}"
+    return f"{value:.{places}f}".replace(f"-{zero}", zero).replace("-", "−")
 
 
-def written(value: float) -> str:
+def written(value: float, places: int = 2) -> str:
     """.68, −.07, 1.00."""
-    return re.sub(r"(?<!\d)0\.", ".", number(value))
+    return re.sub(r"(?<!\d)0\.", ".", number(value, places))
 
 
 def signed(change: float) -> str:

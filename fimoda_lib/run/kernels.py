@@ -1,8 +1,8 @@
 """Kernels for notebooks, each forked off a process that has imported already what nearly every notebook imports.
 
 A kernel that starts from nothing spends five seconds of a core on importing PyTorch, pandas, scikit-learn and
-Matplotlib, another one or two on what these import at their first use, and a run has dozens of kernels. Forked ones begin with the imports done and nothing else: no notebook sees
-what another one did.
+Matplotlib, another one or two on what these import at their first use, and a run has dozens of kernels. Forked ones
+begin with the imports done and nothing else: no notebook sees what another one did.
 """
 
 from __future__ import annotations

@@ -31,8 +31,8 @@ LFT = dict(horizon=[2, 5], further_training=dict(learning_rate=0.05, batch_size=
 HYPER = {
     "exact": dict(damping=0.02),
     "cg": dict(damping=0.02),
-    "lissa": dict(damping=8.0, scale=20, depth=36, batch_size=None),
-    "lissa_h": dict(damping=8.0, scale=20, depth=36, batch_size=None),
+    "lissa": dict(damping=8.0, scale=20, depth=60, batch_size=None),
+    "lissa_h": dict(damping=8.0, scale=20, depth=60, batch_size=None),
     "trak": dict(projection="identity", weighted=True, ridge=0.02 * len(CURVATURE)),
     "lft": LFT,
 }

@@ -119,6 +119,24 @@ def test_what_the_page_says_of_rectified_units_is_in_their_table():
     assert digits[["itself", "mean"]].min().min() > 0.998
 
 
+def test_what_the_page_says_of_settings_with_adam_is_in_their_table():
+    table = pd.read_csv(ROOT / "benchmarks" / "choose_width.csv", dtype={"width": str})
+    adam = table[(table.optimizer == "adam") & (table.rate == 1)].set_index("dataset")
+    assert set(adam.left_out) == {17} and set(adam.seeds) == {6} and set(adam.runs) == {1}
+    for name in ("breast_cancer", "diabetes"):
+        tried = adam.loc[[name]].query("width == '1x'")
+        assert set(tried.segments) == {1, 3, 10} and set(tried.floor) == {0.01, 0.03, 0.1}
+        assert tried["mean"].max() - tried["mean"].min() < 0.01
+    usual = adam[(adam.segments == 10) & (adam.floor == 0.03)].groupby(["dataset", "width"])["mean"].first().unstack()
+    without = usual["1x"] - usual["without"]
+    assert (
+        without["digits"] > 0.1
+        and without[["breast_cancer", "diabetes"]].abs().max() < 0.01
+        and usual.loc["wine", "1x"] < 0
+    )
+    assert (usual.max(axis=1) - usual["1x"]).drop("wine").max() < 0.005
+
+
 def test_the_hours_of_the_committed_run_are_those_of_its_pieces():
     hours = pd.read_csv(FIGURES / "notebooks" / "pieces.csv").minutes.sum() / 60
     words = {10: "ten"}[round(hours / 2)]
