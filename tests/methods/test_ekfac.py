@@ -326,7 +326,7 @@ def kronfluence_scores(task, params, folder, dampings):
     return [analyzer.load_pairwise_scores(f"{damping}")["all_modules"].numpy() for damping in dampings]
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore:.*GradScaler:FutureWarning")
 @pytest.mark.parametrize("name", ["regression", "classification", "conv", "tokens"])
 def test_agrees_with_kronfluence(name, tmp_path, monkeypatch):
     """Its heuristic damping (`None`) is our recommended one; its default, 1e-8, is not."""

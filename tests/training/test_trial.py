@@ -454,7 +454,7 @@ CANNOT = {  # what it says, and the model, or its forward pass
 }
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore:(The .grad attribute|None of the inputs):UserWarning")
 @pytest.mark.parametrize("kind", CANNOT)
 def test_models_that_torch_func_cannot_differentiate_are_named(kind):
     said, model = CANNOT[kind]
@@ -462,7 +462,7 @@ def test_models_that_torch_func_cannot_differentiate_are_named(kind):
     everywhere(*problem(model), said, calls=("attribute", "further_train", "record_full_run"))
 
 
-@pytest.mark.filterwarnings("ignore")
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 def test_embeddings_with_sparse_gradients():
     tokens = {part: (torch.arange(n)[:, None] % 4, torch.randn(n, 1)) for part, n in (("train", N), ("test", Z))}
     model = nn.Sequential(nn.Embedding(4, 3, sparse=True), nn.Flatten(), nn.Linear(3, 1))
@@ -736,7 +736,6 @@ def test_what_a_copy_of_the_model_would_not_see(tie):
     assert all(torch.equal(p, before[k]) for k, p in params.items())
 
 
-@pytest.mark.filterwarnings("ignore")
 def test_gradients_that_mix_instances():
     for rule, masks in ((Normalised, False), (Centred, False), (Normalised, True), (Centred, True)):
         mixing = Tied(
