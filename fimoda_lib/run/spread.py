@@ -59,8 +59,11 @@ def _own_cluster(jobs: int) -> SpecCluster:
     found = gpus()
     workers = {k: {"cls": Nanny, "options": {**one, "env": worker_environment(k, jobs, found)}} for k in range(jobs)}
     scheduler = {"cls": Scheduler, "options": {"dashboard_address": "127.0.0.1:0", **here}}
-    # Workers take this along: looking at the stack a hundred times a second slows small steps, and nobody reads it.
-    with dask.config.set({"distributed.worker.profile.enabled": False}):
+    # Nobody reads the stacks that workers look at a hundred times a second, nor what processes note of themselves fifty
+    # times a second: a tenth of a core, and slower small steps. Workers take this along.
+    unread = {"distributed.worker.profile.enabled": False}
+    unread |= {f"distributed.admin.{what}.interval": "10s" for what in ("tick", "system-monitor")}
+    with dask.config.set(unread):
         return SpecCluster(scheduler=scheduler, workers=workers, **quiet)
 
 
