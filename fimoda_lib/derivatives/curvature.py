@@ -17,6 +17,7 @@ from .gradients import Gradients
 
 ROUNDOFF = 1e-12  # of eigenvalues
 SMALLER = (1.0, 0.1, 0.01, 0.001)  # of outputs of size one: a loss may have a temperature
+TOGETHER = 2**22  # numbers in second derivatives of losses that are computed in one call
 HOLD_BYTES = 6 * 2**30  # up to this size A is kept in the CPU's memory; beyond it, computed anew for every product
 
 
@@ -198,10 +199,13 @@ def curvature_elsewhere(at: Gradients, outputs: Tensor, targets: Tensor) -> tupl
     A saturated softmax has tiny curvature but rounding errors of the size of probabilities: those belong to its
     curvature at small outputs. Some losses, of probabilities or rates, have a pole at zero, which is no scale.
     """
-    small = outputs / outputs.abs().amax(1, keepdim=True).clamp(min=1)
+    small, found = outputs / outputs.abs().amax(1, keepdim=True).clamp(min=1), []
+    places = torch.stack([torch.zeros_like(outputs), *(small * s for s in SMALLER)])
     with torch.no_grad():
-        hessians = (at.loss_hessians(o, targets) for o in (torch.zeros_like(outputs), *(small * s for s in SMALLER)))
-        found = [torch.linalg.eigvalsh(h.nan_to_num(0, 0, 0)).abs() for h in hessians]  # some have none there
+        for some in places.split(max(TOGETHER // (outputs.numel() * outputs.shape[1]), 1)):
+            hessians = at.loss_hessians(some.flatten(0, 1), torch.cat([targets] * len(some)))
+            values = torch.linalg.eigvalsh(hessians.nan_to_num(0, 0, 0)).abs()  # some losses have none there
+            found += values.unflatten(0, (len(some), -1))
     zero, *nearby = map(trace_norm, found)
     return found, torch.minimum(zero, torch.stack(nearby).amax(0))
 

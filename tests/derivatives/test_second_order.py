@@ -136,9 +136,9 @@ LOSSES = {
     "divergence": (lambda o, t: F.kl_div(o.log_softmax(1), t.softmax(1), reduction="none").sum(1), None),
     "cosine": (lambda o, t: 1 - F.cosine_similarity(o, t), None),
     "normalised": (lambda o, t: (F.layer_norm(o, (3,), WEIGHTS, WEIGHTS) - t).square().sum(1), None),
+    "soft margin": (lambda o, t: F.soft_margin_loss(o, t.sign(), reduction="none").sum(1), None),
 }
 NOT_TWICE = {
-    "soft margin": (lambda o, t: F.soft_margin_loss(o, t.sign(), reduction="none").sum(1), None),
     "Gaussian": (lambda o, t: F.gaussian_nll_loss(o, t, 1 + o.square(), reduction="none").sum(1), None),
     "margin": (lambda o, t: F.multi_margin_loss(o, t, p=2, reduction="none"), 3),
 }
@@ -170,6 +170,16 @@ def test_a_loss_without_a_second_derivative_is_refused(name):
     assert said in found or "by torch.func" in found
     at, (inputs, targets) = Gradients(task, params), task.train
     assert said in refusal(at.loss_hessians, task.model(inputs).detach(), targets, error=ValueError)
+
+
+def test_a_loss_without_a_forward_derivative_has_a_gauss_newton_matrix_and_no_more():
+    loss, _ = LOSSES["soft margin"]
+    task, params = tiny("regression", outputs=3)
+    task, rows = dataclasses.replace(task, loss=loss), dict(train=[0, 1], test=[2])
+    exact, cg = (attribute(name, task, params, damping=0.1, **rows).values for name in ("exact", "cg"))
+    assert error(cg, exact) < 1e-6
+    said = refusal(attribute, "lissa_h", task, params, depth=1, **rows, error=ValueError)
+    assert "no second derivative of the model or the loss" in said or "by torch.func" in said
 
 
 # What a run checks of its own
