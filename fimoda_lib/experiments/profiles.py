@@ -122,7 +122,7 @@ PROFILES: dict[str, Profile] = {
             "quick",
             {"sgd": {"digit_images": 3, "sentences": 3, "*": 5}, "adam": {"*": 5}},
             left_out=20,
-            further=0.1,
+            further=0.125,
             final=0.5,
             embedded=True,
             lissa_depth=200,

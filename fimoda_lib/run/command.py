@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 PROFILES = {  # what `profiles.PROFILES` holds; a test compares them
     "smoke": "the smallest sizes that pass through every line, for tests: about a minute",
-    "quick": "20 left-out instances, 5 seeds, a tenth of the epochs, data that ships with scikit-learn in place of "
+    "quick": "20 left-out instances, 5 seeds, an eighth of the epochs, data that ships with scikit-learn in place of "
     "what is not on this machine: about ten minutes on 2 cores, no network",
     "laptop": "the paper's data sets and epochs, an eighth of its left-out instances, 2 to 5 seeds, 500 steps of "
     "LiSSA-H: about two hours on 2 cores",
