@@ -7,6 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from ..derivatives.kinks import FLOOR
+from ..experiments.followed import SPLIT_SEGMENTS
 from ..experiments.settings import panel_letter
 from ..methods import METHODS
 from .claims import title
@@ -21,11 +22,13 @@ def widths(optimizer: str) -> str:
     """LFT along runs with an optimiser and kinks of several widths, by `benchmarks/choose_width.py`: similarity over
     horizons, and with Adam the noise ceiling."""
     table = pd.read_csv(FOLDER / "choose_width.csv", dtype={"width": str})
-    segments, datasets = (1, ["breast_cancer"]) if optimizer == "sgd" else (10, table["dataset"].unique())
-    table = table[(table["optimizer"] == optimizer) & table["dataset"].isin(datasets)]
     table = table[
-        (table["sample"] == table["sample"].max()) & (table["segments"] == segments) & (table["floor"] == FLOOR)
+        (table["optimizer"] == optimizer) & (table["sample"] == table["sample"].max()) & (table["floor"] == FLOOR)
     ]
+    if optimizer == "sgd":
+        table = table[table["dataset"] == "breast_cancer"]
+    else:
+        table = table[table["segments"] == SPLIT_SEGMENTS]
     names = {
         **{"without": "G alone", "between": "between kinks"},
         **{w: f"width {w.removeprefix('0')} of the spread" for w in ("0.0003", "0.001", "0.003", "0.01")},
