@@ -107,6 +107,15 @@ def test_rrelu_in_evaluation_is_the_leaky_unit_of_its_mean_slope():
     torch.testing.assert_close(found[0], nn.RReLU(0.1, 0.3).eval()(x))
 
 
+def test_what_is_no_number_or_infinite_stays_what_it_was():
+    x = torch.tensor([-torch.inf, torch.inf, torch.nan, 0.0, -0.0, 1e-300, 1e300], dtype=torch.float64)
+    value, slope, curvature = derivatives(soft(torch.relu), x)
+    torch.testing.assert_close(value, torch.relu(x), equal_nan=True)
+    assert slope[[0, 1, 3, 4, 5, 6]].tolist() == [0, 1, 0, 0, 1, 1]
+    np.testing.assert_allclose(curvature()[3:], np.array([1, 1, 1, 0]) / (H * np.sqrt(2 * np.pi)), rtol=1e-12)
+    assert not curvature()[:3].any()
+
+
 @pytest.mark.parametrize("pool", POOLS, ids=str)
 def test_pooling_is_what_it_was(pool):
     g = torch.Generator().manual_seed(0)
