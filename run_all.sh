@@ -150,6 +150,10 @@ use_venv() {
     if [[ -e $unfinished || -z $version ]] || ! reason=$(check "$python"); then set_up "$reason"; fi
 }
 
+case ${1--} in
+    -* | lab | test | check | status) ;;
+    *) stop "got '$1', expected lab, test, check, status, or options, such as --profile laptop; --help lists them." ;;
+esac
 if [[ ${1-} == test ]]; then
     part='test'
     shift

@@ -232,6 +232,12 @@ def test_an_unsuitable_python_is_refused_in_one_sentence(programs, variables, fr
     assert not (folder / ".venv").exists()
 
 
+def test_a_word_that_is_no_command_is_refused_before_anything_is_set_up(tmp_path):
+    result = start(folder := project(tmp_path / "p", run="no-such-package==1.0"), "laptop")
+    assert result.returncode == 1 and "got 'laptop', expected lab, test, check, status, or options" in result.stderr
+    assert result.stderr.count("\n") == 1 and not (folder / ".venv").exists()
+
+
 def test_an_active_environment_that_is_good_is_used_as_it_is(tmp_path):
     folder = project(tmp_path / "with space", run=pinned_as_installed("pytest"), test=pinned_as_installed("hypothesis"))
     active = path_with(tmp_path / "bin", python=f'exec "{sys.executable}" "$@"')
