@@ -19,7 +19,7 @@ from ..devices import ONE_THREAD, strict_arithmetic
 from ..tasks import Params
 
 if TYPE_CHECKING:
-    from .tangents import DifferentiableRun
+    from .differentiable_run import DifferentiableRun
 
 ROWS = 8  # instances that the comparison takes
 STEP = 2.5e-8  # of the quotients, in units of the parameters' size: few kinks lie so near, and float64 resolves it
