@@ -231,8 +231,7 @@ class Gradients:
     def hessian_products(self, instances: Instances, vectors: Tensor, *, each: bool = False) -> Tensor:
         """The Hessian of the mean loss of the instances times each vector: [k, P] -> [k, P].
 
-        Backwards twice, since it is symmetric. Forwards over backwards PyTorch (2.x) takes Python's way through every
-        product with a constant, which costs small models most of their time.
+        Backwards twice, since it is symmetric: forwards PyTorch goes through Python for every product with a constant.
 
         Args:
             each: every vector has instances of its own, which are [k, n, ...] then.
@@ -244,14 +243,13 @@ class Gradients:
 
         n = instances[1].shape[1] if each else count(instances)
         size = max(self._budget // max(n * self.held, self.n_params * 4), 1)
+        pieces = [slice(k, k + size) for k in range(0, len(vectors), size)]
         with twice_differentiable(), torch.no_grad():
             if each:
-                products = vmap(lambda v, own: pulled(own)(v))
-                pieces = (
-                    (vectors[k : k + size], take(instances, slice(k, k + size))) for k in range(0, len(vectors), size)
-                )
-                return torch.cat([products(*piece) for piece in pieces])
-            return torch.cat([*map(vmap(pulled(instances)), vectors.split(size))])
+                product = vmap(lambda v, own: pulled(own)(v))
+                return torch.cat([product(vectors[p], take(instances, p)) for p in pieces])
+            product = vmap(pulled(instances))
+            return torch.cat([product(vectors[p]) for p in pieces])
 
     def check_hessian(self) -> None:
         """Raises ValueError if `hessian_products` are not derivatives of gradients; looks at few instances."""
