@@ -188,20 +188,27 @@ class InPrecision(TorchFunctionMode):
         self.changed = True
         return value.to(wanted) if isinstance(value, Tensor) else wanted
 
+    def within(self, value: Any) -> Any:
+        """The same in lists, tuples and whatever else holds tensors; most arguments are none of these."""
+        if type(value) in (tuple, list):
+            return type(value)(map(self.within, value))
+        return self.convert(value) if isinstance(value, SINGLE) else tree_map(self.convert, value)
+
     def __torch_function__(self, function: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         name, kwargs = getattr(function, "__name__", ""), kwargs or {}
         if function in CASTS:  # of whole numbers, too: x.float() / 255
             return args[0].to(self.convert(CASTS[function]))
         # What is written to stays what it is.
         kept = 1 if name in WRITING or (name.endswith("_") and not name.endswith("__")) else 0
-        args = (*args[:kept], *tree_map(self.convert, args[kept:]))
-        kwargs = {k: value if k == "out" else tree_map(self.convert, value) for k, value in kwargs.items()}
+        args = (*args[:kept], *map(self.within, args[kept:]))
+        kwargs = {k: value if k == "out" else self.within(value) for k, value in kwargs.items()}
         result = function(*args, **kwargs)
         if kept or "out" in kwargs or isinstance(result, torch.Size):
             return result
-        return tree_map(self.convert, result) if type(result) in (tuple, list) else self.convert(result)
+        return self.within(result) if type(result) in (tuple, list) else self.convert(result)
 
 
+SINGLE = (Tensor, torch.dtype, int, float, str, type(None))
 CASTS = {getattr(Tensor, dtype_name): getattr(torch, dtype_name) for dtype_name in (
     "float", "double", "half", "bfloat16", "cfloat", "cdouble", "chalf"
 )}  # fmt: skip
