@@ -42,12 +42,12 @@ def cg(
         in a warning.
     """
     at = Gradients(task, params, dtype=dtype)
-    G = GaussNewton(at, curvature)
     damping = resolve_damping(damping, multiple, lambda: recommended_damping(at, curvature))
     if tolerance is None:
         tolerance = {torch.float64: 1e-10, torch.float32: 1e-5}[dtype]
     tolerance = checks.number("tolerance", tolerance, "a positive number or None")
     checks.whole("max_iterations", max_iterations)
+    G = GaussNewton(at, curvature)
     report: Report = {"damping": damping, "tolerance": tolerance}
 
     def solve(products: Callable[[Tensor], Tensor], g: Tensor) -> Tensor:

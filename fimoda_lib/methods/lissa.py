@@ -51,9 +51,10 @@ def lissa(
     Raises:
         MethodDiverged: no scale converged.
     """
+    check_series(scale, depth, batch_size, seed)
     at = Gradients(task, params, dtype=dtype)
-    G = GaussNewton(at, curvature)
     damping = resolve_damping(damping, multiple, lambda: recommended_damping(at, curvature))
+    G = GaussNewton(at, curvature)
 
     report: Report = {"damping": damping}
 
@@ -94,6 +95,19 @@ def batch_product(
     return (h @ A.T) @ A / len(positions)
 
 
+def check_series(scale: float | Sequence[float], depth: int, batch_size: int | None, seed: int) -> list[float]:
+    """The scales to try; raises ValueError for settings of a series that cannot be right."""
+    one = isinstance(checks.plain(scale), int | float)
+    scales = [scale] if one else checks.elements("scale", scale, "a positive number, or several in ascending order")
+    if not scales or [checks.number("scale", sigma) for sigma in scales] != sorted(scales):
+        raise ValueError(f"scale: got {checks.shown(scale)}, expected at least one, in ascending order.")
+    checks.whole("depth", depth)
+    if batch_size is not None:
+        checks.whole("batch_size", batch_size, or_=", or None for all instances")
+    checks.whole("seed", seed, at_least=0)
+    return scales
+
+
 def neumann_solver(
     batch_product: Callable[[Tensor, Tensor | None], Tensor],
     n: int,
@@ -109,14 +123,7 @@ def neumann_solver(
     Args:
         batch_product: curvature on the instances at the given positions (None: all), times rows [k, P].
     """
-    one = isinstance(checks.plain(scale), int | float)
-    scales = [scale] if one else checks.elements("scale", scale, "a positive number, or several in ascending order")
-    if not scales or [checks.number("scale", sigma) for sigma in scales] != sorted(scales):
-        raise ValueError(f"scale: got {checks.shown(scale)}, expected at least one, in ascending order.")
-    checks.whole("depth", depth)
-    if batch_size is not None:
-        checks.whole("batch_size", batch_size, or_=", or None for all instances")
-    checks.whole("seed", seed, at_least=0)
+    scales = check_series(scale, depth, batch_size, seed)
 
     def P(v: Tensor) -> Tensor:
         diverged = []

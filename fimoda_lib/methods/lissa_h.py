@@ -30,7 +30,6 @@ def lissa_h(
 ) -> tuple[Tensor, Report]:
     """`lissa` with the Hessian of the loss in place of the Gauss-Newton matrix; arguments and results are the same."""
     at = Gradients(task, params, dtype=dtype)
-    at.check_hessian()
     damping = resolve_damping(damping, multiple, lambda: recommended_damping(at, curvature))
 
     def batch_product(h: Tensor, positions: Tensor | None) -> Tensor:
@@ -41,4 +40,5 @@ def lissa_h(
 
     report: Report = {"damping": damping}
     P = neumann_solver(batch_product, len(curvature), damping, scale, depth, batch_size, seed, report)
+    at.check_hessian()  # after what the arguments may be refused for, as it takes longest
     return apply_operator(at, P, train, test), report
