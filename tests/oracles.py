@@ -47,28 +47,28 @@ def gradients(task, params, instances, rows):
     return np.stack([gradient(task, model, instances, i) for i in rows])
 
 
-def jacobian(task, params, i):
-    """Of the outputs of one training instance in the parameters, [C, P]."""
-    model = at(task, params)
+def jacobian(task, params, i, model=None):
+    """Of the outputs of one training instance in the parameters, [C, P]; `model`: the one at these, if there is one."""
+    model = model or at(task, params)
     weights, outputs = trained(model), model(instance(task.train, i)[0])[0]
     return np.stack(
         [vector(torch.autograd.grad(o, weights, retain_graph=True, allow_unused=True), weights) for o in outputs]
     )
 
 
-def output_hessian(task, params, i):
+def output_hessian(task, params, i, model=None):
     """Second derivative of the loss of one training instance in its outputs, [C, C]."""
     inputs, target = instance(task.train, i)
-    outputs = at(task, params)(inputs).detach()
+    outputs = (model or at(task, params))(inputs).detach()
     return torch.autograd.functional.hessian(lambda o: task.loss(o, target)[0], outputs)[0, :, 0].numpy()
 
 
 def gauss_newton(task, params, rows):
     """Of the mean loss, [P, P]."""
-    total = 0.0
+    total, model = 0.0, at(task, params)
     for i in rows:
-        J = jacobian(task, params, i)
-        total = total + J.T @ output_hessian(task, params, i) @ J
+        J = jacobian(task, params, i, model)
+        total = total + J.T @ output_hessian(task, params, i, model) @ J
     return total / len(rows)
 
 
