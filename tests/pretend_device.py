@@ -6,11 +6,12 @@ strides, of memory of the CPU: operations that only move shapes and strides then
 are looked up, computed, and looked at for tensors of another device.
 """
 
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
 
@@ -57,10 +58,28 @@ def as_tensor(x: Any) -> Any:
     return torch.tensor(x, dtype=torch.float64 if isinstance(x, float) else None) if isinstance(x, int | float) else x
 
 
+def leaves(x: Any) -> list[Any]:
+    """What is in lists and tuples; PyTorch's own function of this name takes longer than most operations here."""
+    return [leaf for part in x for leaf in leaves(part)] if isinstance(x, list | tuple) else [x]
+
+
+def each(function: Callable[[Any], Any], x: Any) -> Any:
+    """The function of all leaves."""
+    return type(x)([each(function, part) for part in x]) if type(x) in (list, tuple) else function(x)
+
+
+@functools.cache
+def told(op: Any) -> tuple[str, list[bool], list[bool], list[str]]:
+    """An operation's name; which of its arguments are tensors, which are written to, and the names of its outputs."""
+    schema = op._schema.arguments
+    written = [a.alias_info is not None and a.alias_info.is_write for a in schema]
+    return op._schema.name, [str(a.type) == "Tensor" for a in schema], written, [a.name for a in schema if a.is_out]
+
+
 def compute(op: Any, *args: Any, **kwargs: Any) -> Any:
     """Any operation with a tensor on the device among its arguments, or the device itself."""
-    name, schema = op._schema.name, op._schema.arguments
-    tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+    name, takes_tensor, writes, outputs = told(op)
+    tensors = [x for x in leaves((args, [*kwargs.values()])) if isinstance(x, Tensor)]
     looked_at = [] if name in COPIES else tensors
     if name.startswith(INDEXING) and is_pretend(tensors[0]):  # indices may lie on the CPU, but not the other way round
         looked_at = [x for x in args if isinstance(x, Tensor)]
@@ -73,21 +92,22 @@ def compute(op: Any, *args: Any, **kwargs: Any) -> Any:
         return torch.device("cpu") if isinstance(x, torch.device) and x.type == DEVICE.type else x
 
     # A number that stands where the operation takes a tensor arrives as a number.
-    args = [as_tensor(x) if str(a.type) == "Tensor" else x for x, a in zip(args, schema, strict=False)]
-    plain_args, plain_kwargs = tree_map(here, (args, kwargs))
+    args = [as_tensor(x) if tensor else x for x, tensor in zip(args, takes_tensor, strict=False)]
+    plain_args, plain_kwargs = each(here, args), {k: each(here, x) for k, x in kwargs.items()}
     if name == "aten::_copy_from":
         plain_args[1].copy_(plain_args[0])
         return args[1]
     result = REPLACED.get(name, op)(*plain_args, **plain_kwargs)
-    written = [x for x, a in zip(args, schema, strict=False) if a.alias_info is not None and a.alias_info.is_write]
-    written += [kwargs[a.name] for a in schema if a.is_out and a.name in kwargs]
-    for x, values in zip(written, tree_leaves(result), strict=False):
+    written = [x for x, write in zip(args, writes, strict=False) if write]
+    written += [kwargs[output] for output in outputs if output in kwargs]
+    for x, values in zip(written, leaves(result), strict=False):
         if x.shape != values.shape:  # an output that had no shape yet
             x.data = on_device(values.clone(), [])
     if written:
         return written[0] if len(written) == 1 else tuple(written)
-    leaves = isinstance(kwargs.get("device"), torch.device) and kwargs["device"].type == "cpu"
-    return tree_map(lambda x: on_device(x, tensors) if isinstance(x, Tensor) and not leaves else x, result)
+    if isinstance(kwargs.get("device"), torch.device) and kwargs["device"].type == "cpu":
+        return result
+    return each(lambda x: on_device(x, tensors) if isinstance(x, Tensor) else x, result)
 
 
 REPLACED = {  # what PyTorch asks of a backend that has convolutions of its own
