@@ -15,11 +15,16 @@ from fimoda_lib.datasets import DataFileError, census, cifar10, tabular
 
 def refusal(call, *arguments, error=DataFileError, **options):
     """The message that a call is refused with; it has to be one sentence."""
-    counting.bad_input()
     with pytest.raises(error) as caught:
         call(*arguments, **options)
-    assert caught.type is error
-    message = str(caught.value)
+    return sentence(caught.value, error)
+
+
+def sentence(caught, error=DataFileError):
+    """The message of what a call was refused with."""
+    counting.bad_input()
+    assert type(caught) is error
+    message = str(caught)
     assert message.endswith(".") and "\n" not in message and not re.search(r"[.!?]\s+[A-Z]", message), message
     return message
 
