@@ -30,8 +30,8 @@ def image_task(train: tuple[Tensor, Tensor], test: tuple[Tensor, Tensor], classe
         loss=cross_entropy,
         train=(scaled(train[0]), train[1]),
         test=(scaled(test[0]), test[1]),
-        train_table=pd.DataFrame({"class": [classes[k] for k in train[1]]}),
-        test_table=pd.DataFrame({"class": [classes[k] for k in test[1]]}),
+        train_table=pd.DataFrame({"class": [classes[k] for k in train[1].tolist()]}),
+        test_table=pd.DataFrame({"class": [classes[k] for k in test[1].tolist()]}),
     )
 
 
