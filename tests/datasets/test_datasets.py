@@ -1,6 +1,7 @@
 """Data sets: sizes, splits, statistics from the training rows alone, and refusals of files that do not fit."""
 
 import dataclasses
+import functools
 import os
 import random
 
@@ -145,11 +146,17 @@ def test_constant_column_does_not_give_nan():
     assert constant.any() and (task.train[0][:, constant] == 0).all()
 
 
+@functools.cache
+def original(name):
+    """The task of the real files."""
+    return load_task(name, REAL)
+
+
 @pytest.mark.parametrize("name", ["concrete", "energy", "fico", "adult", "folktables"])
 def test_real_data(name):
     if REAL is None or not available(name, REAL):
         pytest.skip(f"the files of {name!r} are not there: set FIMODA_DATA to a folder that holds them")
-    task = load_task(name, REAL)
+    task = original(name)
     assert (task.n_train, task.n_test, task.train[0].shape[1], task.model[-1].out_features) == SIZES[name]
     check_task(name, task)
     if name == "fico":
@@ -367,7 +374,7 @@ def test_the_original_extract_is_known_by_its_content_and_has_the_papers_numbers
     assert fetch.find(census.FOLKTABLES_FILE, tmp_path) == copy
     put(copy, text.replace(b",False", b",True", 1))
     assert "expected 40114 rows" in refusal(fetch.find, census.FOLKTABLES_FILE, tmp_path)
-    task = load_task("folktables", REAL)
+    task = original("folktables")
     assert [part[1].double().mean().item() for part in (task.train, task.test)] == pytest.approx(
         [0.4654479, 0.4774155], abs=5e-8
     )
