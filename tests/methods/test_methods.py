@@ -16,14 +16,14 @@ from fimoda_lib.methods.exact import Sweep
 
 TRAIN, TEST, CURVATURE = [2, 11, 5, 20], [3, 0, 4], [0, 1, 4, 5, 7, 8, 11, 13, 16, 22]
 PROBLEMS = [("regression", 1), ("regression", 2), ("classification", 2), ("classification", 3)]
-# The Neumann series shrinks its error to at most 0.6 in every step with this scale and the dampings below.
-FULL_BATCH = dict(scale=14, depth=45, batch_size=None)
+# The Neumann series shrinks its error to at most 0.2 in every step with this scale and the dampings below.
+FULL_BATCH = dict(scale=22, depth=14, batch_size=None)
 # name -> (its oracle, damping, other hyper-parameters)
 DAMPED = {
     "exact": (oracles.influence, 0.02, {}),
     "cg": (oracles.influence, 0.02, dict(tolerance=1e-12)),
-    "lissa": (oracles.influence, 8.0, FULL_BATCH),
-    "lissa_h": (oracles.hessian_influence, 8.0, FULL_BATCH),
+    "lissa": (oracles.influence, 20.0, FULL_BATCH),
+    "lissa_h": (oracles.hessian_influence, 20.0, FULL_BATCH),
     "datainf": (oracles.datainf, None, {}),
 }
 UNDAMPED = {"grad_dot": oracles.grad_dot, "grad_cos": oracles.grad_cos}
@@ -80,11 +80,11 @@ def test_equals_the_formula_and_nothing_else_does(name, kind, outputs):
 @pytest.mark.parametrize("name", ["lissa", "lissa_h"])
 def test_the_stochastic_recursion_takes_the_same_steps_on_the_same_batches(name, kind, outputs):
     task, params = tiny(kind, outputs=outputs)
-    options = dict(depth=25, batch_size=3, seed=5)
+    options = dict(depth=12, batch_size=3, seed=5)
     matrix = {"lissa": oracles.gauss_newton, "lissa_h": oracles.hessian}[name]
     expected = oracles.neumann_loop(task, params, TRAIN, TEST, CURVATURE, 0.5, σ=30, matrix=matrix, **options)
     check(scores(name, task, params, damping=0.5, scale=30, **options), expected)
-    for wrong in (dict(seed=6), dict(depth=26), dict(batch_size=4), dict(scale=31)):
+    for wrong in (dict(seed=6), dict(depth=13), dict(batch_size=4), dict(scale=31)):
         with pytest.raises(AssertionError, match="relative error"):
             check(scores(name, task, params, **{"damping": 0.5, "scale": 30, **options, **wrong}), expected)
 
@@ -103,10 +103,10 @@ def test_lissa_takes_the_same_steps_where_parameters_are_many(kind, outputs, row
     chosen = CURVATURE[:rows]
     task.train[0][chosen[1]] = task.train[0][chosen[0]]
     task.train[0][chosen[3]] = task.train[0][chosen[2]] + 1e-6
-    options = dict(depth=60, batch_size=3, seed=5)
+    options = dict(depth=20, batch_size=3, seed=5)
     expected = oracles.neumann_loop(task, params, TRAIN, TEST, chosen, 0.5, σ=30, **options)
     check(scores("lissa", task, params, damping=0.5, scale=30, curvature=chosen, **options), expected)
-    expected = oracles.influence(task, params, TRAIN, TEST, chosen, 8.0)
+    expected = oracles.influence(task, params, TRAIN, TEST, chosen, DAMPED["lissa"][1])
     check(scores("lissa", task, params, curvature=chosen), expected)
     check(scores("lissa", task, params, curvature=chosen, dtype=torch.float32), expected, 2e-5)
 
