@@ -5,32 +5,30 @@ import pytest
 import xarray as xr
 from small_files import refusal
 
+from fimoda_lib import intervals
 from fimoda_lib.comparison import sensitivity, similarity
 from fimoda_lib.intervals import bands, block_ceiling, ceiling_interval, draws, noise_dimensions
 
-TESTS, LEFT_OUT = 8, 30
+TESTS, LEFT_OUT, REPEATS = 8, 30, 100
 
 
-def simulated(g, seeds, kind, noise=1.0, signal=None):
-    """A gold standard of one horizon with known truth [test, left_out]: noise of each left-out instance, or one number
-    common to all of a seed, as with the full adjustment."""
-    truth = g.normal(size=(TESTS, LEFT_OUT)) if signal is None else signal
+def simulated(g, seeds, kind, noise=1.0, steps=1):
+    """A gold standard with known truth [test, left_out]: noise of each left-out instance, or one number common to all
+    of a seed, as with the full adjustment. With several horizons, each has a truth of its own, [step, test, left_out].
+    """
+    truth = g.normal(size=(steps, 1, TESTS, LEFT_OUT))
     if kind == "independent":
-        e = g.normal(size=(seeds, TESTS, LEFT_OUT))
+        e = g.normal(size=(steps, seeds, TESTS, LEFT_OUT))
     else:
-        e = g.normal(size=(seeds, 1, 1)) * np.ones((1, TESTS, LEFT_OUT)) + 0.1 * g.normal(size=(seeds, TESTS, LEFT_OUT))
-    return gold(truth + noise * e), truth
+        e = g.normal(size=(steps, seeds, 1, 1)) + 0.1 * g.normal(size=(steps, seeds, TESTS, LEFT_OUT))
+    return gold(truth + noise * e), truth[:, 0] if steps > 1 else truth[0, 0]
 
 
 def gold(values):
-    """[seed, test, left_out] as `further_train` returns it, with one step."""
-    values = np.asarray(values, dtype=float).transpose(0, 2, 1)[:, :, None]
-    coords = {
-        "seed": range(len(values)),
-        "left_out": range(values.shape[1]),
-        "step": [1],
-        "test": range(values.shape[3]),
-    }
+    """[step, seed, test, left_out] as `further_train` returns it."""
+    values = values.transpose(1, 3, 0, 2)
+    sizes = zip(("seed", "left_out", "step", "test"), values.shape, strict=True)
+    coords = {name: np.arange(size) + (name == "step") for name, size in sizes}
     return xr.Dataset({"delta": (("seed", "left_out", "step", "test"), values)}, coords)
 
 
@@ -39,9 +37,10 @@ def perfect(truth):
 
 
 def reached(data, truth):
-    """The mean similarity of the truth, with the full adjustment."""
-    found = data.delta.values.mean(0)[:, 0].T
-    return np.mean((found * truth).sum(1) / np.linalg.norm(found, axis=1) / np.linalg.norm(truth, axis=1))
+    """The mean similarity of the truth, with the full adjustment, [step]."""
+    found = data.delta.values.mean(0).transpose(1, 2, 0)
+    cosines = (found * truth).sum(-1) / np.linalg.norm(found, axis=-1) / np.linalg.norm(truth, axis=-1)
+    return cosines.mean(-1)
 
 
 def test_what_is_reached_is_the_similarity():
@@ -49,30 +48,33 @@ def test_what_is_reached_is_the_similarity():
     np.testing.assert_allclose(reached(data, truth), similarity(perfect(truth), sensitivity(data, "full"))["mean"][0])
 
 
+@pytest.fixture
+def every_step(monkeypatch):
+    """Intervals at all horizons: each is an experiment of its own."""
+    monkeypatch.setattr(intervals, "MOST_STEPS", REPEATS)
+
+
+def held(seeds, kind, level=0.95):
+    """How often the interval holds what the truth reaches, and how often that lies above it."""
+    data, truth = simulated(np.random.default_rng(0), seeds, kind, steps=REPEATS)
+    found, value = ceiling_interval(data, "full", level), reached(data, truth)
+    assert (found.low <= found["mean"]).all() and (found["mean"] <= found.high).all()
+    above = (value > found.high).values
+    return 1 - np.mean(above | (value < found.low).values), np.mean(above)
+
+
 @pytest.mark.parametrize("kind", ["independent", "common"])
 @pytest.mark.parametrize("seeds", [3, 5, 10, 100])
-def test_the_ceiling_holds_what_the_truth_reaches(seeds, kind):
-    g, repeats = np.random.default_rng(0), 100
-    inside = above = 0
-    for _ in range(repeats):
-        data, truth = simulated(g, seeds, kind)
-        found, value = ceiling_interval(data, "full"), reached(data, truth)
-        assert found.low[0] <= found["mean"][0] <= found.high[0]
-        inside += bool(found.low[0] <= value <= found.high[0])
-        above += bool(value > found.high[0])
+def test_the_ceiling_holds_what_the_truth_reaches(seeds, kind, every_step):
+    inside, above = held(seeds, kind)
     # With three seeds and one number in common, D is sometimes taken for too large: the interval then holds less often.
     least = 0.85 if (seeds, kind) == (3, "common") else 0.9
-    assert inside / repeats >= least and above / repeats <= 0.06, (inside / repeats, above / repeats)
+    assert inside >= least and above <= 0.06, (inside, above)
 
 
-def test_an_interval_that_is_too_narrow_is_noticed():
+def test_an_interval_that_is_too_narrow_is_noticed(every_step):
     """The check above fails for an interval of a third of the level."""
-    g, inside = np.random.default_rng(0), 0
-    for _ in range(60):
-        data, truth = simulated(g, 3, "common")
-        found = ceiling_interval(data, "full", level=0.3)
-        inside += bool(found.low[0] <= reached(data, truth) <= found.high[0])
-    assert inside / 60 < 0.7
+    assert held(3, "common", level=0.3)[0] < 0.7
 
 
 def test_the_interval_is_wide_where_seeds_share_a_number_and_narrow_where_they_are_many():
@@ -132,17 +134,17 @@ def test_the_ceiling_of_blocks_is_what_the_truth_reaches(loudness):
     assert np.isnan(block_ceiling(data.isel(seed=[0]), [1], [1])).all()
 
 
-def test_bands_cover_similarities_over_new_seeds_and_instances():
+def test_bands_cover_similarities_over_new_seeds_and_instances(every_step):
     """A method that is wrong in part; the truth is its mean similarity over many more seeds and instances."""
-    g, inside, repeats = np.random.default_rng(6), 0, 60
+    g = np.random.default_rng(6)
     expected = 1 / np.sqrt(2 * (1 + 1 / 5))  # of cos(truth + error, truth + noise / √5), all of unit variance
-    for _ in range(repeats):
-        data, truth = simulated(g, 5, "independent")
-        scores = {"one": perfect(truth + g.normal(size=truth.shape))}
-        mean = float(similarity(scores["one"], sensitivity(data, "full"))["mean"][0])
-        half = float(bands(scores, data, "full", resamples=60)["one"][0])
-        inside += abs(mean - expected) < half
-    assert inside / repeats > 0.88
+    data, truth = simulated(g, 5, "independent", steps=REPEATS)
+    wrong = truth + g.normal(size=truth.shape)
+    scores = xr.DataArray(wrong, dims=("horizon", "test", "train"), coords={"horizon": data.step.values})
+    scores = scores.assign_coords(test=range(TESTS), train=range(LEFT_OUT))
+    mean = similarity(scores, sensitivity(data, "full"))["mean"]
+    half = bands({"one": scores}, data, "full", resamples=60)["one"]
+    assert (abs(mean - expected) < half).mean() > 0.88
 
 
 def test_bands_do_not_depend_on_scale_or_order_and_know_what_varies():
