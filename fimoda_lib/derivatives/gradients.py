@@ -6,6 +6,7 @@ a copy in evaluation mode and in the precision asked for does the work.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from functools import cached_property, partial
 from typing import Any
@@ -57,6 +58,12 @@ class Gradients:
         self.sizes = [p.numel() for p in self.params.values()]
         self.n_params = sum(self.sizes)
         self._kept: tuple[Tensor, Tensor] | None = None
+
+    def moved(self, params: Params) -> Gradients:
+        """The same model at other parameters: it is not copied again."""
+        other = copy.copy(self)
+        other.params, other._kept = to({k: params[k].detach() for k in self.names}, self.device, self.dtype), None
+        return other
 
     # --- flat vectors -----------------------------------------------------------------------------------------------
 

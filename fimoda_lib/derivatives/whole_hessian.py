@@ -171,13 +171,14 @@ def follow_whole(
     """
     ends, generator = boundaries(horizons, how.products // 2), torch.Generator().manual_seed(run.seed)
     moments = None if run.rule.name == "sgd" else Moments(run.rule)
+    start = Gradients(task, run.advance(0), dtype=how.dtype)
     motion, spectrum, sizes, found, first, n = None, None, [], [], 0, task.n_train
     for number, end in enumerate(ends):
         middle = first + (end - first) // 2
         params = run.advance(middle)
         run.advance(middle + 1)  # the step from there has its own clipping
         widen(task, params)
-        at, share, scale, answer = gradients_at(task, params, how.dtype), run.share(), None, None
+        at, share, scale, answer = gradients_at(start, params), run.share(), None, None
         clipping, around = None, Surroundings(at, train, whole=how.whole, everywhere=how.everywhere)
         if moments is not None:
             gradients = partial(around.gradients, decay=coupled(run.rule) / share)
@@ -198,7 +199,7 @@ def follow_whole(
         drift = Drift(spectrum, run.rule, scale, answer, share, clipping, bounded=how.whole)
         pull = Pull(around, drift, end - first, batches, own_weight(n, run.batch_size))
         motion = midpoint(drift, motion, pull, first, end - first)
-        there = Surroundings(gradients_at(task, run.advance(end), how.dtype), train, whole=how.whole)
+        there = Surroundings(gradients_at(start, run.advance(end)), train, whole=how.whole)
         found.append(there.test_changes(test, motion.delta))
         bar.update(end - first)
         first = end
@@ -290,8 +291,8 @@ def limited(rest: Tensor, held: Tensor, delta: Tensor, drift: Drift, steps: int)
     return rest * (most / moved.clamp(min=torch.finfo(rest.dtype).tiny)).clamp(max=1.0)
 
 
-def gradients_at(task: Task, params: Params, dtype: torch.dtype) -> Gradients:
+def gradients_at(start: Gradients, params: Params) -> Gradients:
     """The model at a place of the run."""
     if not torch.stack([p.isfinite().all() for p in params.values()]).all():
         raise ValueError("The full run diverged: its parameters are not finite; take a smaller learning rate.")
-    return Gradients(task, params, dtype=dtype)
+    return start.moved(params)

@@ -151,7 +151,7 @@ def lft(
         else:
             settings |= {"steps": steps, "segments": segments, "train": everyone(train), "test": test}
             run = recorded_runs(task, params, runs, device=at.device, **settings)
-    scores, found = follow_run(task, at, D, run, train, test, wanted, curvature, mode, backend, order == 2)
+    scores, found = follow_run(at, D, run, train, test, wanted, curvature, mode, backend, order == 2)
     return scores, {"horizon": wanted, "further_training": dict(run.settings), **found, **unused}
 
 
@@ -162,7 +162,6 @@ def recorded_runs(task: Task, params: Params, runs: int, *, seed: int, **setting
 
 
 def follow_run(
-    task: Task,
     at: Gradients,
     D: Tensor,
     run: Trajectory,
@@ -186,7 +185,7 @@ def follow_run(
     effects, sizes = None, []  # δ of every scored instance [n_train, P], handed from segment to segment
     for number, segment in enumerate(run.segments):
         if number:
-            at = Gradients(task, segment.params, dtype=at.dtype, device=at.device)
+            at = at.moved(segment.params)
         scale = segment.preconditioner and at.flatten(
             {k: v.to(at.device, at.dtype) for k, v in segment.preconditioner.items()}
         )
