@@ -23,8 +23,9 @@ def train(
     fraction=1.0,
     weight_decay=0.0,
     max_grad_norm=None,
+    every=1,
 ):
-    """Yields, after every optimiser step of the full run, the test losses [n_test] in float64 of one run.
+    """Yields, after every so many optimiser steps of the full run, the test losses [n_test] in float64 of one run.
 
     `removed` is an instance, several of them, or None.
     """
@@ -38,7 +39,7 @@ def train(
     n = len(targets)
     sampler = RandomSampler(range(n), generator=torch.Generator().manual_seed(seed))
     full_steps = -(-n // batch_size)
-    for _ in range(epochs):
+    for epoch in range(epochs):
         order = list(sampler)
         if removal == "drop":
             order = [i for i in order if i not in gone]
@@ -59,7 +60,8 @@ def train(
                 if max_grad_norm is not None:
                     torch.nn.utils.clip_grad_norm_(trained, max_grad_norm)
                 rule.step()
-            yield test_losses(task, model)
+            if (epoch * full_steps + k + 1) % every == 0:
+                yield test_losses(task, model)
 
 
 def test_losses(task, model):
