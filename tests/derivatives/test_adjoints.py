@@ -28,7 +28,7 @@ def forward(task, params, rule, horizon, batch_size=6):
         params,
         **RULES[rule],
         batch_size=batch_size,
-        epochs=5,
+        epochs=2,
         seeds=[3],
         left_out=range(task.n_train),
         evaluate=[horizon],
@@ -43,7 +43,7 @@ def error(found, expected):
 
 @pytest.mark.parametrize("rule", RULES)
 @pytest.mark.parametrize("kind", ["regression", "classification"])
-@pytest.mark.parametrize("horizon", [1, 9, 10])  # before, at and after steps whose state is kept
+@pytest.mark.parametrize("horizon", [1, 4, 5])  # before, at and after steps whose state is kept
 def test_equals_the_forward_derivative(kind, rule, horizon):
     task, params = tiny(kind)
     found, expected = adjoint(task, params, rule, horizon=horizon).values, forward(task, params, rule, horizon)
