@@ -392,10 +392,10 @@ def shifted_runs(starts, *, slope, jump, kink, eta, steps, removed):
     return theta
 
 
-@pytest.mark.parametrize(("jump", "steps"), [(0.2, 94), (-0.2, 135)])
+@pytest.mark.parametrize(("jump", "steps"), [(0.2, 24), (-0.2, 34)])
 def test_the_mean_over_shifted_starts_of_a_run_with_a_switch_is_the_softened_derivative(jump, steps):
     """The run ends one width behind the kink, so that some of the shifted ones have not switched."""
-    slope, kink, eta, start, little = 1.0, 0.5, 0.01, 0.0, 1e-3
+    slope, kink, eta, start, little = 1.0, 0.5, 0.04, 0.0, 1e-3
     rows = torch.tensor([[slope, 0, -kink], [0, jump, kink]], dtype=torch.float64)
     there = torch.tensor([[1.0, 0, 0]], dtype=torch.float64)
     task = Task("switch", Switch(), lambda o, t: o[:, 0], (rows, torch.zeros(2)), (there, torch.zeros(1)))
@@ -429,19 +429,17 @@ RULES = {
 }
 
 
-@pytest.mark.parametrize("width", [0.1, None])
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize(("rule", "width"), [("sgd", 0.1), ("adam", 0.1), ("adamw", None)])  # kinks know no rule
 def test_tangents_and_adjoints_are_the_same_derivative_of_the_same_run(rule, width):
     task, params = with_dead_unit()
     settings = dict(batch_size=16, kinks="softened", width=width, progress=False, **RULES[rule])
-    forwards = tangent_train(task, params, epochs=3, seeds=[3], left_out=[7, 0, 31], **settings)
-    backwards = adjoint_train(task, params, horizon=9, test=range(5), seed=3, **settings)
+    along = dict(epochs=2, evaluate=[5], seeds=[3], left_out=[7, 0, 31])
+    forwards = tangent_train(task, params, **along, **settings)
+    backwards = adjoint_train(task, params, horizon=5, test=range(5), seed=3, **settings)
     found = forwards.delta.isel(seed=0, step=-1).values.T
     assert np.isfinite(found).all() and np.abs(found).min() > 0
     np.testing.assert_allclose(backwards.sel(train=[7, 0, 31]), found, rtol=1e-9)
-    between = tangent_train(
-        task, params, epochs=3, seeds=[3], left_out=[7, 0, 31], **{**settings, "kinks": "between", "width": None}
-    )
+    between = tangent_train(task, params, **along, **{**settings, "kinks": "between", "width": None})
     np.testing.assert_allclose(forwards.full_loss, between.full_loss, rtol=1e-12)
     least = 1e-3 if width else 1e-4  # the run is short, and kinks that follow it are narrow
     assert np.abs(found - between.delta.isel(seed=0, step=-1).values.T).max() > least * np.abs(found).max()
