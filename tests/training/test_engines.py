@@ -130,9 +130,17 @@ def test_out_of_memory_halves_the_chunk_and_goes_on(monkeypatch, caplog, removal
     assert max(asked) > 2 and asked[-1] <= 2 and "Out of memory with" in caplog.text
 
 
-@pytest.mark.parametrize("groups", [False, True])
-@pytest.mark.parametrize("removal", ["drop", "mask", "subtract"])
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize(
+    ("removal", "groups", "optimizer"),  # which makes batches, and what is done with their gradients
+    [
+        ("drop", False, "adamw"),
+        ("drop", True, "sgd"),
+        ("mask", False, "sgd"),
+        ("mask", True, "adamw"),
+        ("subtract", False, "adamw"),
+        ("subtract", True, "sgd"),
+    ],
+)
 def test_seeds_that_are_trained_together_give_what_each_gives_alone(monkeypatch, tmp_path, optimizer, removal, groups):
     """As on a GPU with room for two seeds; the second of four is in the store already."""
     task = problem()
