@@ -55,10 +55,10 @@ def test_with_all_seeds_in_one_block_bands_are_those_of_other_figures():
             assert float(found[m].rise_half[0]) == 0
 
 
-@pytest.mark.parametrize(("k", "width"), [(1, 1.0), (5, 1.0), (10, 1.0), (5, 1 / 3)])
-def test_bands_cover_similarities_over_new_seeds_and_instances(k, width):
+@pytest.mark.parametrize("k", [1, 5, 10])
+def test_bands_cover_similarities_over_new_seeds_and_instances(k):
     """10 seeds: all blocks drawn, and few made up anew. The check fails for a band of a third of the width."""
-    g, inside, repeats = np.random.default_rng(2), 0, 60
+    g, inside, repeats = np.random.default_rng(2), np.zeros(2), 60
     expected = 1 / np.sqrt(2 * (1 + 1 / k))  # of cos(truth + error, truth + noise / √k), all of unit variance
     for _ in range(repeats):
         truth = g.normal(size=(40, 1, 8))
@@ -66,8 +66,9 @@ def test_bands_cover_similarities_over_new_seeds_and_instances(k, width):
         one = {"a": xr.DataArray(truth[:, 0].T + g.normal(size=(8, 40)), {"test": range(8), "train": range(40)})}
         mean = float(seed_averaging(one["a"], data, [k], adjustment="full")["mean"][0])
         half = float(averaging_bands(one, data, {"a": {k: 1}}, "full", resamples=60)["a"].half[0])
-        inside += abs(mean - expected) < width * half
-    assert (inside / repeats > 0.87) == (width == 1.0), inside / repeats
+        inside += abs(mean - expected) < np.array([1, 1 / 3]) * half
+    whole, third = inside / repeats
+    assert third <= 0.87 < whole, (third, whole)
 
 
 def test_a_rise_is_sure_where_every_instance_shows_it():

@@ -11,14 +11,13 @@ import counting
 import numpy as np
 import plain
 import pooch
-import pytest
 import xarray as xr
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from problems import tiny
 from scipy.stats import spearmanr
 
-from fimoda_lib.comparison import instance_similarity, noise_ceiling, seed_agreement, similarity
+from fimoda_lib.comparison import METRICS, instance_similarity, noise_ceiling, seed_agreement, similarity
 from fimoda_lib.run import command as run
 from fimoda_lib.training.further_training import further_train
 
@@ -55,34 +54,35 @@ def loop(scores, measured, metric):
             yield a @ b / np.linalg.norm(a) / np.linalg.norm(b) if a.any() and b.any() else np.nan
 
 
-@pytest.mark.parametrize("metric", ["cosine", "spearman"])
 @given(pair=pairs())
 @thorough
-def test_similarity_equals_a_plain_loop(metric, pair):
-    expected = np.array(list(loop(*pair, metric)))
-    np.testing.assert_allclose(instance_similarity(*pair, metric)[0], expected, atol=1e-12)
-    for undefined, values in (("zero", np.nan_to_num(expected)), ("skip", expected[~np.isnan(expected)])):
-        found = similarity(*pair, metric, undefined)
-        assert found["undefined"].item() == np.isnan(expected).sum()
-        mean = values.mean() if len(values) else np.nan
-        np.testing.assert_allclose(found["mean"].item(), mean, atol=1e-12)
+def test_similarity_equals_a_plain_loop(pair):
+    for metric in METRICS:
+        expected = np.array(list(loop(*pair, metric)))
+        np.testing.assert_allclose(instance_similarity(*pair, metric)[0], expected, atol=1e-12, err_msg=metric)
+        for undefined, values in (("zero", np.nan_to_num(expected)), ("skip", expected[~np.isnan(expected)])):
+            found = similarity(*pair, metric, undefined)
+            assert found["undefined"].item() == np.isnan(expected).sum(), metric
+            mean = values.mean() if len(values) else np.nan
+            np.testing.assert_allclose(found["mean"].item(), mean, atol=1e-12, err_msg=metric)
 
 
-@pytest.mark.parametrize("metric", ["cosine", "spearman"])
 @given(pair=pairs(), power=st.integers(-20, 20), seed=st.integers(0, 99))
 @thorough
-def test_similarity_keeps_to_its_symmetries(metric, pair, power, seed):
+def test_similarity_keeps_to_its_symmetries(pair, power, seed):
     scores, measured = pair
-    values = instance_similarity(scores, measured, metric)
-    assert (abs(values.dropna("test")) <= 1 + 1e-12).all()
     shuffled = np.random.default_rng(seed).permutation(scores.sizes["train"])
-    for changed, sign in [
-        ((scores * 2.0**power, measured), 1),  # exact: ties stay ties
-        ((-scores, measured), -1),
-        ((scores, measured.isel(left_out=shuffled)), 1),
-        ((scores.isel(train=shuffled), measured), 1),
-    ]:
-        np.testing.assert_allclose(instance_similarity(*changed, metric), sign * values, atol=1e-12)
+    for metric in METRICS:
+        values = instance_similarity(scores, measured, metric)
+        assert (abs(values.dropna("test")) <= 1 + 1e-12).all(), metric
+        for changed, sign in [
+            ((scores * 2.0**power, measured), 1),  # exact: ties stay ties
+            ((-scores, measured), -1),
+            ((scores, measured.isel(left_out=shuffled)), 1),
+            ((scores.isel(train=shuffled), measured), 1),
+        ]:
+            found = instance_similarity(*changed, metric)
+            np.testing.assert_allclose(found, sign * values, atol=1e-12, err_msg=metric)
 
 
 @given(
