@@ -155,7 +155,7 @@ def layer_damping(task, params, rows):
 def neumann_loop(task, params, train, test, curvature, λ, *, σ, depth, batch_size, seed, matrix=gauss_newton):
     """h <- v + h - (matrix of the batch + λ) h / σ for one test instance at a time; result h / σ."""
     alone = {i: matrix(task, params, [i]) for i in curvature}
-    found = []
+    right, found = gradients(task, params, task.train, train), []
     for z in test:
         generator = torch.Generator().manual_seed(seed)
         v = gradients(task, params, task.test, [z])[0]
@@ -164,5 +164,5 @@ def neumann_loop(task, params, train, test, curvature, λ, *, σ, depth, batch_s
             batch = torch.randint(len(curvature), (batch_size,), generator=generator).tolist()
             mean = sum(alone[curvature[k]] for k in batch) / batch_size
             h = v + h - (mean @ h + λ * h) / σ
-        found.append([h @ g_i / σ for g_i in gradients(task, params, task.train, train)])
+        found.append([h @ g_i / σ for g_i in right])
     return np.array(found)
