@@ -52,8 +52,8 @@ class Gradients:
         self.task, self.dtype = task, dtype
         self.working = Working(task, params, dtype=dtype, device=self.device)
         self.model = self.working.model
-        self.params = {k: params[k].detach().to(device=self.device, dtype=dtype) for k in _order(task, params)}
-        self.names = list(self.params)
+        self.names = [name for name, _ in task.model.named_parameters() if name in params]
+        self.params = to({k: params[k].detach() for k in self.names}, self.device, dtype)
         self.shapes = [p.shape for p in self.params.values()]
         self.sizes = [p.numel() for p in self.params.values()]
         self.n_params = sum(self.sizes)
@@ -252,11 +252,9 @@ class Gradients:
         size = max(self._budget // max(n * self.held, self.n_params * 4), 1)
         pieces = [slice(k, k + size) for k in range(0, len(vectors), size)]
         with twice_differentiable(), torch.no_grad():
-            if each:
-                product = vmap(lambda v, own: pulled(own)(v))
-                return torch.cat([product(vectors[p], take(instances, p)) for p in pieces])
-            product = vmap(pulled(instances))
-            return torch.cat([product(vectors[p]) for p in pieces])
+            product = vmap(lambda v, own: pulled(own)(v)) if each else vmap(pulled(instances))
+            given = ((vectors[p], take(instances, p)) if each else (vectors[p],) for p in pieces)
+            return torch.cat([product(*some) for some in given])
 
     def check_hessian(self) -> None:
         """Raises ValueError if `hessian_products` are not derivatives of gradients; looks at few instances."""
@@ -300,7 +298,3 @@ class Counted(TorchDispatchMode):
         found = function(*args, **(kwargs or {}))
         self.numbers += sum(x.numel() for x in tree_leaves(found) if isinstance(x, Tensor))
         return found
-
-
-def _order(task: Task, params: Params) -> list[str]:
-    return [name for name, _ in task.model.named_parameters() if name in params]
