@@ -2,7 +2,7 @@
 
 A kernel that starts from nothing spends five seconds of a core on importing PyTorch, pandas, scikit-learn and
 Matplotlib, another one or two on what these import at their first use, and a run has dozens of kernels. Forked ones
-begin with the imports done and nothing else: no notebook sees what another one did.
+begin with the imports done and nothing else: no notebook sees what another one did. So do workers of `spread`.
 """
 
 from __future__ import annotations

@@ -39,6 +39,7 @@ def run(stages: list[list[NotebookRun]], options: argparse.Namespace) -> int:
     from .spread import gpus
     from .workers import SpreadError
 
+    threads = os.environ.get("OMP_NUM_THREADS")  # now: with workers, dask sets it
     options.began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())  # what is written later was computed by this run
     if options.scheduler or (options.jobs > 1 and len(gpus()) != 1):
         try:
@@ -51,7 +52,6 @@ def run(stages: list[list[NotebookRun]], options: argparse.Namespace) -> int:
             return 1
     warm_up()
     started, total, done = time.perf_counter(), sum(map(len, stages)), 0
-    threads = os.environ.get("OMP_NUM_THREADS")
     executed = Path(options.results) / options.profile / "notebooks"
     executed.mkdir(parents=True, exist_ok=True)
     for stage in stages:

@@ -53,6 +53,8 @@ def _own_cluster(jobs: int) -> SpecCluster:
     import dask
     from distributed import Nanny, Scheduler, SpecCluster
 
+    from .kernels import warm_up
+
     here = {"host": "127.0.0.1", "port": 0}
     quiet = {"silence_logs": logging.WARNING}
     one = {"nthreads": 1, "memory_limit": None, **here, **quiet}
@@ -63,7 +65,9 @@ def _own_cluster(jobs: int) -> SpecCluster:
     # times a second: a tenth of a core, and slower small steps. Workers take this along.
     unread = {"distributed.worker.profile.enabled": False}
     unread |= {f"distributed.admin.{what}.interval": "10s" for what in ("tick", "system-monitor")}
-    with dask.config.set(unread):
+    # Forked as kernels are, they have their imports done, six seconds of a core each; CUDA had better begin afresh.
+    forked = {"distributed.worker.multiprocessing-method": "forkserver"} if not found and warm_up() else {}
+    with dask.config.set(unread | forked):
         return SpecCluster(scheduler=scheduler, workers=workers, **quiet)
 
 

@@ -6,10 +6,11 @@ import hashlib
 import os
 import sys
 from dataclasses import dataclass
-from functools import cache, lru_cache
+from functools import cache, lru_cache, partialmethod
 from pathlib import Path
 
 import torch
+from tqdm import tqdm
 
 from ..storage.provenance import code_version
 from .shards import Shard
@@ -46,6 +47,8 @@ def compute_shard(shard: Shard, sign: str, code: tuple[str, str]) -> Answer:
         check_worker(get_worker().address, get_worker().state.nthreads, sign, code)
         if threads := os.environ.get("OMP_NUM_THREADS"):  # it may have been set after PyTorch had looked
             torch.set_num_threads(int(threads))
+        if delay := os.environ.get("TQDM_DELAY"):  # likewise
+            delay_bars(float(delay))
         panel = shard.panel(compute=True)
         path = shard.path(panel)
         forget_compiled(shard.dataset, shard.kind, shard.optimizer)
@@ -84,6 +87,12 @@ def this_code() -> tuple[str, str]:
     for file in sorted(folder.rglob("*.py")):
         digest.update(str(file.relative_to(folder)).encode() + file.read_bytes())
     return digest.hexdigest()[:16], code_version()
+
+
+@cache
+def delay_bars(seconds: float) -> None:
+    """Has progress bars appear after so many seconds."""
+    tqdm.__init__ = partialmethod(tqdm.__init__, delay=seconds)
 
 
 @lru_cache(maxsize=1)

@@ -203,7 +203,9 @@ def test_a_notebook_that_runs_alone_has_all_cores_and_shows_its_progress(monkeyp
     monkeypatch.setenv("OMP_NUM_THREADS", theirs or "")
     if theirs is None:
         monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.setattr(notebooks, "spread_out", lambda stages, options: None)
+    monkeypatch.setattr(
+        notebooks, "spread_out", lambda stages, options: monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    )  # as dask does
     monkeypatch.setattr(notebooks, "write_report", lambda options: None)
     monkeypatch.setattr(
         notebooks, "execute", lambda item, folder, shown: seen.append((item, shown, os.environ.get("OMP_NUM_THREADS")))
