@@ -125,7 +125,7 @@ def kill_whoever_computes(path, workers, seen):
     """Sends SIGKILL to the worker that holds the lock of a shard, as soon as one does."""
     lock = str(path.with_suffix(".lock"))
     for _ in range(60_000):
-        for worker in workers:
+        for worker in workers if os.path.exists(lock) else ():  # before, looking would only take the workers' time
             opened = {file.path for file in psutil.Process(worker.pid).open_files()}
             if lock in opened and is_running(path):
                 worker.kill()
