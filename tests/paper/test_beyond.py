@@ -83,10 +83,10 @@ def test_mask_and_drop_are_compared_where_both_were_evaluated(tmp_path):
 
 def test_precision_of_steps_and_weights_of_the_papers_size(tmp_path, monkeypatch):
     """Sentences: left out by `subtract`, counted in steps; once more as if the paper had ten times as many of them."""
-    monkeypatch.setattr(sentences, "N_TRAIN", 320)
+    monkeypatch.setattr(sentences, "N_TRAIN", 128)
     panel = Panel("sentences", "smoke", results=tmp_path)
     whole = first_order_runs(panel, fractions=[1.0])
-    assert whole.step.values.tolist() == list(panel.settings.further.evaluate)
+    assert whole.step.values.tolist() == list(panel.settings.further.evaluate) == [1, 2]
     n = panel.task.n_train
     small = replace(paper_settings.EXPERIMENTS["sentences"], n_train=n, n_all=10 * n)
     further = {"adamw": replace(small.further["adamw"], learning_rate=1e-6)}
