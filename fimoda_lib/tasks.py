@@ -127,7 +127,7 @@ class Task:
             if lengths == {0}:
                 raise ValueError(f"Task '{self.name}': there are no {part} instances; give at least one.")
             for what, leaf in [("inputs", leaf) for leaf in leaves] + [("targets", targets)]:
-                if leaf.is_floating_point() and not leaf.isfinite().all():
+                if leaf.is_floating_point() and leaf.numel() and not torch.stack(leaf.aminmax()).isfinite().all():
                     raise ValueError(
                         f"Task '{self.name}': the {part} {what} hold NaN or infinite values "
                         f"({int((~leaf.isfinite()).sum())} of {leaf.numel()}); remove or impute them first."
