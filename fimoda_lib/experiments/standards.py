@@ -162,7 +162,7 @@ def read_standard(
             f"with the checksum {spec['data']}; take the original files, or make a gold standard of these data: "
             f"./run_all.sh benchmark --make --dataset {dataset}"
         )
-    found = load(path, _specification(panel, params=spec["params"]))
+    found = load(path, _specification(panel, params=spec["params"], data=here))
     if tuple(found.left_out.values) != settings.left_out:
         raise StoreError(f"Result {path} differs in left_out from its sidecar; take both from one commit.")
     params = {k.removeprefix("param:"): torch.from_numpy(found[k].values) for k in found if k.startswith("param:")}
@@ -263,14 +263,15 @@ def _rounded(values: np.ndarray) -> np.ndarray:
     return ((bits + np.uint32(1 << (drop - 1))) & ~np.uint32((1 << drop) - 1)).view(np.float32)
 
 
-def _specification(panel: Panel, params: str | None = None) -> dict[str, Any]:
-    """What a stored gold standard belongs to; `params` is the checksum of the final model if that is in the file."""
+def _specification(panel: Panel, params: str | None = None, data: str | None = None) -> dict[str, Any]:
+    """What a stored gold standard belongs to; `params` is the checksum of the final model if that is in the file, and
+    `data` that of the data if it is known."""
     s = panel.settings
     return {
         "dataset": panel.dataset,
         "profile": panel.profile,
         "optimizer": panel.optimizer,
-        "data": checksum(panel.task.train, panel.task.test),
+        "data": data or checksum(panel.task.train, panel.task.test),
         "params": params or checksum(panel.params),
         "final": asdict(s.final),
         "further": asdict(replace(s.further, evaluate=None)),  # the horizons are in the file
