@@ -12,6 +12,7 @@ from small_files import BATCHES, archive, batch, members, put, refusal
 
 from fimoda_lib import load_task
 from fimoda_lib.datasets import available, cifar10, fetch
+from fimoda_lib.experiments.standards import read_standard
 
 REAL = os.environ.get("FIMODA_DATA") or None
 
@@ -94,13 +95,32 @@ def test_batches_other_than_the_published_are_refused(tmp_path):
     assert "5dd7e06a14cb22eb9f671a540d1b7c25" in message
 
 
+@pytest.fixture(scope="module")
+def batches():
+    """Those of CIFAR-10 itself, unpacked once."""
+    if not (REAL and available("cifar10", REAL)):
+        pytest.skip("needs the files of CIFAR-10 (FIMODA_DATA)")
+    return cifar10.load_batches(REAL)
+
+
+@pytest.fixture
+def original(batches, monkeypatch):
+    """The folder with CIFAR-10 itself."""
+    monkeypatch.setattr(cifar10, "load_batches", lambda data_dir: batches)
+    return REAL
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not (REAL and available("cifar10", REAL)), reason="needs the files of CIFAR-10 (FIMODA_DATA)")
-def test_the_original():
-    task = load_task("cifar10", REAL, model="convnet")
+def test_the_original(original):
+    task = load_task("cifar10", original, model="convnet")
     assert (task.n_train, task.n_test) == (50_000, 10_000)
     assert task.train_table["class"][:4].tolist() == ["frog", "truck", "truck", "deer"]
     assert task.train[1].bincount().tolist() == [5000] * 10 and task.test[1].bincount().tolist() == [1000] * 10
+
+
+def test_the_committed_gold_standard_is_that_of_the_original(original):
+    panel, gold, rows, _ = read_standard("cifar10", original)
+    assert panel.settings.left_out == tuple(gold.left_out.values) and {"grad_dot", "lft"} <= {*rows.method}
 
 
 def test_the_python_version_is_read_in_its_order(unverified, tmp_path):

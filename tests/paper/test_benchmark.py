@@ -60,7 +60,7 @@ def test_its_curvature_goes_on_being_that_of_its_own_left_out_instances(stored, 
     assert not {*gold.left_out.values} <= {*Panel("wine", "smoke").settings.curvature}
 
 
-@pytest.mark.parametrize("name", COMMITTED)
+@pytest.mark.parametrize("name", [name for name in COMMITTED if name != "cifar10"])  # its own test has it unpacked
 def test_what_is_committed_can_be_read_where_its_data_are(name):
     if not available(name):
         pytest.skip("needs the data file")
