@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small_files import archive, put
+from small_files import BATCHES, archive, batch, put
 
 from fimoda_lib.datasets import cifar10, images, models, text
 from fimoda_lib.datasets.encoders import small_bert
@@ -34,7 +34,7 @@ def sentences(n, seed):
 def paper(tmp_path, monkeypatch):
     """Small files in the form of the originals, narrow models of the paper's kinds, two seeds, a few epochs."""
     folder = tmp_path / "data"
-    archive(folder / "cifar10/cifar-10-python.tar.gz")
+    archive(folder / "cifar10/cifar-10-python.tar.gz", {name: batch(8, k) for k, name in enumerate(BATCHES)})
     put(folder / "sst2/train.tsv", sentences(90, 0))
     put(folder / "sst2/dev.tsv", sentences(20, 1))
     small_bert(len(WORDS), 12, width=8).save_pretrained(folder / "bert-base-uncased")
@@ -45,11 +45,13 @@ def paper(tmp_path, monkeypatch):
         monkeypatch.setattr(module, "find", lambda file, data_dir: folder / file.path)
     monkeypatch.setitem(images.MODELS, "resnet9", lambda: models.resnet9(width=4))
     monkeypatch.setattr(experiments, "reference_left_out", lambda: {"sst2": list(range(0, 80, 8))})
-    two = replace(profiles.PROFILES["paper"], seeds={"sgd": {"*": 2}}, final=0.05, left_out=5, lissa_depth=20)
+    small = dict(final=0.05, left_out=5, lissa_depth=20, least_products=8)
+    two = replace(profiles.PROFILES["paper"], seeds={"sgd": {"*": 2}}, **small)
     monkeypatch.setitem(profiles.PROFILES, "paper", two)
-    for name, curvature in {"cifar10": 20, "sst2": 30}.items():
-        few = replace(paper_settings.EXPERIMENTS[name], curvature=curvature, n_test=6)
-        monkeypatch.setitem(paper_settings.EXPERIMENTS, name, few)
+    for name, few in {"cifar10": {"curvature": 20, "lft_products": 8}, "sst2": {"curvature": 30}}.items():
+        monkeypatch.setitem(
+            paper_settings.EXPERIMENTS, name, replace(paper_settings.EXPERIMENTS[name], n_test=6, **few)
+        )
     return lambda name: Panel(name, "paper", results=tmp_path / "results")
 
 
