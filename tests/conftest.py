@@ -125,11 +125,12 @@ def trained(whole_run):
 
 @pytest.fixture(scope="module")
 def quick_pictures():
-    """Coarse pictures."""
+    """Coarse pictures, and letters as drawings: to embed fonts takes longer than all the rest."""
     from fimoda_lib.plots.look import STYLE
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(STYLE, "savefig.dpi", 40)
+        patch.setitem(STYLE, "pdf.fonttype", 3)
         yield
 
 

@@ -12,13 +12,11 @@ import pytest
 
 from fimoda_lib.comparison import sensitivity, similarity
 from fimoda_lib.experiments.panel import Panel, one_seed
-from fimoda_lib.experiments.profiles import PROFILES
 from fimoda_lib.intervals import bands, block_ceiling, ceiling_interval
 from fimoda_lib.paper import figures
 from fimoda_lib.plots import extremes, retraining, seeds
 from fimoda_lib.plots import similarity as similarity_plot
 from fimoda_lib.plots.captions import provenance, scores_of
-from fimoda_lib.plots.drawing import save
 from fimoda_lib.plots.panels import LETTERS, shown_in
 from fimoda_lib.storage.store import asked
 
@@ -460,18 +458,6 @@ def test_the_check_of_overlaps_notices():
     apart, on_top, beyond = figure.text(0.1, 0.9, "one"), figure.text(0.1, 0.9, "two"), figure.text(0.99, 0.5, "three")
     assert overlaps(figure, [apart]) == []
     assert len(overlaps(figure, [apart, on_top])) == 1 and overlaps(figure, [beyond]) == [str(beyond)]
-
-
-def test_fonts_are_embedded_as_text_in_all_that_people_read(tmp_path):
-    kinds = {}
-    for profile in PROFILES:
-        with plt.rc_context(figures.STYLE):
-            figure = plt.figure()
-            figure.text(0.1, 0.5, "words")
-            save(figure, None, tmp_path, profile, {"figure": "fig02", "profile": profile, "datasets": {}, "commit": ""})
-        pdf = (tmp_path / f"{profile}.pdf").read_bytes()
-        kinds[profile] = b"/FontFile2" in pdf and b"/Type3" not in pdf
-    assert kinds == {profile: profile != "smoke" for profile in PROFILES}
 
 
 def test_a_figure_without_any_of_its_panels_is_refused(panels, tmp_path):

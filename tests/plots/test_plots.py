@@ -6,9 +6,11 @@ import pandas as pd
 import pytest
 import xarray as xr
 
+from fimoda_lib.experiments.profiles import PROFILES
 from fimoda_lib.intervals import block_ceiling
 from fimoda_lib.plots import extremes, seeds, similarity, sorted_scores
-from fimoda_lib.plots.look import LOOK
+from fimoda_lib.plots.drawing import save
+from fimoda_lib.plots.look import LOOK, STYLE
 from fimoda_lib.plots.published import draw_published, published_points
 
 
@@ -89,3 +91,15 @@ def test_a_page_is_bold_where_instances_agree():
     assert "+0.012" in page and "−0.5" in page and "nan" not in page
     assert ">38.5<" in page and ">40<" in page
     assert "What it is." in page and "&lt;clerk&gt;" in page
+
+
+def test_fonts_are_embedded_as_text_in_all_that_people_read(tmp_path):
+    kinds = {}
+    for profile in PROFILES:
+        with plt.rc_context(STYLE):
+            figure = plt.figure()
+            figure.text(0.1, 0.5, "words")
+            save(figure, None, tmp_path, profile, {"figure": "fig02", "profile": profile, "datasets": {}, "commit": ""})
+        pdf = (tmp_path / f"{profile}.pdf").read_bytes()
+        kinds[profile] = b"/FontFile2" in pdf and b"/Type3" not in pdf
+    assert kinds == {profile: profile != "smoke" for profile in PROFILES}
