@@ -13,7 +13,7 @@ from scipy.stats import spearmanr
 
 from fimoda_lib import sensitivity
 from fimoda_lib.experiments import lds, removal_curves, subsets
-from fimoda_lib.experiments.panel import Panel
+from fimoda_lib.experiments.panel import PAPER_METHODS, Panel
 from fimoda_lib.experiments.paper_settings import Training
 from fimoda_lib.experiments.profiles import PROFILES
 from fimoda_lib.plots import lds as lds_plot
@@ -34,8 +34,10 @@ def panel(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def far(panel, tmp_path_factory):
-    """Steps that are large enough for the ranking to change between three horizons."""
-    settings = replace(panel.settings, further=Training("sgd", 0.1, 60, N, evaluate=(1, 8, 60)))
+    """Steps that are large enough for the ranking to change between three horizons; Grad-Dot and LFT."""
+    others = tuple(name for name in PAPER_METHODS if name != "grad_dot")
+    further = Training("sgd", 0.1, 60, N, evaluate=(1, 8, 60))
+    settings = replace(panel.settings, further=further, without=others)
     return replace(panel, given_settings=settings, results=tmp_path_factory.mktemp("far"))
 
 

@@ -312,6 +312,7 @@ def test_rows_of_one_method_are_made_anew_and_the_others_stay(made, tmp_path, mo
     for file in made[1].iterdir():
         shutil.copy(file, tmp_path)
     monkeypatch.setattr(standards, "STORED", tmp_path)
+    monkeypatch.setattr(Panel, "methods", ("grad_dot", "grad_cos"))
     _, _, before, first = standards.read_standard("wine")
     commits = iter(["0123456789", "abcdef0123"])
     for commit in commits:

@@ -295,7 +295,7 @@ def test_a_worker_that_names_a_shard_differently_is_refused(here, tmp_path, monk
 
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:9", "nowhere", "http://127.0.0.1:9"])
 def test_a_scheduler_that_is_not_there(address, tmp_path, monkeypatch):
-    monkeypatch.setattr(spread, "CONNECT_SECONDS", 1)
+    monkeypatch.setattr(spread, "CONNECT_SECONDS", 0.3)
     with pytest.raises(SpreadError) as caught:
         spread.spread(wine(tmp_path, ["final model"]), scheduler=address)
     assert f"no scheduler answers at {address!r}" in sentence(caught)
@@ -303,7 +303,7 @@ def test_a_scheduler_that_is_not_there(address, tmp_path, monkeypatch):
 
 
 def test_the_command_line_says_it_in_one_sentence(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(spread, "CONNECT_SECONDS", 1)
+    monkeypatch.setattr(spread, "CONNECT_SECONDS", 0.3)
     words = ["--profile", "smoke", "--datasets", "wine", "--results", str(tmp_path), "--scheduler", "tcp://127.0.0.1:9"]
     assert run.main(words) == 1
     assert "run_all.sh: --scheduler: no scheduler answers at 'tcp://127.0.0.1:9'" in capsys.readouterr().err
