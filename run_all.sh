@@ -151,8 +151,8 @@ use_venv() {
 }
 
 case ${1--} in
-    -* | lab | test | check | status) ;;
-    *) stop "got '$1', expected lab, test, check, status, or options, such as --profile laptop; --help lists them." ;;
+    -* | lab | test | check | status | benchmark) ;;
+    *) stop "got '$1', expected lab, test, check, status, benchmark, or options (--profile laptop); see --help." ;;
 esac
 if [[ ${1-} == test ]]; then
     part='test'

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -72,7 +73,7 @@ def adjoint_train(
     where = choose_device(device)
     check_training(task, params, where, batched=False)
     exact = DifferentiableRun(task, to(params, dtype=torch.float64), plan, where)
-    check_run(exact, exact.product)
+    check_run(exact, partial(pulled, exact))
     run = DifferentiableRun(with_kinks(task, params, kinks, width), params, plan, where)
     batches = run_batches(task.n_train, plan.batch_size, torch.tensor([FULL_RUN]), seed, removal="mask")
     batches = [(r, w[0]) for _, (r, w) in zip(range(horizon), batches, strict=False)]
@@ -136,6 +137,14 @@ def backward(
         pull = vjp(run.update(number, run.batch(rows), regular=True), *state, run.weights(weights))[1]
         params, moments, slopes = vmap(pull)(adjoint)
     return tree_map(Tensor.detach, (params, moments)), slopes.detach()
+
+
+def pulled(run: DifferentiableRun, batch: Instances, weights: Tensor, along: Params) -> Params:
+    """The Hessian of the weighted loss of a batch times a direction [1, ...], as `backward` has it."""
+    with twice_differentiable():
+        pull = vjp(lambda p: run.gradients(p, batch, weights), run.params)[1]
+        (found,) = vmap(pull)({k: v[None] for k, v in along.items()})
+    return {k: product[0].detach() for k, product in found.items()}
 
 
 @twice_differentiable()

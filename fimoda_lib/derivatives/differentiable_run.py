@@ -65,18 +65,14 @@ class DifferentiableRun:
             own: every change has a batch of its own [k, B, ...]; then the first result has a leading dimension k, too.
         """
 
-        def derived(batch: Instances) -> Any:
-            return vjp(lambda p: self.gradients_and_losses(p, batch, weights), self.params)
-
         def one(changes: Any, batch: Instances) -> Any:
-            (here, _), pull = derived(batch)
+            (here, _), pull = vjp(lambda p: self.gradients_and_losses(p, batch, weights), self.params)
             return here, pull(changes)[0]
 
+        # In a `vmap` even where all have one batch: outside, a GPU would draw other masks than further training does.
+        over = {"in_dims": (0, 0 if own else None), "out_dims": (0 if own else None, 0)}
         with twice_differentiable(), torch.no_grad():
-            if own:
-                return vmap(one, randomness="same")((along, change), batch)
-            (here, _), pull = derived(batch)
-            return here, vmap(pull)((along, change))[0]
+            return vmap(one, **over, randomness="same")((along, change), batch)
 
     def product(self, batch: Instances, weights: Tensor, along: Params) -> Params:
         """One of `products`, along a change of the parameters [1, ...] alone."""
@@ -141,5 +137,6 @@ class DifferentiableRun:
 
         here = {k: p[0].double() for k, p in self.params.items()}
         along = {k: t[:, 0].double() for k, t in tangents.items()}
-        with torch.no_grad(), twice_differentiable(), second_derivative_of(self.name):  # forwards: fused kernels cannot
+        # Forwards, which attention's fused kernels cannot either.
+        with torch.no_grad(), twice_differentiable(), second_derivative_of(self.name, "forward derivative"):
             return vmap(lambda dp: jvp(one, (here,), (dp,)), out_dims=(None, 0))(along)

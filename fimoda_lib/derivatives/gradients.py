@@ -61,11 +61,10 @@ class Gradients:
 
     def moved(self, params: Params) -> Gradients:
         """The same model at other parameters: it is not copied again."""
+        check_params(self.task.model, params)
         other = copy.copy(self)
         other.params, other._kept = to({k: params[k].detach() for k in self.names}, self.device, self.dtype), None
         return other
-
-    # --- flat vectors -----------------------------------------------------------------------------------------------
 
     def flatten(self, tree: Params) -> Tensor:
         """Parameter-shaped tensors, with any leading dimensions in common, to [..., P]."""

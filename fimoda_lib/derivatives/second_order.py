@@ -119,14 +119,14 @@ def _rms(values: Tensor) -> float:
 
 
 @contextlib.contextmanager
-def second_derivative_of(name: str) -> Iterator[None]:
-    """Inside, what PyTorch says where it has no rule for a second derivative becomes a ValueError about this task."""
+def second_derivative_of(name: str, what: str = "second derivative") -> Iterator[None]:
+    """Inside, what PyTorch says where it has no rule for a derivative becomes a ValueError about this task."""
     try:
         yield
     except RuntimeError as error:  # also NotImplementedError
-        if not any(words in str(error) for words in ("forward AD", "derivative for", "vmap: ")):
+        if not any(words in str(error) for words in ("forward AD", "forward mode AD", "derivative for", "vmap: ")):
             raise  # the model's or the loss's own
         raise ValueError(
-            f"Task '{name}': PyTorch has no second derivative of the model or the loss ({checks.reason(error)}); write "
+            f"Task '{name}': PyTorch has no {what} of the model or the loss ({checks.reason(error)}); write "
             "the layer or loss that this names in elementary operations, or take another."
         ) from error

@@ -1,7 +1,7 @@
 """Tangent further training: the exact derivative of a run with respect to the weight of each training instance.
 
 The difference of two runs drowns in rounding where steps are small; here the perturbation itself is carried along,
-by forward differentiation of every optimiser step. It is the first-order limit: where a run is a smooth function of
+through the derivative of every optimiser step. It is the first-order limit: where a run is a smooth function of
 the removed weight, no method that is linear in that weight can come closer to further training than this.
 
 With rectified units a run is no smooth function. Its derivative between the kinks leaves out what each switch of a unit

@@ -41,12 +41,12 @@ def cg(
         and a report: damping, iterations and residual of each test instance. Columns that did not converge are named
         in a warning.
     """
-    at = Gradients(task, params, dtype=dtype)
-    damping = resolve_damping(damping, multiple, lambda: recommended_damping(at, curvature))
     if tolerance is None:
         tolerance = {torch.float64: 1e-10, torch.float32: 1e-5}[dtype]
     tolerance = checks.number("tolerance", tolerance, "a positive number or None")
     checks.whole("max_iterations", max_iterations)
+    at = Gradients(task, params, dtype=dtype)
+    damping = resolve_damping(damping, multiple, lambda: recommended_damping(at, curvature))
     G = GaussNewton(at, curvature)
     report: Report = {"damping": damping, "tolerance": tolerance}
 

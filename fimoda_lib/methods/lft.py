@@ -31,10 +31,11 @@ from ..derivatives.linearised import (
     together,
 )
 from ..derivatives.live_run import LiveRun
+from ..derivatives.second_order import second_derivative_of
 from ..derivatives.spectra import GRAM_ROWS, Spectrum, choose_backend, spectrum_of
 from ..derivatives.splitting import boundaries
 from ..derivatives.trajectories import Trajectory, mean_run, record_full_run, recorded_steps
-from ..derivatives.whole_hessian import Following, follow_whole
+from ..derivatives.whole_hessian import Following, Surroundings, follow_whole
 from ..tasks import Params, Task
 from ..training.ensembles import Optimizer
 from ..training.minibatches import steps_per_epoch
@@ -227,6 +228,8 @@ def split_runs(
         backend = choose_backend(GRAM_ROWS + 1, at.n_params)  # few directions are needed: those are quickly found
     check_training(task, params, at.device)
     Gradients(task, params).check_hessian()  # between kinks, where quotients can tell
+    with second_derivative_of(task.name, "forward derivative"):  # if there is none, it is said now
+        Surroundings(at, train[:1], whole=whole).test_changes(test[:1], torch.zeros(1, at.n_params, dtype=dtype))
     rule = Optimizer(along["optimizer"], **{name: along[name] for name in OF_OPTIMIZER if name in along})
     longest = max(b - a for a, b in pairwise([0, *boundaries(wanted, products // 2)]))
     floor = STIFF / (rule.learning_rate * longest)

@@ -51,7 +51,7 @@ def lissa(
     Raises:
         MethodDiverged: no scale converged.
     """
-    check_series(scale, depth, batch_size, seed)
+    scales = check_series(scale, depth, batch_size, seed)
     at = Gradients(task, params, dtype=dtype)
     damping = resolve_damping(damping, multiple, lambda: recommended_damping(at, curvature))
     G = GaussNewton(at, curvature)
@@ -64,7 +64,7 @@ def lissa(
                 partial(batch_product, G.factor_at, G.products),
                 len(curvature),
                 damping,
-                scale,
+                scales,
                 depth,
                 batch_size,
                 seed,
@@ -112,7 +112,7 @@ def neumann_solver(
     batch_product: Callable[[Tensor, Tensor | None], Tensor],
     n: int,
     damping: float,
-    scale: float | Sequence[float],
+    scales: Sequence[float],
     depth: int,
     batch_size: int | None,
     seed: int,
@@ -123,7 +123,6 @@ def neumann_solver(
     Args:
         batch_product: curvature on the instances at the given positions (None: all), times rows [k, P].
     """
-    scales = check_series(scale, depth, batch_size, seed)
 
     def P(v: Tensor) -> Tensor:
         diverged = []

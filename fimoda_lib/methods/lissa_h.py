@@ -9,7 +9,7 @@ from ..derivatives.curvature import recommended_damping
 from ..derivatives.gradients import Gradients
 from ..tasks import Params, Task
 from .base import Report, apply_operator, method, resolve_damping
-from .lissa import SCALES, neumann_solver
+from .lissa import SCALES, check_series, neumann_solver
 
 
 @method(label="LiSSA-H", family="influence function", reference="Agarwal et al. 2017; Koh & Liang 2017")
@@ -29,7 +29,9 @@ def lissa_h(
     dtype: torch.dtype = torch.float64,
 ) -> tuple[Tensor, Report]:
     """`lissa` with the Hessian of the loss in place of the Gauss-Newton matrix; arguments and results are the same."""
+    scales = check_series(scale, depth, batch_size, seed)
     at = Gradients(task, params, dtype=dtype)
+    at.check_hessian()
     damping = resolve_damping(damping, multiple, lambda: recommended_damping(at, curvature))
 
     def batch_product(h: Tensor, positions: Tensor | None) -> Tensor:
@@ -39,6 +41,5 @@ def lissa_h(
         return sum(len(piece) * at.hessian_products(at.train(piece), h) for piece in pieces) / len(curvature)
 
     report: Report = {"damping": damping}
-    P = neumann_solver(batch_product, len(curvature), damping, scale, depth, batch_size, seed, report)
-    at.check_hessian()  # after what the arguments may be refused for, as it takes longest
+    P = neumann_solver(batch_product, len(curvature), damping, scales, depth, batch_size, seed, report)
     return apply_operator(at, P, train, test), report

@@ -143,7 +143,6 @@ def for_notebooks() -> None:
     # glibc gives large blocks back to the system at every step otherwise: a fifth of the time of further training.
     os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(2**31 - 1))
     os.environ.setdefault("MALLOC_MMAP_THRESHOLD_", str(2**30))
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's: once it is loaded, forked workers cannot change it
 
 
 def choose_jobs(options: argparse.Namespace) -> int:

@@ -39,7 +39,7 @@ def run(stages: list[list[NotebookRun]], options: argparse.Namespace) -> int:
     from .spread import gpus
     from .workers import SpreadError
 
-    threads = os.environ.get("OMP_NUM_THREADS")  # now: with workers, dask sets it
+    own = dict(os.environ)  # dask sets threads in it for the workers it starts
     options.began = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())  # what is written later was computed by this run
     if options.scheduler or (options.jobs > 1 and len(gpus()) != 1):
         try:
@@ -50,13 +50,15 @@ def run(stages: list[list[NotebookRun]], options: argparse.Namespace) -> int:
                 file=sys.stderr,
             )
             return 1
+        os.environ.clear()
+        os.environ.update(own)
     warm_up()
     started, total, done = time.perf_counter(), sum(map(len, stages)), 0
     executed = Path(options.results) / options.profile / "notebooks"
     executed.mkdir(parents=True, exist_ok=True)
     for stage in stages:
         together = min(options.jobs, len(stage))
-        share_cores(together, threads)
+        share_cores(together, own.get("OMP_NUM_THREADS"))
         with ThreadPoolExecutor(together) as pool:
             shown = stage if together == 1 else stage[-1:]  # bars of two would overwrite each other
             waiting = {pool.submit(execute, item, executed, shown=item in shown): item for item in stage}

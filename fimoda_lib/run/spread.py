@@ -65,9 +65,12 @@ def _own_cluster(jobs: int) -> SpecCluster:
     # times a second: a tenth of a core, and slower small steps. Workers take this along.
     unread = {"distributed.worker.profile.enabled": False}
     unread |= {f"distributed.admin.{what}.interval": "10s" for what in ("tick", "system-monitor")}
-    # Forked as kernels are, they have their imports done, six seconds of a core each; CUDA had better begin afresh.
-    forked = {"distributed.worker.multiprocessing-method": "forkserver"} if not found and warm_up() else {}
-    with dask.config.set(unread | forked):
+    # Forked as kernels are, they have their imports done, six seconds of a core each. CUDA had better begin afresh;
+    # a worker that is started again does.
+    if not found:
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # NumPy's: once it is loaded, workers cannot change it
+        unread |= {"distributed.worker.multiprocessing-method": "forkserver"} if warm_up() else {}
+    with dask.config.set(unread):
         return SpecCluster(scheduler=scheduler, workers=workers, **quiet)
 
 

@@ -40,6 +40,7 @@ CAUSES = (
         "it draws from distributions that it computes (torch.normal, torch.bernoulli, torch.multinomial)",
         "draw numbers that depend on nothing: mean + std * torch.randn_like(mean), torch.rand_like(p) < p",
     ),
+    ("forward mode AD", "it calls an autograd.Function without a forward derivative", "give it a jvp"),
     ("forward AD", "one of its operations has no forward derivative", "write it with elementary operations"),
 )
 TRANSFORMERS = "a sequence classifier of transformers becomes a task by fimoda_lib.huggingface.text_task"

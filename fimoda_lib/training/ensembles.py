@@ -162,7 +162,7 @@ class Ensemble:
         return grad(objective)(params)
 
     def gradients(self, params: Params, batch: Instances, weights: Tensor, batches: int) -> Params:
-        """Of every replica's weighted loss in its parameters; not to be differentiated again (see `tangents`).
+        """Of every replica's weighted loss in its parameters; to differentiate it again, see `differentiable_run`.
 
         Args:
             batch: one for each replica [M, B, ...]; or, for `batches` of them, one for each M/batches replicas in turn

@@ -1,6 +1,8 @@
 """Derivatives of second order of every layer that PyTorch has, against central differences in float64."""
 
 import dataclasses
+import functools
+import importlib
 import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -175,6 +177,36 @@ def test_a_loss_without_a_second_derivative_is_refused(name):
     assert said in found or "by torch.func" in found
     at, (inputs, targets) = Gradients(task, params), task.train
     assert said in refusal(at.loss_hessians, task.model(inputs).detach(), targets, error=ValueError)
+
+
+def test_a_loss_without_a_forward_derivative_has_a_second_one():
+    task, params = tiny("regression", outputs=3)
+    task = dataclasses.replace(task, loss=LOSSES["soft margin"][0])
+    exact, cg = (attribute(name, task, params, damping=0.1, train=[0, 1], test=[2]).values for name in ("exact", "cg"))
+    assert error(cg, exact) < 1e-6
+    assert error(adjoints(task, params), difference_of_runs(task, params)) < 1e-6
+    assert "PyTorch has no forward derivative of the model or" in refusal(tangents, task, params, error=ValueError)
+
+
+class Tripled(torch.autograd.Function):
+    """Without a rule for forward derivatives."""
+
+    generate_vmap_rule = True
+    forward = staticmethod(lambda x: 3 * x)
+    setup_context = staticmethod(lambda ctx, inputs, output: None)
+    backward = staticmethod(lambda ctx, gradient: 3 * gradient)
+
+
+def test_a_model_without_a_forward_derivative_is_refused_before_anything_is_followed(monkeypatch):
+    task, params = tiny("regression")
+    calls = nn.Module()
+    calls.forward = Tripled.apply
+    task = dataclasses.replace(task, model=nn.Sequential(*task.model, calls))
+    assert error(adjoints(task, params), difference_of_runs(task, params)) < 1e-6
+    monkeypatch.setattr(importlib.import_module("fimoda_lib.methods.lft"), "LiveRun", None)
+    split = dict(further_training=dict(learning_rate=0.1, batch_size=3), horizon=2, mode="split")
+    for call in (tangents, functools.partial(attribute, "lft", **split)):
+        assert "PyTorch has no forward derivative of the model or" in refusal(call, task, params, error=ValueError)
 
 
 # What a run checks of its own

@@ -234,8 +234,13 @@ def test_an_unsuitable_python_is_refused_in_one_sentence(programs, variables, fr
 
 def test_a_word_that_is_no_command_is_refused_before_anything_is_set_up(tmp_path):
     result = start(folder := project(tmp_path / "p", run="no-such-package==1.0"), "laptop")
-    assert result.returncode == 1 and "got 'laptop', expected lab, test, check, status, or options" in result.stderr
+    assert result.returncode == 1 and "got 'laptop', expected lab, test, check, status, benchmark, or" in result.stderr
     assert result.stderr.count("\n") == 1 and not (folder / ".venv").exists()
+    pages = [ROOT / "README.md", ROOT / "fimoda_lib" / "README.md", *(ROOT / "docs").glob("*.md")]
+    words = {word for page in pages for word in re.findall(r"run_all\.sh (\w+)", page.read_text())}
+    assert {"lab", "test", "benchmark"} <= words
+    for word in words:
+        assert start(folder, word, "--help").returncode == 0, word
 
 
 def test_an_active_environment_that_is_good_is_used_as_it_is(tmp_path):

@@ -13,10 +13,11 @@ import psutil
 import pytest
 import torch
 import xarray as xr
+from threadpoolctl import threadpool_info
 
 from fimoda_lib.experiments.panel import PAPER_METHODS, Panel, one_seed
 from fimoda_lib.run import command as run
-from fimoda_lib.run import notebooks, spread, workers
+from fimoda_lib.run import kernels, notebooks, spread, workers
 from fimoda_lib.run.shards import Shard, in_turns, shards_of
 from fimoda_lib.run.workers import SpreadError, UnfitWorker
 from fimoda_lib.storage.folders import is_running
@@ -203,9 +204,9 @@ def test_a_notebook_that_runs_alone_has_all_cores_and_shows_its_progress(monkeyp
     monkeypatch.setenv("OMP_NUM_THREADS", theirs or "")
     if theirs is None:
         monkeypatch.delenv("OMP_NUM_THREADS")
-    monkeypatch.setattr(
-        notebooks, "spread_out", lambda stages, options: monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    )  # as dask does
+    as_dask = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "PYTHONHASHSEED": "6640"}
+    before = [os.environ.get(name) for name in as_dask]
+    monkeypatch.setattr(notebooks, "spread_out", lambda stages, options: os.environ.update(as_dask))
     monkeypatch.setattr(notebooks, "write_report", lambda options: None)
     monkeypatch.setattr(
         notebooks, "execute", lambda item, folder, shown: seen.append((item, shown, os.environ.get("OMP_NUM_THREADS")))
@@ -216,6 +217,7 @@ def test_a_notebook_that_runs_alone_has_all_cores_and_shows_its_progress(monkeyp
     assert sorted(seen, key=lambda found: found[0].label) == [
         (items[0], False, "4"), (items[1], True, "4"), (items[2], True, theirs)
     ]  # fmt: skip
+    assert [os.environ.get(name) for name in as_dask] == before
 
 
 @pytest.mark.parametrize(("gpus", "spreads"), [([], True), (["0"], False), (["0", "1"], True)])
@@ -237,6 +239,19 @@ def test_each_worker_of_a_machine_gets_its_gpu_and_its_cores(monkeypatch):
         found = client.run(lambda: (os.environ["CUDA_VISIBLE_DEVICES"], os.environ["OMP_NUM_THREADS"]))
     threads = str(spread.threads_each(2))
     assert sorted(found.values()) == [("0", threads), ("1", threads)]
+
+
+def test_workers_without_a_gpu_are_forked_with_as_many_threads_as_they_may_use(monkeypatch):
+    def look():
+        return psutil.Process().parent().ppid(), {
+            i["num_threads"] for i in threadpool_info() if "blas" in i["filepath"]
+        }
+
+    monkeypatch.setattr(kernels, "IMPORTED", ("numpy",))
+    with spread.connected(1, None) as client:
+        client.wait_for_workers(1)
+        (found,) = client.run(look).values()
+    assert found == (os.getpid(), {1})  # its parent is the process that forks
 
 
 # What goes wrong
