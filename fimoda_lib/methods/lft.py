@@ -229,7 +229,8 @@ def split_runs(
     check_training(task, params, at.device)
     Gradients(task, params).check_hessian()  # between kinks, where quotients can tell
     with second_derivative_of(task.name, "forward derivative"):  # if there is none, it is said now
-        Surroundings(at, train[:1], whole=whole).test_changes(test[:1], torch.zeros(1, at.n_params, dtype=dtype))
+        nothing = torch.zeros(1, at.n_params, dtype=dtype, device=at.device)
+        Surroundings(at, train[:1], whole=whole).test_changes(test[:1], nothing)
     rule = Optimizer(along["optimizer"], **{name: along[name] for name in OF_OPTIMIZER if name in along})
     longest = max(b - a for a, b in pairwise([0, *boundaries(wanted, products // 2)]))
     floor = STIFF / (rule.learning_rate * longest)

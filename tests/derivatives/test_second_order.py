@@ -180,7 +180,7 @@ def test_a_loss_without_a_second_derivative_is_refused(name):
 
 
 def test_a_loss_without_a_forward_derivative_has_a_second_one():
-    task, params = tiny("regression", outputs=3)
+    task, params = tiny("regression", n=9, outputs=3)
     task = dataclasses.replace(task, loss=LOSSES["soft margin"][0])
     exact, cg = (attribute(name, task, params, damping=0.1, train=[0, 1], test=[2]).values for name in ("exact", "cg"))
     assert error(cg, exact) < 1e-6
@@ -198,7 +198,7 @@ class Tripled(torch.autograd.Function):
 
 
 def test_a_model_without_a_forward_derivative_is_refused_before_anything_is_followed(monkeypatch):
-    task, params = tiny("regression")
+    task, params = tiny("regression", n=9)
     calls = nn.Module()
     calls.forward = Tripled.apply
     task = dataclasses.replace(task, model=nn.Sequential(*task.model, calls))

@@ -243,9 +243,8 @@ def test_each_worker_of_a_machine_gets_its_gpu_and_its_cores(monkeypatch):
 
 def test_workers_without_a_gpu_are_forked_with_as_many_threads_as_they_may_use(monkeypatch):
     def look():
-        return psutil.Process().parent().ppid(), {
-            i["num_threads"] for i in threadpool_info() if "blas" in i["filepath"]
-        }
+        blas = [library for library in threadpool_info() if library["user_api"] == "blas"]
+        return psutil.Process().parent().ppid(), {library["num_threads"] for library in blas}
 
     monkeypatch.setattr(kernels, "IMPORTED", ("numpy",))
     with spread.connected(1, None) as client:
