@@ -239,7 +239,7 @@ def test_a_word_that_is_no_command_is_refused_before_anything_is_set_up(tmp_path
     pages = [ROOT / "README.md", ROOT / "fimoda_lib" / "README.md", *(ROOT / "docs").glob("*.md")]
     words = {word for page in pages for word in re.findall(r"run_all\.sh (\w+)", page.read_text())}
     assert {"lab", "test", "benchmark"} <= words
-    for word in words:
+    for word in words - {"test"}:  # whose --help is that of pytest
         assert start(folder, word, "--help").returncode == 0, word
 
 
