@@ -76,7 +76,7 @@ def lissa(
         reduced = Reduction(G)
         A = torch.nn.functional.pad(reduced.factor, (0, 1))
         product = partial(batch_product, A.view(G.n, G.rank, -1).__getitem__, lambda h: (h @ A.T) @ A / G.n)
-        solve = neumann_solver(product, len(curvature), damping, scale, depth, batch_size, seed, report)
+        solve = neumann_solver(product, len(curvature), damping, scales, depth, batch_size, seed, report)
         inside = reduced.into(v)
         outside = v - reduced.out_of(inside)
         solved = solve(torch.cat([inside, outside.norm(dim=1, keepdim=True)], 1))

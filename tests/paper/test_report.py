@@ -454,7 +454,15 @@ def test_headings_come_in_order_and_every_id_is_unique(made, name):
 
 @pytest.mark.parametrize("name", PAGES)
 def test_pages_print(made, browser, name):
+    from selenium.common.exceptions import WebDriverException
+
     browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})  # on paper there is no window
     browser.get((made[0] / name).as_uri())
-    pdf = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {"preferCSSPageSize": True})["data"])
+    for left in (2, 1, 0):  # of a busy machine Chromium says now and then that printing failed
+        try:
+            pdf = base64.b64decode(browser.execute_cdp_cmd("Page.printToPDF", {"preferCSSPageSize": True})["data"])
+            break
+        except WebDriverException as error:
+            if not left or "Printing failed" not in str(error):
+                raise
     assert pdf.startswith(b"%PDF") and len(pdf) > 5000
