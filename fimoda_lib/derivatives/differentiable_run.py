@@ -51,8 +51,7 @@ class DifferentiableRun:
         """
 
         def objective(p: Params) -> tuple[Tensor, Tensor]:
-            losses = self.ensemble.trained.losses({k: x[0] for k, x in p.items()}, batch)
-            return (weights * losses).sum(), losses
+            return self.ensemble.objective({k: x[0] for k, x in p.items()}, batch, weights)
 
         return grad(objective, has_aux=True)(params)
 

@@ -153,13 +153,14 @@ class Ensemble:
         """Updates stacked parameters and optimiser state in place; see `step`."""
         self.optimizer.update(params, self.gradients(params, batch, weights, batches), state, correction)
 
+    def objective(self, params: Params, batch: Instances, weights: Tensor) -> tuple[Tensor, Tensor]:
+        """The weighted loss of one replica, whose parameters are not stacked, and the loss of each instance [B]."""
+        losses = self.trained.losses(params, batch)
+        return (weights * losses).sum(), losses
+
     def gradient(self, params: Params, batch: Instances, weights: Tensor) -> Params:
-        """Of the weighted loss of one replica, whose parameters are not stacked."""
-
-        def objective(p: Params) -> Tensor:
-            return (weights * self.trained.losses(p, batch)).sum()
-
-        return grad(objective)(params)
+        """Of the weighted loss of one replica."""
+        return grad(lambda p: self.objective(p, batch, weights)[0])(params)
 
     def gradients(self, params: Params, batch: Instances, weights: Tensor, batches: int) -> Params:
         """Of every replica's weighted loss in its parameters; to differentiate it again, see `differentiable_run`.
