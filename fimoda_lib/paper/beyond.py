@@ -62,6 +62,7 @@ def figure_limit(panels: Panels, folder: Path | str) -> Figure:
         "fig_limit", panels, folder, first_order.limit_table, first_order.draw_limit,
         first_order.LIMIT, first_order.LIMIT_MARKS, measured=first_order_runs,
         title="The first-order limit", ylabel="similarity of derivative and difference",
+        legend=first_order.limit_legend(),
     )  # fmt: skip
 
 

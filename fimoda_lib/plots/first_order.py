@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -29,6 +30,7 @@ from .look import LOOK, plain_log
 from .panels import horizon_axis
 
 SHADES = {0.1: "#9ecae1", 0.5: "#4292c6", 1.0: "#08306b"}  # fractions of the weight removed, light to dark
+PLAIN = dict(ls="-", lw=1.4, marker="o", ms=3)
 OUTPUT = "#CC79A7"
 SOFTENED = "#009E73"
 LIMIT = (
@@ -109,45 +111,39 @@ def _summary(values: xr.DataArray, runs: xr.Dataset) -> pd.DataFrame:
     return pd.concat(frames, axis=1).reset_index().merge(epochs, on="step")
 
 
+def _limit_looks() -> dict[tuple[str, float], dict[str, Any]]:
+    """How each line of `limit_table` is drawn, and what it says: (quantity, fraction) -> look."""
+    whole = "the whole instance removed"
+    looks = {("loss", f): dict(color=c, label=f"{f:g} of the weight removed") for f, c in SHADES.items() if f < 1}
+    looks["loss", 1.0] = dict(color=SHADES[1.0], label=whole)
+    looks["output", 1.0] = dict(color=OUTPUT, ls="--", label="the same, output instead of loss")
+    looks["softened", 1.0] = dict(color=SOFTENED, ls="-.", label=f"{whole}, kinks softened")
+    for name, label in {"lft": f"LFT, {whole}", "ceiling": "noise ceiling of all seeds"}.items():
+        look = LOOK[name]
+        looks[name, 1.0] = dict(color=look.colour, ls=look.line, lw=look.width, marker=look.marker, label=label)
+    return looks
+
+
+def limit_legend() -> list[Line2D]:
+    """What the figure of the limit explains below its panels."""
+    return [Line2D([], [], **{**PLAIN, **look}) for look in _limit_looks().values()]
+
+
 def draw_limit(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
     """A line per fraction, one for the output, one for LFT, and the noise ceiling."""
-    for (quantity, fraction), rows in table.groupby(["quantity", "fraction"], sort=False):
-        if quantity == "loss":
-            label = f"{fraction:g} of the weight removed" if fraction < 1 else "the whole instance removed"
-            _line(ax, rows, dataset, SHADES[fraction], "-", label)
-        elif quantity == "output":
-            _line(ax, rows, dataset, OUTPUT, "--", "the same, output instead of loss")
-        elif quantity == "softened":
-            _line(ax, rows, dataset, SOFTENED, "-.", "the whole instance removed, kinks softened")
-        else:
-            look = LOOK[quantity]
-            label = "LFT, the whole instance removed" if quantity == "lft" else "noise ceiling of all seeds"
-            _line(ax, rows, dataset, look.colour, look.line, label, width=look.width, marker=look.marker)
-    _finish(ax, dataset)
-
-
-def _line(
-    ax: Axes,
-    rows: pd.DataFrame,
-    dataset: str,
-    colour: str,
-    line: str | tuple,
-    label: str,
-    *,
-    width: float = 1.4,
-    marker: str = "o",
-) -> None:
-    """Means over test instances, with a band of one standard error."""
-    at, mean = rows[horizon_axis(dataset)[0]], rows["mean"]
-    ax.plot(at, mean, color=colour, ls=line, lw=width, marker=marker, ms=3, label=label, zorder=1.5 if width > 2 else 2)
-    if rows["sem"].notna().any():
-        ax.fill_between(at, mean - rows["sem"], mean + rows["sem"], color=colour, alpha=0.15, lw=0)
-
-
-def _finish(ax: Axes, dataset: str) -> None:
+    looks = _limit_looks()
+    for key, rows in table.groupby(["quantity", "fraction"], sort=False):
+        _line(ax, rows, dataset, **{k: v for k, v in looks[key].items() if k != "label"})
     ax.set(xscale="log", ylim=(-0.06, 1.02), xlabel=horizon_axis(dataset)[1])
     plain_log(ax.xaxis)
-    ax.legend(fontsize=7.5, loc="best")
+
+
+def _line(ax: Axes, rows: pd.DataFrame, dataset: str, **look: Any) -> None:
+    """Means over test instances, with a band of one standard error."""
+    at, mean, look = rows[horizon_axis(dataset)[0]], rows["mean"], PLAIN | look
+    ax.plot(at, mean, **look, zorder=1.5 if look["lw"] > 2 else 2)
+    if rows["sem"].notna().any():
+        ax.fill_between(at, mean - rows["sem"], mean + rows["sem"], color=look["color"], alpha=0.15, lw=0)
 
 
 def whole_runs(panel: Panel) -> xr.Dataset:
@@ -181,7 +177,7 @@ def draw_units(ax: Axes, table: pd.DataFrame, dataset: str) -> None:
     """A line per kind of unit and fraction, and one for LFT with each kind of unit."""
     for (unit, quantity, fraction), rows in table.groupby(["unit", "quantity", "fraction"], sort=False):
         line, _ = UNIT_LINES[fraction if quantity == "loss" else quantity]
-        _line(ax, rows, dataset, UNIT_COLOURS[unit], line, "")
+        _line(ax, rows, dataset, color=UNIT_COLOURS[unit], ls=line)
     low = float((table["mean"] - table["sem"].fillna(0)).min())
     ax.set(xscale="log", ylim=(min(-0.06, low - 0.04), 1.02), xlabel=horizon_axis(dataset)[1])
     plain_log(ax.xaxis)
