@@ -23,6 +23,7 @@ from .. import checks
 from ..devices import choose_device, strict_arithmetic
 from ..tasks import Instances, Params, Task, check_params, check_task, count, resolve_rows, take, to
 from ..training.ensembles import Optimizer
+from ..training.final_model import TrainingDiverged
 from ..training.minibatches import FULL_RUN, run_batches
 from ..training.plans import MOST_STEPS, Plan, check_seeds
 from ..training.trial import check_training
@@ -60,7 +61,8 @@ def adjoint_train(
         [test, train], float64, positive = helpful: what `tangent_train` gives with `removal="mask"` at this step.
 
     Raises:
-        ValueError: as `further_train`; a run that diverges; an instance whose loss has no finite gradient.
+        TrainingDiverged: the derivative is not finite.
+        ValueError: as `further_train`; an instance whose loss has no finite gradient.
     """
     check_task(task)
     check_params(task.model, params)
@@ -80,7 +82,7 @@ def adjoint_train(
     scores = swept(run, batches, take(task.test, rows), seed, progress)
     if not scores.isfinite().all():
         check_gradients(task, params, {"train": torch.arange(task.n_train), "test": rows}, where)
-        raise ValueError(
+        raise TrainingDiverged(
             f"The run diverged: with learning rate {learning_rate} its derivative is not finite; take a smaller one."
         )
     return xr.DataArray(

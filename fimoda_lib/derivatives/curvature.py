@@ -53,19 +53,14 @@ class GaussNewton:
         for piece in self.rows.split(self.at.block_size(self.rank)):
             yield self.factor(piece)
 
-    def blocks(self, dtype: torch.dtype | None = None, beside: int = 1) -> Iterator[Tensor]:
-        """A, a few instances at a time, as it is or in a precision: [b * rank, P].
+    def blocks(self) -> Iterator[Tensor]:
+        """A, all at once if it is held, else a few instances at a time: [b * rank, P]."""
+        yield from self._computed() if self.held is None else [self.held]
 
-        Args:
-            beside: how many vectors [P] it meets: as many rows at once, so that these are not read for every few.
-        """
-        if self.held is None:
-            blocks = self._computed()
-        elif dtype in (None, self.held.dtype):
-            blocks = [self.held]
-        else:
-            blocks = self.held.split(max(self.at.block_size(), beside))  # so that it is never held twice
-        yield from (block.to(dtype or block.dtype) for block in blocks)
+    def columns(self) -> Iterator[slice]:
+        """Parameters, a few at a time: what is held is converted piece by piece, and never held twice."""
+        width = self.at.block_size() * self.at.n_params // (self.n * self.rank) + 1
+        yield from (slice(start, start + width) for start in range(0, self.at.n_params, width))
 
     def factor(self, rows: Tensor) -> Tensor:
         """The rows of A that belong to the given training instances: [len(rows) * rank, P]."""
@@ -87,24 +82,31 @@ class GaussNewton:
             result += (vectors @ block.T) @ block
         return result / self.n
 
-    def overlaps(self, vectors: Tensor) -> Tensor:
-        """A times each vector, in its precision: [k, P] -> [k, n * rank]."""
-        return torch.cat([vectors @ block.T for block in self.blocks(vectors.dtype, len(vectors))], 1)
+    def overlaps(self, vectors: Tensor, dtype: torch.dtype) -> Tensor:
+        """A times each vector, worked out in a precision: [k, P] -> [k, n * rank]."""
+        if self.held is None:
+            vectors = vectors.to(dtype)
+            return torch.cat([vectors @ block.to(dtype).T for block in self._computed()], 1)
+        return sum(vectors[:, few].to(dtype) @ self.held[:, few].to(dtype).T for few in self.columns())
 
     def combine(self, weights: Tensor) -> Tensor:
-        """Aᵀ times each row of weights, in its precision: [k, n * rank] -> [k, P]."""
-        result, start = 0.0, 0
-        for block in self.blocks(weights.dtype, len(weights)):
-            result = result + weights[:, start : start + len(block)] @ block
+        """Aᵀ times each row of weights, worked out in their precision: [k, n * rank] -> [k, P], in that of A."""
+        result = torch.zeros(len(weights), self.at.n_params, dtype=self.at.dtype, device=self.at.device)
+        if self.held is not None:
+            for few in self.columns():
+                result[:, few] = weights @ self.held[:, few].to(weights.dtype)
+            return result
+        exact, start = result.to(weights.dtype), 0
+        for block in self._computed():
+            exact += weights[:, start : start + len(block)] @ block.to(weights.dtype)
             start += len(block)
-        return result
+        return exact.to(self.at.dtype)
 
-    def gram(self, dtype: torch.dtype | None = None) -> Tensor:
-        """AAᵀ, [n * rank, n * rank]; its eigenvalues over n are the non-zero eigenvalues of G."""
+    def gram(self, dtype: torch.dtype) -> Tensor:
+        """AAᵀ worked out in a precision, [n * rank, n * rank]; its eigenvalues over n are the non-zero ones of G."""
         if self.held is None:
-            return torch.cat([self.overlaps(left) for left in self.blocks(dtype)])
-        pieces = self.held.split(self.at.block_size() * self.at.n_params // len(self.held) + 1, dim=1)
-        converted = (piece.to(dtype or piece.dtype) for piece in pieces)  # each number once
+            return torch.cat([self.overlaps(left, dtype) for left in self._computed()])
+        converted = (self.held[:, few].to(dtype) for few in self.columns())
         return sum(piece @ piece.T for piece in converted)
 
     def dense(self) -> Tensor:
@@ -148,11 +150,11 @@ class Reduction:
 
     def into(self, vectors: Tensor) -> Tensor:
         """Qᵀv for every row v: [k, P] -> [k, q]."""
-        return (self.G.overlaps(vectors.double()) @ self.vectors / self.roots).to(self.dtype)
+        return (self.G.overlaps(vectors, torch.float64) @ self.vectors / self.roots).to(self.dtype)
 
     def out_of(self, coordinates: Tensor) -> Tensor:
         """Q times every row of coordinates: [k, q] -> [k, P]."""
-        return self.G.combine(coordinates.double() / self.roots @ self.vectors.T).to(self.dtype)
+        return self.G.combine(coordinates.double() / self.roots @ self.vectors.T)
 
 
 def check_curved(at: Gradients, rows: Tensor) -> None:

@@ -11,6 +11,7 @@ import xarray as xr
 
 from ..derivatives.adjoints import adjoint_train
 from ..storage.store import cached
+from ..training.final_model import TrainingDiverged
 from ..training.plans import Plan, specification
 from .followed import LFT_SEED
 from .panel import Panel
@@ -36,8 +37,8 @@ def exact_derivative(panel: Panel) -> xr.DataArray | None:
 
     Returns:
         scores [horizon, test, train], positive = helpful, mean over seeds, for `exact_tests` of the profile and five
-        of the panel's horizons, first and last among them; None for a data set that is too large, or a
-        profile that has none.
+        of the panel's horizons, first and last among them, NaN at those where a run diverged; None for a data set that
+        is too large, or a profile that has none.
     """
     if not is_small_enough(panel):
         return None
@@ -52,7 +53,10 @@ def exact_derivative(panel: Panel) -> xr.DataArray | None:
 
     def one(seed: int, horizon: int) -> np.ndarray:
         chosen = {"seed": seed, "horizon": horizon, "test": test, "kinks": "softened"}
-        return adjoint_train(panel.task, double, **run, **chosen, progress=panel.compute).values
+        try:
+            return adjoint_train(panel.task, double, **run, **chosen, progress=panel.compute).values
+        except TrainingDiverged:  # the other horizons tell something
+            return np.full((len(test), panel.task.n_train), np.nan)
 
     def compute() -> xr.Dataset:
         values = np.mean([[one(seed, horizon) for horizon in horizons] for seed in seeds], axis=0)

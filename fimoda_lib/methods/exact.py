@@ -42,8 +42,8 @@ def exact(
                 G.dense() + damping * torch.eye(at.n_params, dtype=dtype, device=at.device), g.T
             ).T
         # Woodbury: (AᵀA/n + λI)⁻¹ g = (g - Aᵀ (AAᵀ + nλI)⁻¹ A g) / λ
-        gram = G.gram() + G.n * damping * torch.eye(G.n * G.rank, dtype=dtype, device=at.device)
-        weights = torch.linalg.solve(gram, G.overlaps(g).T).T
+        gram = G.gram(dtype) + G.n * damping * torch.eye(G.n * G.rank, dtype=dtype, device=at.device)
+        weights = torch.linalg.solve(gram, G.overlaps(g, dtype).T).T
         return (g - G.combine(weights)) / damping
 
     return apply_operator(at, P, train, test), {

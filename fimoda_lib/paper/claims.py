@@ -11,6 +11,8 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 
 import pandas as pd
 
@@ -123,7 +125,7 @@ def margins(figure: str, table: pd.DataFrame | None) -> dict[str, dict[str, floa
 
 def runs_of(folder: Path | str, figure: str) -> dict[str, dict]:
     """Data set -> what a figure's provenance says of its runs: "curvature" where that is of a sample of the training
-    instances, "margins" as above."""
+    instances, "lissa_h_steps", "margins" as above."""
     path = Path(folder) / f"{figure}.json"
     return json.loads(path.read_text(encoding="utf-8")).get("datasets", {}) if path.exists() else {}
 
@@ -134,8 +136,14 @@ def profile_of(folder: Path | str) -> str:
     return json.loads(path.read_text(encoding="utf-8"))["profile"] if path.exists() else Path(folder).name
 
 
-def what_differs(dataset: str, profile: str, methods: Collection[str] = ()) -> str:
-    """In what an experiment of ours, with these methods, is not the paper's; nothing where it is the same."""
+def what_differs(
+    dataset: str, profile: str, methods: Collection[str] = (), known: Mapping[str, Any] = MappingProxyType({})
+) -> str:
+    """In what an experiment of ours, with these methods, is not the paper's; nothing where it is the same.
+
+    Args:
+        known: of its runs, as in `outcome`; what the profile says today counts only where they do not say it.
+    """
     entry, run = DATASETS.get(dataset), PROFILES.get(profile)
     if entry is None:
         return "a data set that this version does not have"
@@ -147,7 +155,9 @@ def what_differs(dataset: str, profile: str, methods: Collection[str] = ()) -> s
         return "a training of our own, for the paper's code for images is not public"
     if run and (run.final, run.further) != (1, 1):
         return SHORTER
-    for method, depth in (("lissa", run.lissa_depth), ("lissa_h", run.depth_of_lissa_h(dataset))) if run else ():
+    depths = {"lissa": run.lissa_depth, "lissa_h": run.depth_of_lissa_h(dataset)} if run else {}
+    depths |= {"lissa_h": known["lissa_h_steps"]} if "lissa_h_steps" in known else {}
+    for method, depth in depths.items():
         if method in methods and depth < DEPTH:
             return f"{label(method)} with {depth:,} of the paper's {DEPTH:,} steps"
     return ""
@@ -170,7 +180,7 @@ def outcome(
         published = published_panel(claim.figure, panel, dataset)
         known = (runs or {}).get(dataset, {})
         ours = claim.judge(curves_of(rows), panel, known.get("margins"))
-        differs = what_differs(dataset, profile, claim.methods)
+        differs = what_differs(dataset, profile, claim.methods, known)
         if claim.curvature and "curvature" in known and not differs:
             differs = "the curvature of some of the training instances"
         if differs and ours.verdict != NOT_RUN:

@@ -14,7 +14,7 @@ from ..experiments.panel import PAPER_METHODS, Panel
 from ..experiments.ranking import ranking_methods
 from ..experiments.removal_curves import LOT, NEAR, curve_runs, what_is_removed
 from ..plots import lds, mislabelled, removal_curves, selection
-from ..plots.captions import shortened
+from ..plots.captions import steps_of_lissa_h
 from ..plots.panels import Panels
 from .beyond import study_figure
 
@@ -27,7 +27,7 @@ def _said(what: Callable[[Panel], str], methods: Callable[[Panel], Iterable[str]
     return lambda panel: {
         "says": what(panel),
         **({"curvature": len(some)} if (some := panel.settings.study_curvature) else {}),
-        **shortened(methods(panel), panel.settings.group_lissa_h_depth),
+        **steps_of_lissa_h(methods(panel), panel.settings.group_lissa_h_depth),
     }
 
 

@@ -64,7 +64,7 @@ def provenance(
                 "learning_rate": runs.attrs["learning_rate"],
                 **({"remark": remark} if (remark := remark_on(panel)) else {}),
                 **({"curvature": len(some)} if methods and (some := panel.settings.curvature) else {}),
-                **(shortened(panel.methods, panel.settings.lissa_h_depth) if methods else {}),
+                **(steps_of_lissa_h(panel.methods, panel.settings.lissa_h_depth) if methods else {}),
                 **({"without": without} if methods and (without := panel.left_aside) else {}),
                 **how(panel),
                 "specification": runs.attrs["specification"],
@@ -168,16 +168,16 @@ def _aside(runs: dict) -> str:
     return f" ({said})" if said else ""
 
 
-def shortened(methods: Iterable[str], depth: int) -> dict[str, int]:
-    """For `provenance`: the steps of LiSSA-H, if it is among the methods and they are fewer than the paper's."""
-    return {"lissa_h_steps": depth} if "lissa_h" in methods and depth < DEPTH else {}
+def steps_of_lissa_h(methods: Iterable[str], depth: int) -> dict[str, int]:
+    """For `provenance`: the steps of LiSSA-H, if it is among the methods."""
+    return {"lissa_h_steps": depth} if "lissa_h" in methods else {}
 
 
 def _computed(runs: dict) -> list[str]:
     """Where scores are computed otherwise than in the paper."""
     return [
         f"curvature from {runs['curvature']:,} training instances" if "curvature" in runs else "",
-        f"LiSSA-H with {runs['lissa_h_steps']:,} steps" if "lissa_h_steps" in runs else "",
+        f"LiSSA-H with {steps:,} steps" if (steps := runs.get("lissa_h_steps", DEPTH)) < DEPTH else "",
     ]
 
 

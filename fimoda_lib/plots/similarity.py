@@ -38,7 +38,7 @@ def table(
         return None
     tables, drawn = curves_with_intervals(gold, scores, adjustment, metric)
     exact = finished(lambda: exact_derivative(panel)) if EXACT in methods else None
-    if exact is not None:
+    if exact is not None and len((exact := exact.dropna("horizon"))["horizon"]):  # where no run diverged
         some = gold.sel(step=exact["horizon"].values, test=exact["test"].values)
         tables += curves_with_intervals(some, {EXACT: exact}, adjustment, metric)[0]
     if metric == "cosine":

@@ -1,7 +1,8 @@
 """What does a profile take on this machine, and is all of it there? `run_all.sh check`, and before every run.
 
 Times are measured, a few steps of each further training; those of scores and studies are estimated from another run
-and what a step took there (`foretold`). Sizes are counted. Nothing is stored.
+and what a step took there (`foretold`). Sizes are counted; where a worker held more memory in that run, that counts.
+Nothing is stored.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from ..training.engines import Engine, faster, measure
 from ..training.ensembles import OPTIMIZERS
 from ..training.minibatches import steps_per_epoch
 from ..training.plans import Plan, evaluation_steps
-from .foretold import ALL_STUDIES, foretold, is_foretold
+from .foretold import ALL_STUDIES, foretold, is_foretold, peak_bytes
 from .plan import BEYOND, PANELS, SELECTION, STUDIES, asked_for
 from .shards import Shard
 from .spread import gpus, threads_each
@@ -86,7 +87,13 @@ def needs(work: list[tuple[str, str]], options: argparse.Namespace) -> list[Need
     if guessed:
         rest = f"scores and studies of {len(guessed)} data sets estimated from an earlier run, figures on top"
     disk = sum(p.disk for p in pieces) + FIGURE_BYTES
-    memory = jobs * (BASE_BYTES + max((p.memory for p in pieces), default=0))
+    # Of each worker; this process holds its own already, and it is not among what is free.
+    held = [
+        BASE_BYTES,
+        *(BASE_BYTES + p.memory for p in pieces),
+        *(peak_bytes(options.profile, name) for name in names),
+    ]
+    memory = jobs * max(held)
     data = Need("data", f"{len(names)} data sets", ", ".join(DATASETS[name].title for name in names) + ": verified")
     total = duration(seconds) if guessed else f"{duration(seconds)} for training"
     most = f"; most of it {slowest.label}, {duration(slowest.seconds / jobs)}; {rest}"

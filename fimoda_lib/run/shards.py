@@ -17,6 +17,7 @@ from .status import FOLLOWED, follower, optimizer_of
 
 # In this order: long shards before short ones.
 KINDS = ("final model", "retraining", "further training", "study", "scores")
+LONGEST = ("lft", "lissa", "cg", "lissa_h")  # of scores
 
 
 @dataclass(frozen=True)
@@ -120,9 +121,12 @@ def shards_of(
 
 def in_turns(shards: Iterable[Shard]) -> list[Shard]:
     """Kind after kind; of studies, the same figure of one data set after the other, for those of one data set share
-    pieces, and would wait for each other; of scores, LFT's first, the longest: nobody is to wait for them at the end.
+    pieces, and would wait for each other; of scores, the longest first: nobody is to wait for them at the end.
     """
-    figures = [*STUDIES]
-    return sorted(
-        shards, key=lambda s: (KINDS.index(s.kind), figures.index(s.part) if s.kind == "study" else s.part != "lft")
-    )
+
+    def turn(shard: Shard) -> int:
+        if shard.kind == "study":
+            return [*STUDIES].index(shard.part)
+        return LONGEST.index(shard.part) if shard.part in LONGEST else len(LONGEST)
+
+    return sorted(shards, key=lambda s: (KINDS.index(s.kind), turn(s)))

@@ -20,6 +20,7 @@ import torch
 from tqdm import tqdm
 
 from ..storage.folders import check_writable, part_of
+from ..storage.provenance import reset_peak_memory
 from ..storage.store import Missing
 from .shards import Shard, in_turns
 from .workers import SpreadError, UnfitWorker, compute_shard, this_code
@@ -124,6 +125,7 @@ def spread(shards: list[Shard], *, jobs: int = 1, scheduler: str | None = None) 
     if not missing:
         return
     folder = Path(missing[0].results) / missing[0].profile
+    reset_peak_memory()  # gives back what looking at all data sets has freed: workers need it
     with signed(folder) as sign, connected(jobs, scheduler) as client:
         failed = _run(client, missing, sign, len(shards))
     if failed:

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ..storage.provenance import code_version
+from ..storage.provenance import code_version, reset_peak_memory
 from .shards import Shard
 
 
@@ -52,6 +52,7 @@ def compute_shard(shard: Shard, sign: str, code: tuple[str, str]) -> Answer:
         panel = shard.panel(compute=True)
         path = shard.path(panel)
         forget_compiled(shard.dataset, shard.kind, shard.optimizer)
+        reset_peak_memory()  # its sidecar says what this shard took
         shard.piece(panel)()
         return Answer(file=path.name)
     except UnfitWorker as reason:

@@ -40,13 +40,7 @@ def peak_memory() -> Iterator[list[float]]:
     The GPU's counts if there is one. NaN where the system does not say, which only Linux does.
     """
     used: list[float] = []
-    with contextlib.suppress(OSError, AttributeError):  # glibc's: what earlier blocks have freed would hide this one's
-        ctypes.CDLL(None).malloc_trim(0)
-    before = _held("VmRSS")
-    try:
-        Path("/proc/self/clear_refs").write_text("5")  # the peak becomes what is held now
-    except OSError:
-        before = float("nan")
+    before = reset_peak_memory()
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated() / 2**20
@@ -55,6 +49,21 @@ def peak_memory() -> Iterator[list[float]]:
     finally:
         peak = torch.cuda.max_memory_allocated() / 2**20 if torch.cuda.is_available() else _held("VmHWM")
         used.append(round(max(peak - before, 0.0), 1))
+
+
+def reset_peak_memory() -> float:
+    """Gives back what earlier work has freed, and has the peak memory of this process begin with what it holds now.
+
+    Returns:
+        MiB that it holds. NaN where the system cannot do so, which only Linux can.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # glibc's
+        ctypes.CDLL(None).malloc_trim(0)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return float("nan")
+    return _held("VmRSS")
 
 
 def _held(entry: str) -> float:

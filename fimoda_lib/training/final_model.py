@@ -27,7 +27,7 @@ PIECE = 1024  # instances whose mean loss is computed at once
 
 
 class TrainingDiverged(ValueError):
-    """The final parameters are not finite."""
+    """Parameters, or their derivatives, are not finite after training."""
 
 
 def train_final_model(

@@ -83,11 +83,15 @@ def test_gauss_newton_as_operator_gram_matrix_and_dense(kind, outputs, hold, mon
     close(G.dense(), expected)
     vectors = torch.randn(3, at.n_params, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     close(G.products(vectors), vectors.numpy() @ expected)
-    gram = G.gram()
+    gram = G.gram(torch.float64)
     assert gram.shape == (5 * G.rank, 5 * G.rank)
     A = torch.cat(list(G.blocks()))
     close(gram, A @ A.T)
     close(A.T @ A / 5, expected)
+    overlaps = G.overlaps(vectors, torch.float64)
+    close(overlaps, vectors @ A.T)
+    close(G.combine(overlaps), vectors @ A.T @ A)
+    assert G.overlaps(vectors.float(), torch.float64).dtype == torch.float64
     spectrum = np.linalg.eigvalsh(expected)[::-1][: 5 * G.rank]
     close(torch.linalg.eigvalsh(gram).flip(0)[: len(spectrum)] / 5, spectrum, 1e-11)
 

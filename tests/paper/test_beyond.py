@@ -1,6 +1,7 @@
 """Figures beyond the paper and the runs behind them, from tiny stored results."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import matplotlib.pyplot as plt
@@ -8,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+import xarray as xr
 from torch import nn
 
 from fimoda_lib.comparison import noise_ceiling, seed_agreement, sensitivity, similarity
@@ -36,6 +38,7 @@ from fimoda_lib.intervals import ceiling_interval
 from fimoda_lib.methods import attribute
 from fimoda_lib.paper import beyond, figures, over_horizons
 from fimoda_lib.plots import filters, first_order, removal
+from fimoda_lib.training.final_model import TrainingDiverged
 
 pytestmark = pytest.mark.usefixtures("quick_pictures")
 LEAST_PRODUCTS = get_profile("smoke").least_products
@@ -199,6 +202,26 @@ def test_the_exact_derivative_is_the_mean_of_adjoints_of_several_runs(panels, tm
     assert not np.allclose(both[0], both[1], rtol=0.01)
     between = np.mean([adjoint_train(panel.task, double, **run, seed=seed).values for seed in seeds], axis=0)
     assert not np.allclose(found, between, rtol=1e-5, atol=0)  # few units switch in so few steps
+
+
+def test_where_a_run_diverges_the_exact_derivative_has_a_gap(panels, tmp_path, monkeypatch):
+    panel, steps = panels["a"], exact_derivative(panels["a"]).horizon.values
+
+    def sometimes(*arguments, horizon, test, **more):
+        if horizon == steps[-1]:
+            raise TrainingDiverged("its derivative is not finite")
+        rows = {"test": [*test], "train": range(panel.task.n_train)}
+        values = np.random.default_rng(horizon).normal(size=(len(test), panel.task.n_train))
+        return xr.DataArray(values, rows, ("test", "train"))
+
+    monkeypatch.setattr("fimoda_lib.experiments.exact_derivative.adjoint_train", sometimes)
+    without = shutil.ignore_patterns("adjoint*")
+    shutil.copytree(panel.folder, tmp_path / panel.folder.name, ignore=without)
+    found = exact_derivative(again := replace(panel, results=tmp_path, compute=True))
+    assert found.isel(horizon=-1).isnull().all() and found.isel(horizon=slice(-1)).notnull().all()
+    beyond.figure2_plus({"a": again}, tmp_path / "figures")
+    rows = pd.read_csv(tmp_path / "figures" / "fig02plus.csv").query("method == 'adjoint'").set_index("step")["mean"]
+    assert rows.index.tolist() == steps[:-1].tolist() and rows.notna().all()
 
 
 def test_no_exact_derivative_where_none_is_stored_or_data_are_large(panels, trained, tmp_path):

@@ -160,6 +160,10 @@ def test_methods_with_other_settings_than_the_papers_are_no_evidence():
     assert result.ours.verdict == NOT_COMPARABLE
     assert claims.outcome(claim(4), table(GOOD), "overnight").verdict == REPRODUCED
     assert claims.outcome(claim(1), table(GOOD), "laptop").verdict == REPRODUCED  # LiSSA-H has no part in it
+    # What the runs say counts more than what the profile would do today.
+    assert claims.outcome(claim(4), table(GOOD), "laptop", {"energy": {"lissa_h_steps": 5000}}).verdict == REPRODUCED
+    (result,) = claims.outcome(claim(4), table(GOOD), "overnight", {"energy": {"lissa_h_steps": 50}}).results
+    assert result.ours.verdict == NOT_COMPARABLE and "LiSSA-H with 50 of the paper's" in result.ours.reason
 
 
 def test_curvature_of_a_sample_is_no_evidence_on_what_curvature_adds(tmp_path):

@@ -139,7 +139,7 @@ def test_what_the_page_says_of_settings_with_adam_is_in_their_table():
 
 def test_the_hours_of_the_committed_run_are_those_of_its_pieces():
     hours = pd.read_csv(FIGURES / "notebooks" / "pieces.csv").minutes.sum() / 60
-    words = {10: "ten"}[round(hours / 2)]
+    words = dict(zip(range(8, 14), "eight nine ten eleven twelve thirteen".split(), strict=True))[round(hours / 2)]
     assert f"about {words} hours (added up from its pieces)" in (ROOT / "README.md").read_text()
     assert f"add up to {hours:.0f} hours of one process" in (ROOT / "figures" / "README.md").read_text()
     assert f"some {words} hours on 2 cores" in PROFILES["overnight"]

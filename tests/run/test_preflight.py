@@ -46,11 +46,11 @@ def test_times_and_sizes_are_those_of_the_settings(tmp_path):
 
 def test_scores_and_studies_are_estimated_from_a_run_and_the_speed_of_both_machines(tmp_path, monkeypatch, capsys):
     there = {
-        ("smoke", "wine", "scores"): 90.0,
-        ("smoke", "wine", "studies"): 40 * 60.0,
-        ("smoke", "wine", "step"): STEP / 8,
+        ("smoke", "wine", "scores"): foretold.Took(90.0, 0),
+        ("smoke", "wine", "studies"): foretold.Took(40 * 60.0, 0),
+        ("smoke", "wine", "step"): foretold.Took(STEP / 8, 0),
     }  # here it is STEP / 2
-    monkeypatch.setattr(foretold, "seconds_there", lambda: there)
+    monkeypatch.setattr(foretold, "there", lambda: there)
     assert preflight.piece("wine", "scores", options(tmp_path)).seconds == pytest.approx(4 * 90)
     assert preflight.piece("wine", "studies", options(tmp_path)).seconds == pytest.approx(4 * 40 * 60)
     words = ["--profile", "smoke", "--results", str(tmp_path), "--jobs", "2", "--datasets", "wine", "--only"]
@@ -61,10 +61,13 @@ def test_scores_and_studies_are_estimated_from_a_run_and_the_speed_of_both_machi
 
 
 def test_the_rows_of_a_run_are_sums_of_its_sidecars(tmp_path):
+    peak = 100
+
     def put(stem, seconds, written="2026-01-01", **specification):
-        (tmp_path / f"{stem}.json").write_text(
-            json.dumps({"seconds": seconds, "written": written, "specification": specification})
-        )
+        nonlocal peak
+        peak += 1
+        note = {"seconds": seconds, "written": written, "specification": specification, "peak_memory_MiB": peak}
+        (tmp_path / f"{stem}.json").write_text(json.dumps(note))
 
     put(
         "further-wine-sgd-drop-seed0-a", 30.0, removal="drop", optimizer={"name": "sgd"}, left_out=[1, 2], steps=[1, 10]
@@ -80,37 +83,52 @@ def test_the_rows_of_a_run_are_sums_of_its_sidecars(tmp_path):
     put("scores-wine-lft-a", 8.0, hyper={"further_training": {"optimizer": "adam"}})
     put("scores-wine-lft-b", 9.0, hyper={"further_training": {"optimizer": "sgd"}})
     rows = [
-        ("wine", "lft, adam", 8.0),
-        ("wine", "lft, sgd", 9.0),
-        ("wine", "scores", 3.5),
-        ("wine", "step", 1.0),
-        ("wine", "studies", 16.0),
+        ("wine", "lft, adam", 8.0, 110),
+        ("wine", "lft, sgd", 9.0, 111),
+        ("wine", "scores", 3.5, 108),
+        ("wine", "step", 1.0, 105),  # and the final model's memory
+        ("wine", "studies", 16.0, 109),
     ]
     assert foretold.record(tmp_path) == rows
 
 
+def test_memory_is_what_a_worker_held_in_a_run_or_more(tmp_path, monkeypatch, capsys):
+    words = ["--profile", "smoke", "--results", str(tmp_path), "--jobs", "2", "--datasets", "wine", "--only", "fig02"]
+
+    def gigabytes(peak):
+        monkeypatch.setattr(foretold, "there", lambda: {("smoke", "wine", "step"): foretold.Took(STEP, peak)})
+        assert main(["check", *words]) == 0
+        (line,) = [line for line in capsys.readouterr().out.splitlines() if line.startswith("memory")]
+        return float(line.split()[1])
+
+    counted = gigabytes(0)
+    assert 1.2 <= counted < 1.5  # two processes with their libraries, and next to no data
+    assert gigabytes(3_000) == round(2 * 3_000 * 2**20 / 1e9, 1) and gigabytes(1) == counted
+
+
 def test_a_run_takes_the_place_of_an_earlier_one_of_its_profile(tmp_path, monkeypatch):
-    measured = tmp_path / "seconds.csv"
-    measured.write_text("profile,dataset,kind,seconds\nquick,wine,scores,1.0\nsmoke,wine,scores,2.0\n")
+    measured = tmp_path / "measured.csv"
+    measured.write_text("profile,dataset,kind,seconds,peak_MiB\nquick,wine,scores,1.0,\nsmoke,wine,scores,2.0,300\n")
     monkeypatch.setattr(foretold, "MEASURED", measured)
-    monkeypatch.setattr(foretold, "record", lambda results: [("wine", "scores", 3.0), ("wine", "step", 0.5)])
-    foretold.seconds_there.cache_clear()
+    monkeypatch.setattr(foretold, "record", lambda results: [("wine", "scores", 3.0, 500), ("wine", "step", 0.5, 700)])
+    foretold.there.cache_clear()
     foretold.renew(tmp_path / "smoke")
-    foretold.seconds_there.cache_clear()
-    found = foretold.seconds_there()
-    foretold.seconds_there.cache_clear()
+    foretold.there.cache_clear()
+    found, peaks = foretold.there(), [foretold.peak_bytes(profile, "wine") for profile in ("smoke", "quick", "laptop")]
+    foretold.there.cache_clear()
+    assert peaks == [700 * 2**20, 0, 0]
     assert found == {
-        ("quick", "wine", "scores"): 1.0,
-        ("smoke", "wine", "scores"): 3.0,
-        ("smoke", "wine", "step"): 0.5,
+        ("quick", "wine", "scores"): (1.0, 0),
+        ("smoke", "wine", "scores"): (3.0, 500),
+        ("smoke", "wine", "step"): (0.5, 700),
     }
 
 
 def test_the_measured_run_has_all_data_sets_of_the_paper():
-    rows = foretold.seconds_there()
+    rows = foretold.there()
     for kind in ("scores", "lft, sgd", "studies", "step"):
         assert {dataset for profile, dataset, k in rows if (profile, k) == ("overnight", kind)} == {*plan.PANELS}, kind
-    assert all(seconds > 0 for seconds in rows.values())
+    assert all(took.seconds > 0 for took in rows.values())
 
 
 def test_what_is_finished_takes_no_more(tmp_path):
@@ -197,4 +215,6 @@ def test_overnight_has_the_seeds_that_were_asked_for():
     seeds = profiles.PROFILES["overnight"].n_seeds
     assert [seeds("sgd", d) for d in ("concrete", "energy", "fico", "folktables", "cifar10")] == [100, 100, 20, 20, 5]
     assert [seeds("adam", d) for d in ("concrete", "energy", "fico", "folktables")] == [20, 20, 5, 5]
+    groups = profiles.PROFILES["overnight"].n_group_seeds
+    assert [groups(d) for d in ("energy", "cifar10")] == [2, 5]
     assert seeds("adamw", "sst2") == 5 and profiles.PROFILES["overnight"].retrain_seeds > 1
