@@ -37,6 +37,7 @@ from .status import duration, files_of, follower, optimizer_of
 
 FIGURE_BYTES = 100_000_000  # PDF, PNG, CSV and executed notebooks of all figures, generously
 BASE_BYTES = 600_000_000  # a process with Python, PyTorch and the libraries, before any data
+SOLVED = 5  # vectors of the size of the parameters for each test instance, while a method solves its systems
 COMPILERS = ("g++", "clang++", "c++")
 
 
@@ -171,12 +172,15 @@ def piece(dataset: str, kind: str, options: argparse.Namespace) -> Piece:
         return Piece(label, elsewhere(), 0, 0)
     if kind == "scores" or follower(kind):
         rows = len(s.curvature or range(panel.task.n_train)) * max(outputs - (panel.task.kind != "regression"), 1)
-        held = rows * numbers * (8 if rows <= HOLD_FLOAT64 else 4)
+        precision = 8 if rows <= HOLD_FLOAT64 else 4
+        held, solved = rows * numbers * precision, SOLVED * len(s.test) * numbers * precision
         seconds = 0.0
         if is_foretold(options.profile, dataset, kind) and (paths := files_of(panel, kind) or [Path()]):
             share = sum(not path.is_file() for path in paths) / len(paths)
             seconds = share * elsewhere()
-        return Piece(label, seconds, 8 * len(s.test) * len(s.left_out), data + (held if held <= HOLD_BYTES else 0))
+        return Piece(
+            label, seconds, 8 * len(s.test) * len(s.left_out), data + solved + (held if held <= HOLD_BYTES else 0)
+        )
     training = s.further if kind in OPTIMIZERS else s.final
     engine = measured(panel, training, threads_each(options.jobs))
     seeds = len({"retraining": s.retrain_seeds, "final model": (0,)}.get(kind, s.seeds))
