@@ -168,7 +168,7 @@ class Panel:
     def large(self) -> bool:
         """Whether gradients are kept in float32 to fit memory."""
         n = len(self.settings.curvature or range(self.task.n_train))
-        return n * list(self.params.values())[-1].shape[0] > HOLD_FLOAT64 or n_parameters(self.params) > 500_000
+        return too_large(n * list(self.params.values())[-1].shape[0], n_parameters(self.params))
 
     @property
     def computed_with(self) -> dict[str, str]:
@@ -268,6 +268,10 @@ def upper_task(task: Task, trained_layers: int, rows: Sequence[int] | None, fold
 
     stored = cached(folder, f"hidden-{task.name}", spec, compute)
     return cached_task(task, **chosen, hidden={p: torch.from_numpy(stored[p].values).float() for p in stored})
+
+
+def too_large(outputs: int, parameters: int) -> bool:
+    return outputs > HOLD_FLOAT64 or parameters > 500_000
 
 
 def n_parameters(params: Params) -> int:

@@ -11,7 +11,6 @@ import json
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any
 
 import pandas as pd
@@ -136,9 +135,7 @@ def profile_of(folder: Path | str) -> str:
     return json.loads(path.read_text(encoding="utf-8"))["profile"] if path.exists() else Path(folder).name
 
 
-def what_differs(
-    dataset: str, profile: str, methods: Collection[str] = (), known: Mapping[str, Any] = MappingProxyType({})
-) -> str:
+def what_differs(dataset: str, profile: str, methods: Collection[str], known: Mapping[str, Any]) -> str:
     """In what an experiment of ours, with these methods, is not the paper's; nothing where it is the same.
 
     Args:

@@ -29,18 +29,21 @@ def table(
 
     Returns:
         columns method, step, epoch, mean, low, high (its interval), sem, undefined; methods without finished scores are
-        absent; a method that diverged has one row of NaN. The rows of method "ceiling" are the noise ceiling (cosine
-        only), an estimate with its interval; those of `EXACT` are of some steps and some test instances. Its attribute
-        `DRAWN` holds the draws behind the intervals.
+        absent; a method that diverged has a row of NaN, and the exact derivative one for every horizon at which it did.
+        The rows of method "ceiling" are the noise ceiling (cosine only), an estimate with its interval; those of
+        `EXACT` are of some steps and some test instances. Its attribute `DRAWN` holds the draws behind the intervals.
     """
     gold, scores = panel.stored(name for name in methods if name != EXACT)
     if gold is None:
         return None
     tables, drawn = curves_with_intervals(gold, scores, adjustment, metric)
     exact = finished(lambda: exact_derivative(panel)) if EXACT in methods else None
-    if exact is not None and len((exact := exact.dropna("horizon"))["horizon"]):  # where no run diverged
+    if exact is not None:
+        gone = gold["step"].sel(step=exact["horizon"].where(exact.isnull().any(("test", "train")), drop=True).values)
+        exact = exact.dropna("horizon")
         some = gold.sel(step=exact["horizon"].values, test=exact["test"].values)
-        tables += curves_with_intervals(some, {EXACT: exact}, adjustment, metric)[0]
+        tables += curves_with_intervals(some, {EXACT: exact}, adjustment, metric)[0] if some.sizes["step"] else []
+        tables.append(pd.DataFrame({"method": EXACT, "step": gone.values, "epoch": gone["epoch"].values}))
     if metric == "cosine":
         tables.append(rows_of("ceiling", ceiling_interval(gold, adjustment).drop_vars("noise_dimensions")))
     found = pd.concat(tables, ignore_index=True) if tables else pd.DataFrame({"method": []})

@@ -52,9 +52,10 @@ def foretold(profile: str, dataset: str, kind: str, step: float) -> float:
     return there()[profile, dataset, kind].seconds * step / there()[profile, dataset, STEP].seconds
 
 
-def peak_bytes(profile: str, dataset: str) -> int:
-    """The most memory that a process held when it computed something of a data set; 0 where nothing tells."""
-    return int(2**20 * max((took.peak for key, took in there().items() if key[:2] == (profile, dataset)), default=0))
+def peak_bytes(profile: str, dataset: str, kind: str) -> int:
+    """The most memory that a process held for a kind of pieces, or for training; 0 where nothing tells."""
+    took = there().get((profile, dataset, kind if is_foretold(profile, dataset, kind) else STEP))
+    return int(2**20 * took.peak) if took else 0
 
 
 def kind_of(stem: str, note: dict[str, Any]) -> str | None:

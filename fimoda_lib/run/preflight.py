@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 from ..datasets import DATASETS, DataFileError
 from ..derivatives.curvature import HOLD_BYTES
 from ..devices import choose_device, free_memory, machine
-from ..experiments.panel import HOLD_FLOAT64, Panel, n_parameters
+from ..experiments.panel import Panel, n_parameters, too_large
 from ..experiments.paper_settings import Training
 from ..experiments.settings import choose_dataset, panel_letter
 from ..plots.panels import LETTERS
@@ -92,7 +92,7 @@ def needs(work: list[tuple[str, str]], options: argparse.Namespace) -> list[Need
     held = [
         BASE_BYTES,
         *(BASE_BYTES + p.memory for p in pieces),
-        *(peak_bytes(options.profile, name) for name in names),
+        *(peak_bytes(options.profile, dataset, kind) for dataset, kind in work),
     ]
     memory = jobs * max(held)
     data = Need("data", f"{len(names)} data sets", ", ".join(DATASETS[name].title for name in names) + ": verified")
@@ -171,9 +171,12 @@ def piece(dataset: str, kind: str, options: argparse.Namespace) -> Piece:
     if kind == ALL_STUDIES:  # the whole of them: what is stored already is not told apart
         return Piece(label, elsewhere(), 0, 0)
     if kind == "scores" or follower(kind):
-        rows = len(s.curvature or range(panel.task.n_train)) * max(outputs - (panel.task.kind != "regression"), 1)
-        precision = 8 if rows <= HOLD_FLOAT64 else 4
-        held, solved = rows * numbers * precision, SOLVED * len(s.test) * numbers * precision
+        instances = len(s.curvature or range(panel.task.n_train))
+        rows = instances * max(outputs - (panel.task.kind != "regression"), 1)
+        each = numbers * (4 if too_large(instances * outputs, numbers) else 8)
+        held, solved = rows * each, SOLVED * len(s.test) * each
+        if choose_device(None).type != "cpu":  # it lies in the device's memory
+            held = solved = 0
         seconds = 0.0
         if is_foretold(options.profile, dataset, kind) and (paths := files_of(panel, kind) or [Path()]):
             share = sum(not path.is_file() for path in paths) / len(paths)

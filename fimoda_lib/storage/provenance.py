@@ -23,7 +23,7 @@ def provenance(seconds: float) -> dict[str, Any]:
     """What a sidecar says beside the specification; nothing in it names the machine or its user."""
     return {
         "seconds": round(seconds, 3),
-        "peak_memory_MiB": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
+        "peak_memory_MiB": round(peak if (peak := _held("VmHWM")) == peak else resident_ever()),
         **({"peak_gpu_memory_MiB": torch.cuda.max_memory_allocated() // 2**20} if torch.cuda.is_available() else {}),
         "device": device_description(),
         "torch_threads": torch.get_num_threads(),
@@ -42,7 +42,6 @@ def peak_memory() -> Iterator[list[float]]:
     used: list[float] = []
     before = reset_peak_memory()
     if torch.cuda.is_available():
-        torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated() / 2**20
     try:
         yield used
@@ -59,11 +58,18 @@ def reset_peak_memory() -> float:
     """
     with contextlib.suppress(OSError, AttributeError):  # glibc's
         ctypes.CDLL(None).malloc_trim(0)
+    if torch.cuda.is_initialized():
+        torch.cuda.reset_peak_memory_stats()
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
         return float("nan")
     return _held("VmRSS")
+
+
+def resident_ever() -> float:
+    """MiB that this process has held at most since it began, on any Unix."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
 def _held(entry: str) -> float:

@@ -6,6 +6,7 @@ import shutil
 from collections import namedtuple
 
 import pytest
+import torch
 import xarray as xr
 
 from fimoda_lib.datasets import DATASETS, DataFileNotFound
@@ -14,6 +15,7 @@ from fimoda_lib.experiments import profiles
 from fimoda_lib.experiments import settings as experiments
 from fimoda_lib.run import command, foretold, plan, preflight
 from fimoda_lib.run.command import main, parser
+from fimoda_lib.tasks import parameters_of
 
 STEP = 1e-3
 Usage = namedtuple("Usage", "total used free")
@@ -30,7 +32,7 @@ def options(results):
     return parser().parse_args(["--profile", "smoke", "--results", str(results), "--jobs", "1"])
 
 
-def test_times_and_sizes_are_those_of_the_settings(tmp_path):
+def test_times_and_sizes_are_those_of_the_settings(tmp_path, monkeypatch):
     """Wine with the smoke profile, by hand: 142 training instances, 2 steps an epoch, 4 left out, 8 test instances."""
     further = preflight.piece("wine", "sgd", options(tmp_path))
     s = pieces.Panel("wine", "smoke", results=tmp_path, compute=False).settings
@@ -41,7 +43,12 @@ def test_times_and_sizes_are_those_of_the_settings(tmp_path):
     assert final.seconds == pytest.approx(2 * s.final.epochs * STEP / 2)
     again = preflight.piece("wine", "retraining", options(tmp_path))
     assert again.seconds == pytest.approx((1 + 4) * 2 * s.final.epochs * STEP / 2)
-    assert preflight.piece("wine", "scores", options(tmp_path)).seconds == 0
+    scores = preflight.piece("wine", "scores", options(tmp_path))
+    parameters = pieces.n_parameters(parameters_of(pieces.Panel("wine", "smoke", compute=False).task.model))
+    # A row of the curvature's factor for each instance of one output, and five vectors for each test instance.
+    assert scores.seconds == 0 and scores.memory - final.memory == 8 * parameters * (142 + 5 * 8)
+    monkeypatch.setattr(preflight, "choose_device", lambda device: torch.device("cuda"))  # whose memory is its own
+    assert preflight.piece("wine", "scores", options(tmp_path)).memory == final.memory
 
 
 def test_scores_and_studies_are_estimated_from_a_run_and_the_speed_of_both_machines(tmp_path, monkeypatch, capsys):
@@ -94,6 +101,7 @@ def test_the_rows_of_a_run_are_sums_of_its_sidecars(tmp_path):
 
 def test_memory_is_what_a_worker_held_in_a_run_or_more(tmp_path, monkeypatch, capsys):
     words = ["--profile", "smoke", "--results", str(tmp_path), "--jobs", "2", "--datasets", "wine", "--only", "fig02"]
+    monkeypatch.setattr(preflight, "free_memory", lambda device: 10**11)
 
     def gigabytes(peak):
         monkeypatch.setattr(foretold, "there", lambda: {("smoke", "wine", "step"): foretold.Took(STEP, peak)})
@@ -114,9 +122,10 @@ def test_a_run_takes_the_place_of_an_earlier_one_of_its_profile(tmp_path, monkey
     foretold.there.cache_clear()
     foretold.renew(tmp_path / "smoke")
     foretold.there.cache_clear()
-    found, peaks = foretold.there(), [foretold.peak_bytes(profile, "wine") for profile in ("smoke", "quick", "laptop")]
+    asked = [("smoke", "scores"), ("smoke", "adam"), ("quick", "scores"), ("laptop", "scores")]
+    found, peaks = foretold.there(), [foretold.peak_bytes(profile, "wine", kind) for profile, kind in asked]
     foretold.there.cache_clear()
-    assert peaks == [700 * 2**20, 0, 0]
+    assert peaks == [500 * 2**20, 700 * 2**20, 0, 0]
     assert found == {
         ("quick", "wine", "scores"): (1.0, 0),
         ("smoke", "wine", "scores"): (3.0, 500),
@@ -215,6 +224,4 @@ def test_overnight_has_the_seeds_that_were_asked_for():
     seeds = profiles.PROFILES["overnight"].n_seeds
     assert [seeds("sgd", d) for d in ("concrete", "energy", "fico", "folktables", "cifar10")] == [100, 100, 20, 20, 5]
     assert [seeds("adam", d) for d in ("concrete", "energy", "fico", "folktables")] == [20, 20, 5, 5]
-    groups = profiles.PROFILES["overnight"].n_group_seeds
-    assert [groups(d) for d in ("energy", "cifar10")] == [2, 5]
     assert seeds("adamw", "sst2") == 5 and profiles.PROFILES["overnight"].retrain_seeds > 1
