@@ -102,7 +102,8 @@ def _layout(
     for ax in axes.flat[len(panels) + (twice is not None) :]:
         ax.set_axis_off()
     for ax in axes[:, 0]:
-        ax.set_ylabel(ylabel if rows == 1 and len(ylabel) <= 30 else "\n".join(_halves(ylabel)))
+        fits = len(ylabel) <= (30 if rows == 1 else 12)
+        ax.set_ylabel(ylabel if fits else "\n".join(_halves(ylabel)))
     figure.align_ylabels(axes[:, 0])
     below = 0.16 / figure.get_figheight()  # what the panels leave free, as a share of the height: the foot ...
     if legend:
