@@ -68,6 +68,7 @@ afresh, remove .venv. For conda see the head of environment.yml. No package is e
 Environment variables:
   FIMODA_PYTHON   the Python to use instead of the active one: as it is if it holds the packages, else to make .venv
   FIMODA_DATA     the folder of the data files, as --data
+  FIMODA_MKL      unchanged: on AMD processors MKL takes its own kernels for them, which are slower (docs/speed.md)
 
 TEXT
     active=$(find_active 2>/dev/null && printf '%s' "$active") &&
@@ -185,6 +186,25 @@ else
     fi
 fi
 
+# MKL, in which PyTorch multiplies matrices on a CPU, takes slower kernels on processors that are not Intel's, whatever
+# they can do, and knows by one function of its own. On AMD's with AVX2 a library is preloaded whose answer is yes
+# (docs/speed.md: what it brings). Without a C compiler, and with FIMODA_MKL=unchanged, all stays as it is.
+prefer_fast_mkl() {
+    local processor compiler folder=$here/build/mkl
+    local library=$folder/answers_intel.so
+    [[ ${FIMODA_MKL-} != unchanged ]] && processor=$(cat /proc/cpuinfo 2>/dev/null) || return 0
+    [[ $processor == *AuthenticAMD* && $processor == *" avx2 "* ]] || return 0
+    if [[ ! -e $library ]]; then
+        compiler=$(command -v cc || command -v gcc || command -v clang) && mkdir -p -- "$folder" &&
+            echo 'int mkl_serv_intel_cpu_true(void) { return 1; }' >"$folder/$$.c" &&
+            "$compiler" -shared -fPIC -o "$folder/$$.so" "$folder/$$.c" && rm -- "$folder/$$.c" && mv -- "$folder/$$.so" "$library" || return 0
+    fi 2>/dev/null
+    # The loader complains of what it cannot load, a folder with a space in its name, say.
+    [[ -z $(LD_PRELOAD=$library "$BASH" -c : 2>&1) ]] || return 0
+    export LD_PRELOAD="$library${LD_PRELOAD:+:$LD_PRELOAD}"
+}
+
+prefer_fast_mkl
 export PYTHONPATH="$here${PYTHONPATH:+:$PYTHONPATH}"
 if [[ $part == test ]]; then
     cd -- "$here"

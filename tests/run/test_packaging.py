@@ -1,5 +1,6 @@
 """The set-up: pins, what is derived from them, and run_all.sh. Nothing here needs the network."""
 
+import ctypes
 import os
 import re
 import shutil
@@ -268,3 +269,20 @@ def test_a_set_up_that_fails_or_was_interrupted_is_taken_up_again(tmp_path):
     again = start(folder)
     assert "updating .venv (no-such-package 1.0 is missing)" in again.stderr
     assert again.returncode == 1 and "It needs the network once" in again.stderr
+
+
+def test_mkl_takes_its_fast_kernels_on_amd_processors(tmp_path):
+    """Preloaded is a library that says yes where MKL asks for Intel; not elsewhere, not if the user says so, and not
+    from a folder whose name the loader cannot read."""
+    amd = all(word in Path("/proc/cpuinfo").read_text() for word in ("AuthenticAMD", " avx2 "))
+    stub = "import ctypes\nprint(hasattr(ctypes.CDLL(None), 'mkl_serv_intel_cpu_true'))\n"
+    preloads = amd and any(map(shutil.which, ("cc", "gcc", "clang")))
+    for name, said, expected in (("here", "", preloads), ("here", "unchanged", False), ("with space", "", False)):
+        folder = tmp_path / name
+        if not folder.exists():
+            project(folder, run=pinned_as_installed("pytest"), stub=stub)
+        result = start(folder, FIMODA_MKL=said, LD_PRELOAD="")
+        assert (result.stdout.split(), result.returncode) == ([str(expected)], 0), result.stderr
+        assert "LD_PRELOAD" not in result.stderr
+    if preloads:
+        assert ctypes.CDLL(tmp_path / "here/build/mkl/answers_intel.so").mkl_serv_intel_cpu_true() == 1
