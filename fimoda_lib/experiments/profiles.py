@@ -34,7 +34,7 @@ class Profile:
         rounding_seeds: the same of the study of float32 test losses.
         subsets: data set -> random groups of each size that are left out for the linear datamodeling score; "*" for
             the data sets not named.
-        group_seeds: data set -> at most so many seeds in the studies of groups; "*" for the data sets not named.
+        group_seeds: at most so many seeds in the studies of groups.
         group_steps: further training of more optimiser steps is studied there over a fifth of its length.
         pool: groups are drawn from at most so many training instances, divided by the number of the model's outputs.
         explained, curves: at most so many test instances in them; and whose removal curves are drawn.
@@ -66,7 +66,7 @@ class Profile:
     retrain_seeds: int = 1
     rounding_seeds: int = 2
     subsets: dict[str, int] = field(default_factory=lambda: {"*": 100})
-    group_seeds: dict[str, int] = field(default_factory=lambda: {"*": 2})
+    group_seeds: int = 2
     group_steps: int = 2_500
     pool: int = 20_000
     explained: int = 50
@@ -83,9 +83,6 @@ class Profile:
     def depth_of_lissa_h(self, dataset: str, *, groups: bool = False) -> int:
         depths = (groups and self.group_lissa_h_depth) or self.lissa_h_depth
         return depths.get(dataset, depths["*"])
-
-    def n_group_seeds(self, dataset: str) -> int:
-        return self.group_seeds.get(dataset, self.group_seeds["*"])
 
     def n_study_seeds(self, dataset: str) -> int:
         return self.study_seeds.get(dataset, self.study_seeds["*"])
@@ -174,18 +171,17 @@ PROFILES: dict[str, Profile] = {
                 "adamw": {"*": 5},
             },
             left_out=50,
-            lissa_h_depth={"cifar10": 500, "sst2": 500, "*": 5000},  # as published on tables
+            lissa_h_depth={"concrete": 5000, "energy": 5000, "*": 500},  # as published on what is small
             group_lissa_h_depth={"energy": 5000, "*": 500},
             study_left_out=10,
-            study_seeds={"*": 5},
+            study_seeds={"concrete": 5, "energy": 5, "*": 2},
             suspected=300,
             retrain_seeds=5,
             rounding_seeds=6,
             subsets={"cifar10": 10, "*": 40},
-            group_seeds={"cifar10": 5, "*": 2},
             group_steps=4_000,  # all of Concrete and Energy
             explained=30,
-            curves=10,
+            curves=4,
             study_many=10_000,
         ),
         Profile(
@@ -193,7 +189,7 @@ PROFILES: dict[str, Profile] = {
             {"sgd": {"*": 100}, "adam": {"*": 100}},
             retrain_seeds=10,
             rounding_seeds=100,
-            group_seeds={"*": 10},
+            group_seeds=10,
             group_steps=1_000_000,
             pool=1_000_000,
             curves=50,

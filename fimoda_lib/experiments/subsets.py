@@ -42,7 +42,7 @@ def studied(panel: Panel) -> Panel:
     changed = replace(
         s,
         further=replace(further, evaluate=tuple(some_horizons(shorter, HORIZONS))),
-        seeds=s.seeds[: profile.n_group_seeds(panel.dataset)],
+        seeds=s.seeds[: profile.group_seeds],
         test=s.test[: profile.explained],
     )
     return replace(shorter, given_settings=changed)
