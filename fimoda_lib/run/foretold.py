@@ -1,25 +1,36 @@
-"""How long scores and studies take, which no short measurement tells: from a measured run, scaled by a step's time;
+"""How long scores and studies take, which no short measurement tells: from a measured run, scaled by a trial's time;
 and how much memory a worker held.
 
-`measured.csv` holds what they took in a run of each profile, by its sidecars; data sets without rows count nothing.
+`measured.csv` holds what they took in a run of each profile, by its sidecars; data sets without rows count nothing. A
+trial is a few steps, not compiled: the same on both machines, it tells how much faster one is. Old runs have none.
 After another run, which then takes the place of the earlier one: python -m fimoda_lib.run.foretold results/laptop
 """
 
 from __future__ import annotations
 
 import csv
+import os
 import sys
 from collections import defaultdict
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
+
 from ..datasets import DATASETS
+from ..devices import choose_device
+from ..experiments.panel import Panel
+from ..experiments.paper_settings import Training
 from ..paper.pieces import sidecars
 from ..paper.studied import STUDY
+from ..tasks import parameters_of
+from ..training.engines import Engine, faster, measure
+from .spread import threads_each
 
 MEASURED = Path(__file__).with_name("measured.csv")
-STEP, ALL_STUDIES = "step", "studies"  # rows beside those of the kinds of `status.lines`: of one model, and all studies
+# Rows beside those of the kinds of `status.lines`: a step of one model in the run, and in a trial; all studies.
+STEP, TRIAL, ALL_STUDIES = "step", "trial", "studies"
 
 
 class Took(NamedTuple):
@@ -47,9 +58,28 @@ def foretold(profile: str, dataset: str, kind: str, step: float) -> float:
     """Seconds that all pieces of a kind take here.
 
     Args:
-        step: seconds that a step of one model takes here in the data set's further training.
+        step: seconds that a step of one model takes here in a trial of the data set's further training.
     """
-    return there()[profile, dataset, kind].seconds * step / there()[profile, dataset, STEP].seconds
+    rows = there()
+    on_trial = rows.get((profile, dataset, TRIAL)) or rows[profile, dataset, STEP]
+    return rows[profile, dataset, kind].seconds * step / on_trial.seconds
+
+
+def gain(profile: str, dataset: str) -> float:
+    """How long a step takes in a long run, in units of a trial's: it is compiled there. 1 where nothing tells."""
+    run, on_trial = (there().get((profile, dataset, kind)) for kind in (STEP, TRIAL))
+    return run.seconds / on_trial.seconds if run and on_trial else 1.0
+
+
+def trial(panel: Panel, training: Training, threads: int) -> Engine:
+    """The faster engine and its seconds for a step of one model, by a few steps with so many threads."""
+    task, before = panel.task, torch.get_num_threads()
+    arguments = (training.rule, training.batch_size, panel.settings.removal, choose_device(None))
+    torch.set_num_threads(threads)
+    try:
+        return faster(measure(task, parameters_of(task.model), *arguments).seconds_per_step)
+    finally:
+        torch.set_num_threads(before)
 
 
 def peak_bytes(profile: str, dataset: str, kind: str) -> int:
@@ -98,10 +128,22 @@ def record(results: Path) -> list[tuple[str, str, float, float]]:
     return sorted((*row, peaks[row[:2]]) for row in rows)
 
 
+def trials(results: Path, datasets: set[str]) -> list[tuple[str, str, float, float]]:
+    """Rows of `TRIAL`, measured now: on the machine of the run, while nothing else is at work."""
+    found = []
+    for dataset in sorted(datasets):
+        panel = Panel(dataset, results.name, results=results, compute=False)
+        seconds = trial(panel, panel.settings.further, threads_each(min(os.cpu_count() or 1, 4))).seconds
+        found.append((dataset, TRIAL, float(f"{seconds:.3g}"), 0.0))
+    return found
+
+
 def renew(results: Path) -> None:
     """Writes the rows of a run in place of those of its profile, which its results folder is named after."""
     kept = [(*key, took.seconds, took.peak or "") for key, took in there().items() if key[0] != results.name]
-    rows = sorted([*kept, *((results.name, *row) for row in record(results))])
+    found = record(results)
+    found += trials(results, {dataset for dataset, *_ in found})
+    rows = sorted([*kept, *((results.name, *row[:-1], row[-1] or "") for row in found)])
     with MEASURED.open("w", newline="") as file:
         header = ("profile", "dataset", "kind", "seconds", "peak_MiB")
         csv.writer(file, lineterminator="\n").writerows([header, *rows])

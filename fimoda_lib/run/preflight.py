@@ -1,8 +1,8 @@
 """What does a profile take on this machine, and is all of it there? `run_all.sh check`, and before every run.
 
-Times are measured, a few steps of each further training; those of scores and studies are estimated from another run
-and what a step took there (`foretold`). Sizes are counted; where a worker held more memory in that run, that counts.
-Nothing is stored.
+Times are measured, by a few steps of each further training; what a long run gains on these, and the times of scores and
+studies, are estimated from another run (`foretold`). Sizes are counted; where a worker held more memory in that run,
+that counts. Nothing is stored.
 """
 
 from __future__ import annotations
@@ -25,11 +25,10 @@ from ..experiments.settings import choose_dataset, panel_letter
 from ..plots.panels import LETTERS
 from ..tasks import parameters_of
 from ..training.chunks import replica_bytes, replicas_that_fit
-from ..training.engines import Engine, faster, measure
 from ..training.ensembles import OPTIMIZERS
 from ..training.minibatches import steps_per_epoch
 from ..training.plans import Plan, evaluation_steps
-from .foretold import ALL_STUDIES, foretold, is_foretold, peak_bytes
+from .foretold import ALL_STUDIES, foretold, gain, is_foretold, peak_bytes, trial
 from .plan import BEYOND, PANELS, SELECTION, STUDIES, asked_for
 from .shards import Shard
 from .spread import gpus, threads_each
@@ -163,7 +162,7 @@ def piece(dataset: str, kind: str, options: argparse.Namespace) -> Piece:
     data = 2 * sum(leaf.nbytes for leaf in tree_leaves((panel.task.train, panel.task.test)))  # as loaded, and in use
 
     def elsewhere() -> float:
-        step = measured(panel, s.further, threads_each(options.jobs)).seconds
+        step = trial(panel, s.further, threads_each(options.jobs)).seconds
         return foretold(options.profile, dataset, kind, step)
 
     if kind in STUDIES:  # counted together, below
@@ -185,17 +184,17 @@ def piece(dataset: str, kind: str, options: argparse.Namespace) -> Piece:
             label, seconds, 8 * len(s.test) * len(s.left_out), data + solved + (held if held <= HOLD_BYTES else 0)
         )
     training = s.further if kind in OPTIMIZERS else s.final
-    engine = measured(panel, training, threads_each(options.jobs))
+    engine = trial(panel, training, threads_each(options.jobs))
     seeds = len({"retraining": s.retrain_seeds, "final model": (0,)}.get(kind, s.seeds))
     missing = seeds - sum(path.exists() for path in files_of(panel, kind))
     plan = plan_of(panel, training)
-    if kind == "final model":
+    if kind == "final model":  # one model, not compiled
         return Piece(label, missing * plan.steps[-1] * engine.seconds, missing * 4 * numbers, data)
     size_each = len(plan.steps) * len(plan.test) * (4 * len(plan.left_out) + 8)
     replicas = min(replicas_that_fit(panel.task, params, plan, choose_device(None), engine), 1 + len(plan.left_out))
     return Piece(
         label,
-        missing * (1 + len(plan.left_out)) * plan.steps[-1] * engine.seconds,
+        missing * (1 + len(plan.left_out)) * plan.steps[-1] * engine.seconds * gain(options.profile, dataset),
         missing * size_each,
         data + replicas * replica_bytes(panel.task, params, plan, engine) + 2 * size_each,
     )
@@ -214,17 +213,6 @@ def plan_of(panel: Panel, training: Training) -> Plan:
         test=s.test,
         steps=evaluation_steps(training.evaluate or "epoch", training.epochs, per_epoch),
     )
-
-
-def measured(panel: Panel, training: Training, threads: int) -> Engine:
-    """The faster engine and its seconds for a step of one model, by a few steps with so many threads."""
-    task, before = panel.task, torch.get_num_threads()
-    arguments = (training.rule, training.batch_size, panel.settings.removal, choose_device(None))
-    torch.set_num_threads(threads)
-    try:
-        return faster(measure(task, parameters_of(task.model), *arguments).seconds_per_step)
-    finally:
-        torch.set_num_threads(before)
 
 
 def where_files_go(folder: Path) -> Path:

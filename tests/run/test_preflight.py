@@ -25,7 +25,7 @@ Usage = namedtuple("Usage", "total used free")
 def measured(monkeypatch):
     """A step of one model takes a millisecond one after another, and half of it batched."""
     seconds = xr.DataArray([STEP / 2, STEP], dims="engine", coords={"engine": ["batched", "sequential"]})
-    monkeypatch.setattr(preflight, "measure", lambda *_: xr.Dataset({"seconds_per_step": seconds}))
+    monkeypatch.setattr(foretold, "measure", lambda *_: xr.Dataset({"seconds_per_step": seconds}))
 
 
 def options(results):
@@ -60,6 +60,13 @@ def test_scores_and_studies_are_estimated_from_a_run_and_the_speed_of_both_machi
     monkeypatch.setattr(foretold, "there", lambda: there)
     assert preflight.piece("wine", "scores", options(tmp_path)).seconds == pytest.approx(4 * 90)
     assert preflight.piece("wine", "studies", options(tmp_path)).seconds == pytest.approx(4 * 40 * 60)
+    alone = preflight.piece("wine", "sgd", options(tmp_path)).seconds
+    # A trial on that machine took as long as here, and the steps of its run, compiled, a quarter of that.
+    tried = there | {("smoke", "wine", "trial"): foretold.Took(STEP / 2, 0)}
+    monkeypatch.setattr(foretold, "there", lambda: tried)
+    assert preflight.piece("wine", "scores", options(tmp_path)).seconds == pytest.approx(90)
+    assert preflight.piece("wine", "sgd", options(tmp_path)).seconds == pytest.approx(alone / 4)
+    monkeypatch.setattr(foretold, "there", lambda: there)
     words = ["--profile", "smoke", "--results", str(tmp_path), "--jobs", "2", "--datasets", "wine", "--only"]
     for figures, expected in ((["fig02"], "3 min"), (["fig02", "fig_limit"], "83 min")):
         assert main(["check", *words, *figures]) == 0
@@ -130,6 +137,7 @@ def test_a_run_takes_the_place_of_an_earlier_one_of_its_profile(tmp_path, monkey
         ("quick", "wine", "scores"): (1.0, 0),
         ("smoke", "wine", "scores"): (3.0, 500),
         ("smoke", "wine", "step"): (0.5, 700),
+        ("smoke", "wine", "trial"): (STEP / 2, 0),
     }
 
 
