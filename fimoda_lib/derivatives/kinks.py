@@ -85,21 +85,21 @@ class Intercepted(TorchFunctionMode):
 class Softened(nn.Module):
     """Base, before their own, of models whose kinks are softened.
 
-    Args:
-        widths: of the Gaussians, one for every call of a unit in a forward pass.
-        plain: the model itself, and `start`, what went into its units where the run began (`preactivations`), if the
-            widths follow a run, see `widen`.
+    By names that no model has: the widths of the Gaussians, one for every call of a unit in a forward pass; the plain
+    model; and, if the widths follow a run, what went into its units where that began (`preactivations`, `widen`).
     """
 
-    widths: list[float]
-    plain: nn.Module
-    start: list[Tensor]
+    _fimoda_widths: list[float]
+    _fimoda_plain: nn.Module
+    _fimoda_start: list[Tensor]
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:  # hooks, and a `forward` set on the instance, are inside
+        widths = self._fimoda_widths
+
         def relu(k: int, x: Tensor) -> Tensor:
-            if k >= len(self.widths):
-                raise ValueError(f"kinks: the model calls more than the {len(self.widths)} units found in it at first.")
-            return rectified(x, self.widths[k])
+            if k >= len(widths):
+                raise ValueError(f"kinks: the model calls more than the {len(widths)} units found in it at first.")
+            return rectified(x, widths[k])
 
         with Intercepted(relu):
             return super().__call__(*args, **kwargs)
@@ -115,7 +115,8 @@ def softened(model: nn.Module, widths: Sequence[float], start: Sequence[Tensor] 
     if not widths:
         return model
     copied = copy.deepcopy(model)
-    own = {"widths": [*widths], "plain": model, "start": [*start]}  # of the class: copies of the model share them
+    # Of the class: copies of the model share them.
+    own = {"_fimoda_widths": [*widths], "_fimoda_plain": model, "_fimoda_start": [*start]}
     copied.__class__ = type(type(model).__name__, (Softened, type(model)), own)
     return copied
 
@@ -126,10 +127,10 @@ def widen(task: Task, params: Params) -> None:
     Root mean square over instances and the units of a call, times `SHARE`. Other models stay as they are.
     """
     model = task.model
-    if isinstance(model, Softened) and model.start:
-        now = preactivations(replace(task, model=model.plain), params, FEW)
-        moved = [float((b - a).double().square().mean().sqrt()) for a, b in zip(model.start, now, strict=True)]
-        model.widths[:] = [SHARE * distance for distance in moved]
+    if isinstance(model, Softened) and model._fimoda_start:
+        now = preactivations(replace(task, model=model._fimoda_plain), params, FEW)
+        moved = [float((b - a).double().square().mean().sqrt()) for a, b in zip(model._fimoda_start, now, strict=True)]
+        model._fimoda_widths[:] = [SHARE * distance for distance in moved]
 
 
 def preactivations(task: Task, params: Params, instances: int = SAMPLE) -> list[Tensor]:

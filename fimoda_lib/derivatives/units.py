@@ -1,6 +1,7 @@
 """Piecewise linear units and pooling in terms of one function, the rectified unit: max(a, b) = a + relu(b - a).
 
-Each is written for a `relu` that takes the rectified unit's place, and has the arguments of PyTorch's function.
+Each is written for a `relu` that takes the rectified unit's place, and has the arguments of PyTorch's function. Value
+and slope are PyTorch's own where bounds may be huge (what fills a mask): a + (b - a) would not be b there.
 """
 
 from __future__ import annotations
@@ -26,10 +27,16 @@ def prelu(relu: Relu, input: Tensor, weight: Tensor) -> Tensor:
     return leaky_relu(relu, input, weight)
 
 
+def bend(relu: Relu, input: Tensor) -> Tensor:
+    """What the rectified unit of this `relu` has beyond PyTorch's: zero where it differs in second derivatives only."""
+    finite = torch.where(input.isfinite(), input, 0.0)
+    return relu(finite) - torch.relu(finite)
+
+
 def clamp(relu: Relu, input: Tensor, min: Any = None, max: Any = None) -> Tensor:
     if min is not None:
-        input = min + relu(input - min)
-    return input if max is None else max - relu(max - input)
+        input = torch.clamp(input, min=min) + bend(relu, input - min)
+    return input if max is None else torch.clamp(input, max=max) - bend(relu, max - input)
 
 
 def hardtanh(relu: Relu, input: Tensor, min_val: float = -1.0, max_val: float = 1.0) -> Tensor:
@@ -57,9 +64,7 @@ def magnitude(relu: Relu, input: Tensor) -> Tensor:
 
 
 def maximum(relu: Relu, input: Tensor, other: Tensor) -> Tensor:
-    infinite = input.isinf() | other.isinf()  # their differences may be no numbers
-    softened = input + relu(torch.where(infinite, 0.0, other - input))
-    return torch.where(infinite, torch.maximum(input, other), softened)
+    return torch.maximum(input, other) + bend(relu, other - input)
 
 
 def minimum(relu: Relu, input: Tensor, other: Tensor) -> Tensor:

@@ -112,9 +112,10 @@ def attribute(
     where = choose_device(device)
     dtype = hyper.get("dtype", torch.float64)
     check_evaluation(task, params, where, dtype=dtype, gradients=entry.name in METHODS)
+    given = {k: p.detach().to(where, copy=True) for k, p in params.items()}  # a method may write to them
     with strict_arithmetic(where):
         try:
-            result = entry.function(task, {k: p.to(where) for k, p in params.items()}, **rows, **hyper)
+            result = entry.function(task, given, **rows, **hyper)
         except (RuntimeError, ValueError) as error:
             if not isinstance(error, torch.OutOfMemoryError):
                 check_gradients(task, params, rows, where)

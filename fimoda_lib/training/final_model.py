@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -78,7 +79,7 @@ def train_final_model(
         def look(k: int, ensemble: Ensemble) -> None:
             if keep_best:
                 loss = ensemble.losses(to(task.test, ensemble.device)).mean().item()
-                if not best or loss < best[0][0]:
+                if not best or loss < best[0][0] or math.isnan(best[0][0]):
                     best[:] = [(loss, tree_map(torch.clone, ensemble.params))]
 
         with tqdm(

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
+from torch import nn
 
 from .. import checks
 from ..groups import Groups, as_matrix, is_grouped
@@ -86,14 +88,20 @@ def specification(task: Task, params: Params, plan: Plan) -> dict[str, Any]:
     """Everything that determines the numbers, as JSON values."""
     return {
         "task": task.name,
-        "model": repr(task.model),
+        "model": re.sub(r" at 0x[0-9a-f]+", "", repr(task.model)),  # of a function that a module shows
         **computed_with(task, params),
         "data": fingerprint(task.train, take(task.test, torch.tensor(plan.test, dtype=torch.long))),
         "params": fingerprint(params),
         **asdict(plan),
         **({"left_out": groups_in_short(plan.left_out)} if is_grouped(plan.left_out) else {}),
-        **({"dropout": "active"} if draws_random_numbers(task, params) else {}),
+        **({"dropout": drawing(task.model)} if draws_random_numbers(task, params) else {}),
     }
+
+
+def drawing(model: nn.Module) -> str | list[str]:
+    """Which modules are in training mode, where some are not: dropout may be frozen in a few layers."""
+    modes = {name: m.training for name, m in model.named_modules()}
+    return "active" if all(modes.values()) else [name for name, active in modes.items() if active]
 
 
 def computed_with(task: Task, params: Params) -> dict[str, str]:

@@ -8,7 +8,9 @@ left behind, and the numbers would be wrong without a word.
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from typing import Any
@@ -17,7 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves, tree_map
 
-from ..tasks import Instances, Params, take
+from ..devices import own_randomness
+from ..tasks import Instances, Params, Task, take
 from .working import Working
 
 
@@ -139,6 +142,34 @@ def check_doors(task: str, working: Working, params: Params, few: Instances) -> 
                 "itself, through a lambda or a penalty; expected all in the forward pass of the model, as self.name, "
                 "weight_decay= for a penalty, and requires_grad_(False) for what is to stay fixed."
             )
+
+
+def check_given(task: Task, working: Working, params: Params, few: Instances) -> None:
+    """Raises ValueError if outputs depend on the parameters that a model holds, beside those that are handed in.
+
+    They would if weights are merged, or kept, when the model goes into evaluation mode or is called for the first time.
+    """
+    if isinstance(task.model, torch.jit.ScriptModule):  # which has a sentence of its own
+        return
+    model = copy.deepcopy(task.model)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if name in params:
+                p.mul_(1.01).add_(0.01)
+        held = Working(replace(task, model=model), params, dtype=working.dtype, device=working.device)
+        found = []
+        for one in (working, held):
+            with own_randomness(working.device, 0):
+                found.append(one.outputs(params, few[0]).detach())
+    close = {torch.float64: 1e-6, torch.float32: 1e-4}.get(working.dtype, 1e-2)
+    finite = [x[x.isfinite()] for x in found]
+    size = float(finite[0].abs().max()) if len(finite[0]) else 0.0
+    if len(finite[0]) != len(finite[1]) or not torch.allclose(*finite, rtol=close, atol=close * size):
+        raise ValueError(
+            f"The outputs of task '{task.name}' depend on the parameters that the model holds, beside those that are "
+            "handed in, expected on the latter alone: no weights that are merged or kept for evaluation mode or after "
+            "a first call (merge_weights=False, no cache)."
+        )
 
 
 def trained_by(found: Tensor) -> list[Tensor]:

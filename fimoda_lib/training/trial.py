@@ -1,7 +1,7 @@
 """One honest trial of a model and its loss at the door, before anything is trained or scored.
 
 A few different instances, together and one by one, twice, in every precision and under every transform that the call
-will use. What does not hold is said in one sentence of its own: numbers that would be wrong must not come out.
+uses. What does not hold is said in one sentence of its own: numbers that would be wrong must not come out.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from torch.utils._pytree import tree_map
 from ..checks import reason
 from ..devices import own_randomness
 from ..tasks import Instances, Params, Task, different, extreme, take, to
+from . import ties
 from .causes import cause, failure
 from .engines import needs_measuring
 from .states import attributes, elsewhere
-from .ties import check_doors, check_left_alone, check_sum, check_ties, check_unchanged, check_writes, equal
 from .working import Working, once
 
 FEW, LARGE = 3, 1_000_000  # instances that are tried, parameters of a large model
@@ -57,6 +57,7 @@ def check_evaluation(
             trial.differentiable(few)
         if replicas != "single":
             trial.replicated(few)
+        ties.check_given(task, trial.working, trial.params, few)
 
     once(task, params, ("evaluation", device, dtype, gradients, replicas, *parts), check)
 
@@ -77,8 +78,9 @@ def check_training(
         replicas: how many are trained at once; None for as many as fit.
         batched: False where a run is trained that is no ensemble.
     """
-    if any(p.dtype == torch.bfloat16 for p in params.values()):  # which NumPy does not have: nothing could be stored
-        raise ValueError("params: got parameters in bfloat16, expected float32 or float64; convert them by p.float().")
+    kinds = {str(p.dtype).removeprefix("torch.") for p in params.values()}
+    if len(kinds) > 1 or not kinds <= {"float32", "float64"}:  # squares of half precision overflow at 256
+        raise ValueError(f"params: got {' and '.join(sorted(kinds))}, expected float32 or float64 in all: p.float().")
     kind: Replicas = "shared" if removal == "mask" and replicas != 1 else "own"
     kind = "single" if not batched or (replicas == 1 and needs_measuring(task, params)) else kind
 
@@ -98,9 +100,8 @@ def precisions(params: Params, wanted: torch.dtype, *, own: bool = False) -> lis
     """In which to try: the one that is wanted (and the parameters' `own`); of a large model, which takes long in
     float64, the parameters' own alone: the other is tried where the call makes its `Working` model."""
     theirs = next(iter(params.values())).dtype
-    if sum(p.numel() for p in params.values()) > LARGE:
-        return [theirs]
-    return list(dict.fromkeys([theirs, wanted] if own else [wanted]))
+    large = sum(p.numel() for p in params.values()) > LARGE
+    return [theirs] if large else list(dict.fromkeys([theirs, wanted] if own else [wanted]))
 
 
 class Trial:
@@ -117,7 +118,7 @@ class Trial:
 
     def honest(self, part: str) -> Instances:
         """All that is asked of forward passes; returns the few instances of the part."""
-        check_ties(self.task.name, self.task.model)
+        ties.check_ties(self.task.name, self.task.model)
         rows = different(getattr(self.task, part), FEW)
         few = to(take(getattr(self.task, part), rows), self.device, self.working.dtype)
         with torch.no_grad():
@@ -130,14 +131,14 @@ class Trial:
             except Exception as error:  # whatever the caller's model and loss may raise
                 raise failure(self.task.name, part, error, self.working.model) from error
             drawn = elsewhere() != others and all(self.draws(few) for _ in range(4))
-            check_left_alone(self.task.name, few, given, kept, outputs)
-            check_unchanged(self.task.name, state, self.held())
+            ties.check_left_alone(self.task.name, few, given, kept, outputs)
+            ties.check_unchanged(self.task.name, state, self.held())
             self.repeats(few, kept, losses, drawn, own)
             self.each_on_its_own(few, alone, kept, losses, part)
             self.extremes(part)
         with own_randomness(self.device, 0):
-            check_doors(self.task.name, self.working, self.params, few)
-            check_writes(self.task.name, self.working, self.params, few)
+            ties.check_doors(self.task.name, self.working, self.params, few)
+            ties.check_writes(self.task.name, self.working, self.params, few)
         return few
 
     def extremes(self, part: str) -> None:
@@ -171,8 +172,8 @@ class Trial:
         """A second pass must find, and leave, what the first did; random numbers are PyTorch's own, and none in
         evaluation. What is kept of one pass alone (maps of attention, say) may change with its instances."""
         name, again = self.task.name, self.forward(few)
-        check_unchanged(name, own, attributes(self.working.model, self.working.criterion))
-        if drawn or not all(map(equal, again, (outputs, losses))):
+        ties.check_unchanged(name, own, attributes(self.working.model, self.working.criterion))
+        if drawn or not all(map(ties.equal, again, (outputs, losses))):
             raise ValueError(
                 f"The model or the loss of task '{name}' gives other numbers in a second pass, or draws random ones "
                 "from elsewhere than PyTorch's own generator; expected torch.rand, F.dropout and the like, which can "
@@ -258,7 +259,7 @@ class Trial:
 
         self.compare(self.attempt(by_transforms), few)
         if self.precise:
-            check_sum(self.task.name, self.working, self.params, few)
+            ties.check_sum(self.task.name, self.working, self.params, few)
 
     def compare(self, found: Params, instances: Instances) -> None:
         """Raises ValueError unless these are the gradients of the sum of the losses."""

@@ -306,15 +306,15 @@ def test_kinks_are_as_wide_as_what_goes_into_a_unit_has_moved():
             widths.append((first, first.relu() @ at["2.weight"].T + at["2.bias"]))
     widths = [float((b - a).square().mean().sqrt()) for a, b in zip(*widths, strict=True)]
     widen(soft, moved)
-    np.testing.assert_allclose(soft.model.widths, widths, rtol=1e-9)
+    np.testing.assert_allclose(soft.model._fimoda_widths, widths, rtol=1e-9)
     found = products(soft, moved, vectors)
     torch.testing.assert_close(
         found, products(dataclasses.replace(task, model=softened(task.model, widths)), moved, vectors)
     )
     fixed = with_kinks(task, params, "softened", 0.1)
-    before = [*fixed.model.widths]
+    before = [*fixed.model._fimoda_widths]
     widen(fixed, moved)
-    assert fixed.model.widths == before
+    assert fixed.model._fimoda_widths == before
     widen(task, moved)  # of a model without softened kinks there is nothing to widen
 
 
@@ -469,3 +469,41 @@ def test_with_adam_the_denominator_of_the_derivative_is_regularised():
     run = dict(batch_size=n, epochs=5, seeds=[0], left_out=[7], width=0.1, progress=False, **RULES["adam"])
     found = tangent_train(task, params, kinks="softened", **run).delta.values[0, 0, -1]
     np.testing.assert_allclose(found, expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.masked_fill(MASK, -1e9).amax(1),
+        lambda x: torch.maximum(x, torch.full_like(x, torch.finfo(x.dtype).min)),
+        lambda x: F.max_pool1d(x.masked_fill(MASK, -1e9)[:, None], 3)[:, 0],
+        lambda x: x.clamp(-1e6, 1e6),
+        lambda x: F.hardtanh(x, -1e30, 1e30),
+        lambda x: x.clamp(max=torch.full_like(x, 1e20)),
+    ],
+)
+def test_values_and_slopes_stay_to_the_last_digit_beside_huge_bounds(function, dtype):
+    x = torch.randn(5, 6, generator=torch.Generator().manual_seed(0), dtype=dtype)
+    for found, expected in ((soft(function)(x), function(x)), (slope(soft(function), x), slope(function, x))):
+        assert found.shape == expected.shape and torch.equal(found, expected)
+
+
+MASK = torch.tensor([True, False, True, True, False, False])
+
+
+def slope(function, x):
+    return grad(lambda x: function(x).pow(2).sum())(x)
+
+
+def test_the_names_of_a_models_attributes_do_not_matter():
+    task, params = rectified()
+    moved = {k: p + 0.05 * torch.randn(p.shape).to(p) for k, p in params.items()}
+    vectors, found, named = some_vectors(params), [], copy.deepcopy(task.model)
+    named.widths, named.start, named.plain = [16, 16], None, 0
+    for model in (task.model, named):
+        soft = with_kinks(dataclasses.replace(task, model=model), params, "softened")
+        widen(soft, moved)
+        found.append(products(soft, moved, vectors))
+    torch.testing.assert_close(*found)
+    assert (found[0] - products(task, moved, vectors)).abs().max() > 1e-3

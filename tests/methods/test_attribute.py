@@ -107,6 +107,19 @@ def test_a_function_of_your_own_is_a_method():
     assert known.attrs["label"] == "Grad-Dot" and known.identical(attribute("grad_dot", task, params))
 
 
+def test_a_function_of_your_own_cannot_change_the_final_model():
+    task, params = tiny()
+    before = {k: p.clone() for k, p in params.items()}
+
+    def writes(task, params, *, train, test, curvature):
+        for p in params.values():
+            p.sub_(0.5)
+        return torch.zeros(len(test), len(train))
+
+    attribute(writes, task, params)
+    assert all(torch.equal(before[k], p) for k, p in params.items())
+
+
 def test_a_function_of_your_own_that_returns_nonsense_is_refused():
     task, params = tiny()
 

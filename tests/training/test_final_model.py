@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from fimoda_lib.tasks import parameters_of, take
 from fimoda_lib.training import final_model
+from fimoda_lib.training.ensembles import Ensemble
 from fimoda_lib.training.final_model import TrainingDiverged, choose_learning_rate, train_final_model
 
 SETTINGS = dict(optimizer="sgd", epochs=4, batch_size=5)
@@ -126,3 +127,19 @@ def test_the_instances_that_choose_the_best_epoch_are_part_of_its_name(tmp_path)
     assert len([*tmp_path.glob("final-*.nc")]) == 2
     alone = fit(other, keep_best=True, learning_rate=0.3, epochs=6)
     assert all(torch.equal(best[1][k], p) for k, p in alone.items())
+
+
+def test_an_epoch_without_a_number_is_not_the_best(monkeypatch):
+    """Validation losses that begin as NaN: the root of an output that is negative at first, say."""
+    task, _ = tiny()
+    told, losses = [], Ensemble.losses
+
+    def sometimes(self, instances):
+        told.append(losses(self, instances).mean() * (math.nan if len(told) < 2 else 1))
+        return told[-1]
+
+    monkeypatch.setattr(Ensemble, "losses", sometimes)
+    found = fit(task, keep_best=True, learning_rate=0.01, epochs=6)
+    best = told.index(min(told[2:]))
+    expected = fit(task, learning_rate=0.01, epochs=best + 1)
+    assert best >= 2 and all(torch.equal(found[k], p) for k, p in expected.items())

@@ -1,5 +1,6 @@
 """Further training against the plain loop, and what must not change its results."""
 
+import copy
 import dataclasses
 import functools
 import re
@@ -14,6 +15,7 @@ from torch import nn
 
 from fimoda_lib.datasets.models import mlp
 from fimoda_lib.tasks import Task, parameters_of, squared_error
+from fimoda_lib.training import plans
 from fimoda_lib.training.further_training import further_train
 
 SETTINGS = dict(learning_rate=0.05, batch_size=5, epochs=3)
@@ -231,6 +233,18 @@ def test_dropout_acts_in_training_and_not_in_evaluation():
     assert task.model.training
     without = dataclasses.replace(task, model=with_dropout()[0].model.eval())
     assert abs(run(without, params, evaluate=[15]).full_loss[0, 0] - gold.full_loss[0, 1]).max() > 1e-3
+
+
+def test_which_layers_drop_out_is_part_of_what_is_stored(tmp_path):
+    task, params = with_dropout()
+    assert plans.drawing(task.model) == "active"
+    frozen = copy.deepcopy(task.model)
+    next(m for m in frozen.modules() if isinstance(m, nn.Dropout)).eval()
+    some = dataclasses.replace(task, model=nn.Sequential(frozen, nn.Dropout(0.1)))
+    every = dataclasses.replace(task, model=nn.Sequential(copy.deepcopy(task.model), nn.Dropout(0.1)))
+    params = {f"0.{k}": p for k, p in params.items()}
+    found = [run(t, params, store=tmp_path).attrs["specification"] for t in (every, some)]
+    assert found[0] != found[1]
 
 
 class Drift(nn.Module):

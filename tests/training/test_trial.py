@@ -800,7 +800,57 @@ def test_bfloat16_and_wrappers_are_named(tmp_path):
     task, params = problem(nn.Linear(3, 1).bfloat16(), dtype=torch.bfloat16)
     for call in TRAINING.values():
         assert "expected float32 or float64" in refusal(call, task, params, error=ValueError)
+    half = {k: p.half() for k, p in params.items()}  # whose squares overflow: clipping would end all training
+    mixed = {"weight": params["weight"].float(), "bias": half["bias"]}
+    for wrong, words in ((half, "got float16,"), (mixed, "got float16 and float32,")):
+        assert words in refusal(TRAINING["further_train"], task, wrong, error=ValueError)
     everywhere(*problem(nn.DataParallel(nn.Linear(3, 1))), "nn.DataParallel", "model.module")
+
+
+class Merging(nn.Linear):
+    """A fixed weight and a trained product of low rank, which goes into that weight in evaluation mode."""
+
+    def __init__(self, inputs, outputs, merges):
+        super().__init__(inputs, outputs)
+        self.weight.requires_grad_(False)
+        self.low, self.rank = nn.Parameter(torch.randn(1, inputs)), nn.Parameter(torch.zeros(outputs, 1))
+        self.merges, self.merged = merges, False
+
+    def train(self, mode=True):
+        super().train(mode)
+        if self.merges and mode == self.merged:
+            self.weight.data += (-1 if mode else 1) * (self.rank @ self.low).detach()
+            self.merged = not mode
+        return self
+
+    def forward(self, x):
+        fixed = nn.functional.linear(x, self.weight, self.bias)
+        return fixed if self.merged else fixed + x @ self.low.T @ self.rank.T
+
+
+class Keeping(nn.Linear):
+    """Keeps a multiple of its weight, in evaluation mode."""
+
+    def train(self, mode=True):
+        self.kept = None if mode else 2 * self.weight.detach()
+        return super().train(mode)
+
+    def forward(self, x):
+        return nn.functional.linear(x, 2 * self.weight if self.training else self.kept, self.bias)
+
+
+@pytest.mark.parametrize("model", [lambda: Merging(3, 1, True), lambda: nn.Sequential(Keeping(3, 1))])
+def test_models_that_keep_weights_for_evaluation_are_named(model):
+    everywhere(*problem(model()), "depend on the parameters that the model holds")
+    attribute("grad_dot", *problem(Merging(3, 1, False)))
+
+
+def test_a_forward_pass_that_was_edited_is_tried_again(monkeypatch):
+    task, params = problem(nn.Sequential(Keeping(3, 1)), dtype=torch.float64)
+    monkeypatch.setattr(Keeping, "forward", nn.Linear.forward)
+    attribute("grad_dot", task, params)
+    monkeypatch.setattr(Keeping, "forward", lambda self, x: nn.Linear.forward(self, x - x.mean(0)))
+    everywhere(task, params, "depend on which others are beside it")
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
