@@ -204,6 +204,8 @@ SPEED = {  # a line that was printed, its numbers -> what the page says of it
     r"the whole Hessian, 100 instances +(\S+) s: (\S+) of": "whole Hessian, {0:.1f} s for 100 instances, {1} of",
     r"the whole Hessian, all instances +(\S+) s": "{0:.0f} s for all 691",
     r"G alone, all instances +(\S+) s": "alone, {0:.1f} s.",
+    r"batched products .*: (\S+) x as fast": "batched products are {0} × as fast on",
+    r"a model-step of further training .*: (\S+) x as fast": "model-step of further training {0} ×",
     r"Hessian products .*: (\d+%)": "Products of the Hessian reach {0} of",
 }  # fmt: skip
 
