@@ -33,7 +33,7 @@ TOLD_BY_REPR = {
     *(nn.BatchNorm1d, nn.BatchNorm2d, nn.LayerNorm, nn.GroupNorm, nn.MaxPool2d, nn.AdaptiveAvgPool2d),
 }
 SIMPLE = (bool, int, float, complex, str, bytes, types.NoneType, types.EllipsisType)
-SETTINGS = (*SIMPLE, tuple, types.FunctionType)
+SETTINGS = (*SIMPLE, tuple, types.FunctionType, types.BuiltinFunctionType)  # torch.tanh is one of the last
 ASIDE = ("training", "name_or_path")  # of a module: where it came from, and how it was used last
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -145,7 +145,8 @@ def _describe(value: Any, seen: dict[int, tuple[int, Any]], what: str) -> str:
     if isinstance(value, types.BuiltinFunctionType | types.MethodDescriptorType | types.WrapperDescriptorType):
         return f"builtin:{getattr(value, '__module__', None)}.{value.__qualname__}"
     if isinstance(value, types.CodeType):
-        return inside(value.co_code, value.co_names, value.co_consts)
+        arguments = value.co_varnames[: value.co_argcount + value.co_kwonlyargcount]  # callers may name them
+        return inside(value.co_code, value.co_names, value.co_consts, arguments)
     if isinstance(value, type):
         name = f"{value.__module__}.{value.__qualname__}"
         return name if _of_library(value) else inside(value.__qualname__, _class_members(value), value.__bases__)

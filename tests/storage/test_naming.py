@@ -128,6 +128,9 @@ def test_losses_of_different_code_have_different_names():
     losses = [from_source(1.0, f"def loss(o, t): return {text}") for text in texts]
     names = {loss_name(loss) for loss in [*losses, *(kind(1.0) for kind in KINDS), F.mse_loss, F.l1_loss, nn.MSELoss()]}
     assert len(names) == len(losses) + len(KINDS) + 3
+    helpers = [f"def helper(e, {a}, {b}): return e * {a} + {b}\n" for a, b in ("ab", "ba")]
+    swapped = [from_source(1.0, f"{text}def loss(o, t): return helper(o - t, a=2, b=1)") for text in helpers]
+    assert loss_name(swapped[0]) != loss_name(swapped[1])  # they differ by the names of arguments alone
     same_name = from_source(1.0, "def loss(o, t): return o\nloss.__qualname__ = 'cross_entropy'")
     assert loss_name(same_name) != loss_name(cross_entropy)
 
@@ -184,6 +187,8 @@ def test_what_has_no_lasting_name_is_refused():
 def test_models_that_repr_does_not_tell_apart_have_different_names():
     heads = [nn.MultiheadAttention(8, k) for k in (2, 4)]
     assert repr(heads[0]) == repr(heads[1]) and model_name(heads[0]) != model_name(heads[1])
+    layers = [nn.TransformerEncoderLayer(4, 1, 8, activation=f) for f in (torch.tanh, torch.sigmoid)]
+    assert repr(layers[0]) == repr(layers[1]) and model_name(layers[0]) != model_name(layers[1])
     texts = ["torch.relu(self.a(x))", "torch.tanh(self.a(x))"]
     models = []
     for text in texts:
