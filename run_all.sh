@@ -197,7 +197,8 @@ prefer_fast_mkl() {
     if [[ ! -e $library ]]; then
         compiler=$(command -v cc || command -v gcc || command -v clang) && mkdir -p -- "$folder" &&
             echo 'int mkl_serv_intel_cpu_true(void) { return 1; }' >"$folder/$$.c" &&
-            "$compiler" -shared -fPIC -o "$folder/$$.so" "$folder/$$.c" && rm -- "$folder/$$.c" && mv -- "$folder/$$.so" "$library" || return 0
+            "$compiler" -shared -fPIC -o "$folder/$$.so" "$folder/$$.c" &&
+            rm -- "$folder/$$.c" && mv -- "$folder/$$.so" "$library" || return 0
     fi 2>/dev/null
     # The loader complains of what it cannot load, a folder with a space in its name, say.
     [[ -z $(LD_PRELOAD=$library "$BASH" -c : 2>&1) ]] || return 0

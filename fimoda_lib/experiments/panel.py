@@ -270,7 +270,7 @@ def upper_task(task: Task, trained_layers: int, rows: Sequence[int] | None, fold
     return cached_task(task, **chosen, hidden={p: torch.from_numpy(stored[p].values).float() for p in stored})
 
 
-def too_large(outputs: int, parameters: int) -> bool:
+def too_large(outputs: int, parameters: int) -> bool:  # by all instances' outputs; then methods compute in float32
     return outputs > HOLD_FLOAT64 or parameters > 500_000
 
 

@@ -26,6 +26,7 @@ from ..paper.pieces import sidecars
 from ..paper.studied import STUDY
 from ..tasks import parameters_of
 from ..training.engines import Engine, faster, measure
+from .command import MOST_JOBS
 from .spread import threads_each
 
 MEASURED = Path(__file__).with_name("measured.csv")
@@ -84,7 +85,7 @@ def trial(panel: Panel, training: Training, threads: int) -> Engine:
 
 def peak_bytes(profile: str, dataset: str, kind: str) -> int:
     """The most memory that a process held for a kind of pieces, or for training; 0 where nothing tells."""
-    took = there().get((profile, dataset, kind if is_foretold(profile, dataset, kind) else STEP))
+    took = there().get((profile, dataset, kind)) or there().get((profile, dataset, STEP))
     return int(2**20 * took.peak) if took else 0
 
 
@@ -130,10 +131,10 @@ def record(results: Path) -> list[tuple[str, str, float, float]]:
 
 def trials(results: Path, datasets: set[str]) -> list[tuple[str, str, float, float]]:
     """Rows of `TRIAL`, measured now: on the machine of the run, while nothing else is at work."""
-    found = []
+    found, threads = [], threads_each(min(os.cpu_count() or 1, MOST_JOBS))
     for dataset in sorted(datasets):
         panel = Panel(dataset, results.name, results=results, compute=False)
-        seconds = trial(panel, panel.settings.further, threads_each(min(os.cpu_count() or 1, 4))).seconds
+        seconds = trial(panel, panel.settings.further, threads).seconds
         found.append((dataset, TRIAL, float(f"{seconds:.3g}"), 0.0))
     return found
 

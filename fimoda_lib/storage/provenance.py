@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import math
 import os
 import platform
 import re
@@ -23,7 +24,7 @@ def provenance(seconds: float) -> dict[str, Any]:
     """What a sidecar says beside the specification; nothing in it names the machine or its user."""
     return {
         "seconds": round(seconds, 3),
-        "peak_memory_MiB": round(peak if (peak := _held("VmHWM")) == peak else resident_ever()),
+        "peak_memory_MiB": round(_peak()),
         **({"peak_gpu_memory_MiB": torch.cuda.max_memory_allocated() // 2**20} if torch.cuda.is_available() else {}),
         "device": device_description(),
         "torch_threads": torch.get_num_threads(),
@@ -67,9 +68,10 @@ def reset_peak_memory() -> float:
     return _held("VmRSS")
 
 
-def resident_ever() -> float:
-    """MiB that this process has held at most since it began, on any Unix."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+def _peak() -> float:
+    """MiB that this process has held at most since `reset_peak_memory`; where that is not told, since it began."""
+    held = _held("VmHWM")
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 if math.isnan(held) else held
 
 
 def _held(entry: str) -> float:
