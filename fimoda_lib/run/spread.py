@@ -121,7 +121,8 @@ def spread(shards: list[Shard], *, jobs: int = 1, scheduler: str | None = None) 
     Raises:
         SpreadError: a worker or the scheduler cannot be used; or, after everything else is done, a shard failed.
     """
-    missing = in_turns(s for s in shards if not s.stored)
+    looked_at = tqdm(shards, unit="shard", desc="looking for stored results", leave=False)
+    missing = in_turns(s for s in looked_at if not s.stored)
     if not missing:
         return
     folder = Path(missing[0].results) / missing[0].profile

@@ -128,7 +128,11 @@ class Form:
             )
         leaves, self.structure = tree_flatten(found)
         self.size, self.used = len(leaves), []
+        reached = _reached(leaves, lambda several: loss(tree_unflatten(several, self.structure)))
         for k in range(len(leaves)):
+            if k in reached:  # a loss may use it for other instances only
+                self.used.append(k)
+                continue
             with contextlib.suppress(Exception):  # what the loss can do without is none of its: hidden states, say
                 if torch.equal(loss(tree_unflatten([*leaves[:k], None, *leaves[k + 1 :]], self.structure)), losses):
                     continue
@@ -213,6 +217,17 @@ CASTS = {getattr(Tensor, dtype_name): getattr(torch, dtype_name) for dtype_name 
     "float", "double", "half", "bfloat16", "cfloat", "cdouble", "chalf"
 )}  # fmt: skip
 WRITING = ("__setitem__", "__set__", "__iadd__", "__isub__", "__imul__", "__itruediv__", "__ipow__")
+
+
+def _reached(leaves: list[Any], losses: Callable[[list[Any]], Any]) -> set[int]:
+    """Those of the leaves that a gradient of the losses passes by, be it zero."""
+    tracked = {k: leaf.detach().requires_grad_() for k, leaf in enumerate(leaves) if is_real(leaf)}
+    with torch.enable_grad():
+        total = losses([tracked[k].clone() if k in tracked else leaf for k, leaf in enumerate(leaves)]).sum()
+    if not total.requires_grad:
+        return set()
+    gradients = torch.autograd.grad(total, list(tracked.values()), allow_unused=True)
+    return {k for k, gradient in zip(tracked, gradients, strict=True) if gradient is not None}
 
 
 def is_real(value: Any) -> bool:

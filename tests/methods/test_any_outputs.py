@@ -22,7 +22,8 @@ from fimoda_lib.derivatives.adjoints import adjoint_train
 from fimoda_lib.derivatives.tangents import tangent_train
 from fimoda_lib.derivatives.trajectories import record_full_run
 from fimoda_lib.methods import METHODS
-from fimoda_lib.tasks import parameters_of
+from fimoda_lib.tasks import different, parameters_of, take
+from fimoda_lib.training.working import Working
 
 ROWS = dict(train=[2, 11, 5], test=[3, 0])
 CURVATURE = [0, 1, 4, 5, 7, 8, 11, 13]
@@ -526,3 +527,21 @@ def test_a_loss_without_curvature_has_no_gauss_newton_matrix(name):
     with pytest.raises(ValueError, match="'tiny_regression' is linear in the model's outputs.*expected a curved one"):
         attribute(name, absolute, params, **ROWS, **HYPER.get(name, {}))
     assert np.isfinite(attribute("grad_dot", absolute, params, **ROWS)).all()
+
+
+def test_an_output_that_a_loss_uses_for_some_classes_only():
+    """None of the two instances that models are tried on may be of such a class."""
+    task, params = kept("classification", 3)
+    rare = next(c for c in range(3) if c not in take(task.train, different(task.train, 2))[1])
+
+    def extra(o, t):
+        return cross_entropy(o, t) + torch.where(t == rare, o.square().sum(1), 0.0)
+
+    def by_parts(o, t):
+        return cross_entropy(o[0], t) + (0 if o[1] is None else torch.where(t == rare, o[1], 0.0))
+
+    task = dataclasses.replace(task, loss=extra)
+    odd, odd_params = dressed(task, params, lambda o: (o, o.square().sum(1)), by_parts)
+    all_methods(odd, odd_params, task, params, ["grad_dot", "lissa_h"])  # Gauss-Newton and LFT depend on the form
+    gold = further_train(odd, odd_params, **FURTHER, progress=False)
+    relative(gold.full_loss[0], plain_losses(task, params), 1e-10)
