@@ -12,20 +12,18 @@ import functools
 import hashlib
 import pickle
 import sys
-import sysconfig
 import types
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
 
 from ..tasks import cross_entropy, squared_error
+from .sources import LIBRARIES, imported_inside, source
 from .store import fingerprint
 
 PLAIN = {squared_error: "squared_error", cross_entropy: "cross_entropy"}
-LIBRARIES = tuple({sysconfig.get_path(kind) for kind in ("stdlib", "platstdlib", "purelib", "platlib")})
 # Layers whose `repr` says everything about them but their weights.
 TOLD_BY_REPR = {
     *(nn.Sequential, nn.ModuleList, nn.Identity, nn.Flatten, nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding),
@@ -139,7 +137,7 @@ def _describe(value: Any, seen: dict[int, tuple[int, Any]], what: str) -> str:
     if isinstance(value, property):
         return inside(value.fget)
     if isinstance(value, types.ModuleType):
-        return f"module:{value.__name__}:{_source(value)}"
+        return f"module:{value.__name__}:{source(value)}"
     if isinstance(value, types.FunctionType):
         return inside(*_function_parts(value))
     if isinstance(value, types.BuiltinFunctionType | types.MethodDescriptorType | types.WrapperDescriptorType):
@@ -167,7 +165,8 @@ def _function_parts(function: types.FunctionType) -> list[Any]:
     if function.__code__.co_filename.startswith(LIBRARIES):
         return [function.__module__, *parts]
     globals_read = {name: function.__globals__[name] for name in _globals(function.__code__) & {*function.__globals__}}
-    return [*parts, globals_read, vars(function)]
+    own = [found] if (found := _imports(function.__code__, function.__globals__.get("__package__"))) else []
+    return [*parts, globals_read, vars(function), *own]
 
 
 def _globals(code: types.CodeType) -> set[str]:
@@ -175,6 +174,13 @@ def _globals(code: types.CodeType) -> set[str]:
     names = {i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
     nested = [_globals(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
     return names.union(*nested)
+
+
+def _imports(code: types.CodeType, package: str | None) -> list[str]:
+    """Digests of what a code object imports of one's own, in nested functions as well."""
+    nested = [_imports(constant, package) for constant in code.co_consts if isinstance(constant, types.CodeType)]
+    here = imported_inside(code, package)
+    return [*([here] if here else []), *(one for several in nested for one in several)]
 
 
 def _filled(cell: types.CellType) -> bool:
@@ -208,10 +214,3 @@ def _of_library(kind: type) -> bool:
 def _from_library(module: types.ModuleType | None) -> bool:
     file = getattr(module, "__file__", None)
     return module is not None and (file.startswith(LIBRARIES) if file else module.__name__ != "__main__")
-
-
-def _source(module: types.ModuleType) -> str:
-    """The SHA-256 of the file of a module of one's own; nothing for a library's."""
-    if _from_library(module) or getattr(module, "__file__", None) is None:
-        return ""
-    return hashlib.sha256(Path(module.__file__).read_bytes()).hexdigest()

@@ -23,7 +23,6 @@ from fimoda_lib.derivatives.tangents import tangent_train
 from fimoda_lib.derivatives.trajectories import record_full_run
 from fimoda_lib.methods import METHODS
 from fimoda_lib.tasks import different, parameters_of, take
-from fimoda_lib.training.working import Working
 
 ROWS = dict(train=[2, 11, 5], test=[3, 0])
 CURVATURE = [0, 1, 4, 5, 7, 8, 11, 13]

@@ -15,6 +15,7 @@ from torch import nn
 
 from fimoda_lib.datasets import DATASETS
 from fimoda_lib.datasets.models import mlp
+from fimoda_lib.storage import sources
 from fimoda_lib.storage.naming import loss_name, model_name
 from fimoda_lib.tasks import cross_entropy, squared_error
 
@@ -133,6 +134,57 @@ def test_losses_of_different_code_have_different_names():
     assert loss_name(swapped[0]) != loss_name(swapped[1])  # they differ by the names of arguments alone
     same_name = from_source(1.0, "def loss(o, t): return o\nloss.__qualname__ = 'cross_entropy'")
     assert loss_name(same_name) != loss_name(cross_entropy)
+
+
+OWN_FILES = {
+    "helpers.py": "from deeper import scale\n",
+    "deeper.py": "scale = 1\n",
+    "shop/__init__.py": "",
+    "shop/losses.py": "from .units import scale\n",
+    "shop/units.py": "scale = 1\n",
+    "shop/parts/__init__.py": "",
+    "shop/parts/last.py": "scale = 1\n",
+    "other.py": "",
+}
+OWN_LOSSES = {
+    "in the body": ("", "import deeper; return deeper.scale * o"),
+    "in the body, from": ("", "from helpers import scale; return scale * o"),
+    "in a function inside": ("", "def inner():\n    import deeper\n    return deeper.scale\n  return inner() * o"),
+    "by a module": ("import helpers", "return helpers.scale * o"),
+    "by a package": ("import shop.losses", "return shop.losses.scale * o"),
+    "by a package, from": ("", "from shop import losses; return losses.scale * o"),
+    "deep in a package": ("import shop.parts.last", "return shop.parts.last.scale * o"),
+    "relative": ("__package__ = 'shop'", "from .units import scale; return scale * o"),
+}
+CHANGED = {"by a package": "shop/units.py", "by a package, from": "shop/units.py", "relative": "shop/units.py"}
+
+
+@pytest.mark.parametrize("kind", OWN_LOSSES)
+def test_a_loss_is_named_by_all_modules_of_ones_own_that_it_imports(kind, tmp_path, monkeypatch):
+    for name, text in OWN_FILES.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    before, body = OWN_LOSSES[kind]
+
+    def name():
+        for module in [m for m in sys.modules if m.split(".")[0] in ("helpers", "deeper", "shop", "other")]:
+            monkeypatch.delitem(sys.modules, module)
+        return loss_name(from_source(1.0, f"{before}\ndef loss(o, t):\n  {body}"))
+
+    first = name()
+    (tmp_path / "other.py").write_text("scale = 3\n")
+    assert name() == first
+    changed = CHANGED.get(kind, "shop/parts/last.py" if "deep" in kind else "deeper.py")
+    (tmp_path / changed).write_text("scale = 2\n")
+    assert name() != first
+
+
+def test_what_libraries_import_is_not_followed():
+    loss = from_source(
+        1.0, "def loss(o, t):\n  import json, fimoda_lib.tasks as tasks\n  return tasks.squared_error(o, t)"
+    )
+    assert sources.imported_inside(loss.__code__, None) == "" == sources.source(F)
 
 
 def test_a_function_that_calls_itself_has_a_name():
