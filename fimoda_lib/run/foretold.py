@@ -27,11 +27,11 @@ from ..paper.studied import STUDY
 from ..tasks import parameters_of
 from ..training.engines import Engine, faster, measure
 from .command import MOST_JOBS
+from .shards import ALL_STUDIES
 from .spread import threads_each
 
 MEASURED = Path(__file__).with_name("measured.csv")
-# Rows beside those of the kinds of `status.lines`: a step of one model in the run, and in a trial; all studies.
-STEP, TRIAL, ALL_STUDIES = "step", "trial", "studies"
+STEP, TRIAL = "step", "trial"  # rows beside those of kinds of pieces: a step of one model in the run, and in a trial
 
 
 class Took(NamedTuple):

@@ -23,7 +23,8 @@ def spread_out(stages: list[list[NotebookRun]], options: argparse.Namespace) -> 
     from .spread import spread
 
     shards = shards_of(work_of(stages), options.profile, options.results, options.data)
-    spread(shards, jobs=options.jobs, scheduler=options.scheduler)
+    expected = getattr(options, "expected", {})
+    spread(shards, jobs=options.jobs, scheduler=options.scheduler, expected=expected)
 
 
 def run(stages: list[list[NotebookRun]], options: argparse.Namespace) -> int:

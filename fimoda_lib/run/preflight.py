@@ -15,6 +15,7 @@ from pathlib import Path
 
 import torch
 from torch.utils._pytree import tree_leaves
+from tqdm import tqdm
 
 from ..datasets import DATASETS, DataFileError
 from ..derivatives.curvature import HOLD_BYTES
@@ -28,9 +29,9 @@ from ..training.chunks import replica_bytes, replicas_that_fit
 from ..training.ensembles import OPTIMIZERS
 from ..training.minibatches import steps_per_epoch
 from ..training.plans import Plan, evaluation_steps
-from .foretold import ALL_STUDIES, foretold, gain, is_foretold, peak_bytes, trial
+from .foretold import foretold, gain, is_foretold, peak_bytes, trial
 from .plan import BEYOND, PANELS, SELECTION, STUDIES, asked_for
-from .shards import Shard
+from .shards import ALL_STUDIES, Shard
 from .spread import gpus, threads_each
 from .status import duration, files_of, follower, optimizer_of
 
@@ -69,7 +70,7 @@ class Need:
 def needs(work: list[tuple[str, str]], options: argparse.Namespace) -> list[Need]:
     """Data, time, disk, memory, compiler and GPU for a list of (data set, kind of piece), see `plan.work_of`.
 
-    The data were found and verified when the work was planned.
+    The data were found and verified when the work was planned. Seconds of each are left in `options.expected`.
     """
     jobs = options.jobs
     if {"fig_damping", *BEYOND, *SELECTION} & {*asked_for(options)[0]}:
@@ -78,7 +79,10 @@ def needs(work: list[tuple[str, str]], options: argparse.Namespace) -> list[Need
             *((dataset, ALL_STUDIES) for dataset in dict(work) if is_foretold(options.profile, dataset, ALL_STUDIES)),
         ]
     # One data set after the other: its data are loaded once.
-    pieces = [piece(dataset, kind, options) for dataset, kind in sorted(work, key=lambda item: item[0])]
+    work = sorted(work, key=lambda item: item[0])
+    bar = tqdm(work, desc="measuring a few steps of each training", unit="piece", leave=False, disable=None)
+    pieces = [piece(dataset, kind, options) for dataset, kind in bar]
+    options.expected = {one: p.seconds for one, p in zip(work, pieces, strict=True)}
     seconds = sum(p.seconds for p in pieces) / jobs
     slowest = max(pieces, key=lambda p: p.seconds, default=Piece("nothing", 0, 0, 0))
     names = list(dict.fromkeys(dataset for dataset, _ in work))

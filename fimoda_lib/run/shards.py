@@ -18,6 +18,7 @@ from .status import FOLLOWED, follower, optimizer_of
 # In this order: long shards before short ones.
 KINDS = ("final model", "retraining", "further training", "study", "scores")
 LONGEST = ("lft", "lissa", "cg", "lissa_h")  # of scores
+ALL_STUDIES = "studies"  # of a data set, whose time is told as one
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,15 @@ class Shard:
         follows = self.kind == "further training" or self.part in FOLLOWED
         part = [] if self.part is None else [f"seed {self.part}" if isinstance(self.part, int) else self.part]
         return ", ".join([self.kind, self.dataset, *([self.optimizer] if follows else []), *part])
+
+    @property
+    def counts_as(self) -> str:
+        """The kind, of those of `status.lines`, that it is a piece of; studies are not told apart."""
+        if self.kind == "further training":
+            return self.optimizer
+        if self.part in FOLLOWED:
+            return f"{self.part}, {self.optimizer}"
+        return ALL_STUDIES if self.kind == "study" else self.kind
 
     @property
     def needs_final_model(self) -> bool:

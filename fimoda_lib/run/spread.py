@@ -11,9 +11,10 @@ import contextlib
 import logging
 import os
 import uuid
-from collections import deque
-from collections.abc import Iterator
+from collections import Counter, deque
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -110,31 +111,48 @@ def signed(folder: Path) -> Iterator[str]:
         sign.unlink(missing_ok=True)
 
 
-def spread(shards: list[Shard], *, jobs: int = 1, scheduler: str | None = None) -> None:
+def spread(
+    shards: list[Shard],
+    *,
+    jobs: int = 1,
+    scheduler: str | None = None,
+    expected: Mapping[tuple[str, str], float] = MappingProxyType({}),
+) -> None:
     """Computes all shards that the store lacks; the final model of a data set before what depends on it.
 
     Args:
         shards: of one profile and one results folder.
         jobs: number of worker processes on this machine; not used with a scheduler.
         scheduler: address of a running dask scheduler.
+        expected: (data set, kind) -> seconds of all its missing shards: what time is left is told by these.
 
     Raises:
         SpreadError: a worker or the scheduler cannot be used; or, after everything else is done, a shard failed.
     """
-    looked_at = tqdm(shards, unit="shard", desc="looking for stored results", leave=False)
+    looked_at = tqdm(shards, unit="shard", desc="looking for stored results", leave=False, disable=None)
     missing = in_turns(s for s in looked_at if not s.stored)
     if not missing:
         return
     folder = Path(missing[0].results) / missing[0].profile
     reset_peak_memory()  # gives back what looking at all data sets has freed: workers need it
     with signed(folder) as sign, connected(jobs, scheduler) as client:
-        failed = _run(client, missing, sign, len(shards))
+        failed = _run(client, missing, sign, len(shards), shares(missing, expected))
     if failed:
         label, reason = next(iter(failed.items()))
         raise SpreadError(f"{len(failed)} of {len(missing)} shards failed, the first ({label}) with: {reason}")
 
 
-def _run(client: Client, missing: list[Shard], sign: str, total: int) -> dict[str, str]:
+def shares(missing: list[Shard], expected: Mapping[tuple[str, str], float]) -> dict[Shard, float]:
+    """How much each shard is of the work: seconds where these are known, else as much as the others on average."""
+    kinds = {shard: (shard.dataset, shard.counts_as) for shard in missing}
+    number = Counter(kinds.values())
+    known = {shard: expected.get(kind, 0) / number[kind] for shard, kind in kinds.items()}
+    told = [seconds for seconds in known.values() if seconds > 0]
+    usual = sum(told) / len(told) if told else 1.0
+    return {shard: seconds if seconds > 0 else usual for shard, seconds in known.items()}
+
+
+def _run(client: Client, missing: list[Shard], sign: str, total: int, share: Mapping[Shard, float]) -> dict[str, str]:
     """Has the workers compute the missing shards; returns why some failed, by their labels."""
     from distributed import as_completed
 
@@ -153,16 +171,20 @@ def _run(client: Client, missing: list[Shard], sign: str, total: int) -> dict[st
         waiting.update(zip(futures, some, strict=True))
         return futures
 
-    with tqdm(total=total, initial=total - len(missing), unit="shard", desc="shards", smoothing=0) as bar:
+    finished = total - len(missing)
+    layout = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} gone, {remaining} left"
+    with tqdm(total=sum(share.values()), desc=f"shards {finished}/{total}", bar_format=layout, smoothing=0) as bar:
         done = as_completed(submit(), loop=client.loop, raise_errors=False)
         for future in done:
             shard = waiting.pop(future)
             follow = [s for s in later if shard.kind == "final model" and s.dataset == shard.dataset]
             if reason := why_it_failed(shard, future):
                 failed[shard.label] = reason
-                bar.total -= len(follow)
+                bar.total -= share[shard] + sum(share[s] for s in follow)
             else:
-                bar.update()
+                finished += 1
+                bar.set_description_str(f"shards {finished}/{total}", refresh=False)
+                bar.update(share[shard])
                 ready = deque(in_turns([*ready, *follow]))
             done.update(submit())
     return failed

@@ -90,6 +90,19 @@ def test_studies_that_share_pieces_do_not_run_side_by_side():
     assert parts[:4] == ["lft", "lissa", "cg", "lissa_h"] and len({*parts}) == len(parts)  # the longest first
 
 
+def test_time_left_is_told_by_what_each_shard_is_expected_to_take():
+    work = [("wine", kind) for kind in ("final model", "sgd", "adam", "scores", "lft, sgd", "fig_lds", "fig_limit")]
+    shards = shards_of(work, "smoke", "nowhere")
+    kinds = {(s.dataset, s.counts_as) for s in shards}
+    assert kinds == {("wine", k) for k in ("final model", "sgd", "adam", "scores", "lft, sgd", "studies")}
+    expected = {("wine", "sgd"): 10.0, ("wine", "lft, sgd"): 7.0, ("wine", "studies"): 50.0, ("wine", "scores"): 0.0}
+    share = spread.shares(shards, expected)
+    by_kind = {kind: {share[s] for s in shards if s.counts_as == kind} for _, kind in kinds}
+    assert (by_kind["sgd"], by_kind["lft, sgd"], by_kind["studies"]) == ({5.0}, {7.0}, {25.0})  # two seeds, two studies
+    assert by_kind["scores"] == by_kind["adam"] == {(5 + 5 + 7 + 25 + 25) / 5}  # as the others, on average
+    assert {*spread.shares(shards, {}).values()} == {1.0}
+
+
 # A cluster of two processes, as a user would start it
 
 
@@ -272,7 +285,7 @@ def sentence(caught):
     return message
 
 
-def test_a_shard_that_fails_does_not_stop_the_others(here, tmp_path, monkeypatch):
+def test_a_shard_that_fails_does_not_stop_the_others(here, tmp_path, monkeypatch, capsys):
     def bad(self):
         raise ValueError("The data is bad; mend it.")
 
@@ -285,6 +298,8 @@ def test_a_shard_that_fails_does_not_stop_the_others(here, tmp_path, monkeypatch
         "1 of 4 shards failed, the first (retraining, wine, seed 0) with: The data is bad; mend it."
     )
     assert {p.name[:12] for p in (tmp_path / "smoke").glob("*.nc")} == {"final-wine-3", "further-wine"}
+    last = capsys.readouterr().err.split("\r")[-1]
+    assert "shards 3/4: 100%" in last and "00:00 left" in last  # the failed one is no longer waited for
 
 
 def test_without_a_final_model_nothing_that_needs_it_is_tried(here, tmp_path, monkeypatch):
