@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import platform
 import re
@@ -110,14 +111,22 @@ def eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
 
 def free_memory(device: torch.device) -> int | None:
     """Bytes that are free on a device; None where the system does not say."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+    if device.type == "cuda":  # with what PyTorch holds and does not use
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
     if (found := Path("/proc/meminfo")).exists():  # Linux: what its caches hold can be had, too
         return 1024 * int(re.search(r"MemAvailable:\s+(\d+)", found.read_text())[1])
     try:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_AVPHYS_PAGES")
     except (ValueError, OSError, AttributeError):
         return None
+
+
+def give_back(device: torch.device) -> None:
+    """Memory of a GPU that nothing uses any more, to the system: PyTorch keeps it for this process otherwise."""
+    if device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
 
 
 def check_memory(error: Exception) -> None:

@@ -2,7 +2,10 @@
 
 import dataclasses
 import functools
+import gc
+import json
 import warnings
+import weakref
 
 import numpy as np
 import pytest
@@ -24,6 +27,7 @@ from fimoda_lib import (
 )
 from fimoda_lib.datasets.models import mlp
 from fimoda_lib.derivatives.adjoints import adjoint_train
+from fimoda_lib.derivatives.curvature import GaussNewton
 from fimoda_lib.derivatives.gradients import Gradients
 from fimoda_lib.derivatives.tangents import tangent_train
 from fimoda_lib.devices import (
@@ -37,7 +41,10 @@ from fimoda_lib.devices import (
     set_random_state,
     strict_arithmetic,
 )
-from fimoda_lib.tasks import parameters_of
+from fimoda_lib.methods import base
+from fimoda_lib.methods.trak import unpacked
+from fimoda_lib.tasks import parameters_of, take, to
+from fimoda_lib.training.ensembles import Ensemble, Optimizer
 
 HAS_GPU = torch.cuda.is_available()
 if not HAS_GPU:  # PyTorch differentiates on one kind of accelerator in a process
@@ -128,6 +135,27 @@ def test_methods(name, kind, device):
     same(found.values, expected.values)
 
 
+@pytest.mark.parametrize("name", METHODS)
+def test_as_many_test_instances_at_once_as_a_gpu_holds(name, monkeypatch):
+    """Here two, and batches of the series in pieces; what is reported for each test instance is complete."""
+    task, params = made("images")
+    rows = dict(train=range(0, 10, 2), test=range(3), curvature=range(8))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        expected = attribute(name, task, params, **rows, **HYPER.get(name, {}))
+        monkeypatch.setattr(base, "solved_at_once", lambda at: 2)
+        monkeypatch.setattr(GaussNewton, "at_once", 3)
+        found = attribute(name, task, params, **rows, **HYPER.get(name, {}))
+    np.testing.assert_allclose(found, expected, rtol=1e-7)  # CG stops at 1e-10 of each column
+    for key in ("residual", "iterations"):
+        assert len(json.loads(found.attrs.get(key, "[]"))) == len(json.loads(expected.attrs.get(key, "[]")))
+
+
+def test_signs_are_unpacked_on_a_device_as_on_the_cpu(device):
+    bits = np.random.default_rng(0).integers(0, 256, 9, dtype=np.uint8)
+    assert torch.equal(unpacked(bits, 67, device).cpu(), unpacked(bits, 67, torch.device("cpu")))
+
+
 @pytest.mark.parametrize(
     "more",
     [
@@ -211,6 +239,16 @@ def test_derivatives_of_further_training(optimizer, removal, device):
     same(found, expected)
 
 
+def test_kinks_softened_along_a_run(device):
+    task, params = made("regression")
+    settings = dict(optimizer="sgd", learning_rate=0.05, batch_size=4, progress=False, kinks="softened")
+    for derivative in (
+        lambda d: tangent_train(task, params, epochs=1, seeds=[0], left_out=[1, 2], device=d, **settings).delta,
+        lambda d: adjoint_train(task, params, horizon=3, test=[0, 2], device=d, **settings),
+    ):
+        same(derivative(device), derivative("cpu"))
+
+
 @pytest.mark.parametrize("device", [GPU])
 @pytest.mark.parametrize("compile", [False, True])
 def test_float32_on_a_gpu_is_float32(compile, device):
@@ -223,6 +261,21 @@ def test_float32_on_a_gpu_is_float32(compile, device):
     np.testing.assert_array_equal(runs[0].delta, runs[1].delta)
     np.testing.assert_allclose(runs[0].full_loss, runs[2].full_loss, rtol=1e-4, atol=1e-6)
     assert (similarity(as_scores(runs[0]), sensitivity(runs[2], "full").isel(step=[-1]))["mean"] > 0.999).all()
+
+
+@pytest.mark.parametrize("device", [GPU])
+def test_what_is_recorded_on_a_gpu_is_gone_with_its_ensemble(device):
+    task, params = made("regression")
+    ensemble = Ensemble(task, params, 2, Optimizer("sgd", 0.05), device=device)
+    batch = to(take(task.train, torch.arange(4).expand(2, 4)), device)
+    ensemble.step(batch, torch.full((2, 4), 0.25, dtype=torch.float64, device=device))
+    ensemble.losses(to(task.test, device))
+    assert len(ensemble.update.recorded) == len(ensemble.evaluate.recorded) == 1
+    gone = weakref.ref(ensemble)
+    gc.disable()
+    del ensemble
+    gc.enable()
+    assert gone() is None
 
 
 def as_scores(gold):

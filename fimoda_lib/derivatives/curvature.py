@@ -49,6 +49,12 @@ class GaussNewton:
         """Whether its range is so much smaller than the parameters that a `Reduction` pays."""
         return self.held is not None and self.n * self.rank * 4 <= self.at.n_params
 
+    @property
+    def at_once(self) -> int | None:
+        """How many instances' rows to hold at once in a random batch; None: all of them."""
+        on_gpu = self.held is None and self.at.device.type == "cuda"
+        return self.at.block_size(self.rank) if on_gpu else None
+
     def _computed(self) -> Iterator[Tensor]:
         for piece in self.rows.split(self.at.block_size(self.rank)):
             yield self.factor(piece)

@@ -18,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from .. import checks
+from ..devices import free_memory
 from ..tasks import Instances, Params, Task, check_params, check_task, count, take, to
 from ..training.working import Working
 from .second_order import ROWS, check_product, second_derivative_of, twice_differentiable
@@ -121,7 +122,12 @@ class Gradients:
     @property
     def _budget(self) -> int:
         """How many numbers go into one block."""
-        return BLOCK_BYTES * (16 if self.device.type == "cuda" else 1) // self._bytes  # less does not fill a GPU
+        return (self._bytes_on_gpu if self.device.type == "cuda" else BLOCK_BYTES) // self._bytes
+
+    @cached_property
+    def _bytes_on_gpu(self) -> int:
+        """Less does not fill it; once for all: blocks stay the same."""
+        return max(16 * BLOCK_BYTES, free_memory(self.device) // 16)
 
     # --- outputs and losses -----------------------------------------------------------------------------------------
 
@@ -220,19 +226,13 @@ class Gradients:
         return self._hessians(self.losses if self.log_likelihood else self.working.loss, outputs, targets)
 
     def _hessians(self, losses: Callable[[Tensor, Tensor], Tensor], outputs: Tensor, targets: Tensor) -> Tensor:
-        def one(output: Tensor, target: Tensor) -> Tensor:
-            return losses(output[None], target[None])[0]
-
+        one = grad(lambda output, target: losses(output[None], target[None])[0])
         with twice_differentiable(), second_derivative_of(self.task.name):
-            return vmap(jacrev(grad(one)))(outputs, targets)
+            return vmap(jacrev(one))(outputs, targets)
 
     def of_mean_loss(self, instances: Instances, params: Params) -> Params:
         """Gradient of the mean loss of the instances at the given parameters."""
-
-        def mean_loss(p: Params) -> Tensor:
-            return self.working.losses(p, instances).mean()
-
-        return grad(mean_loss)(params)
+        return grad(lambda p: self.working.losses(p, instances).mean())(params)
 
     def hessian_products(self, instances: Instances, vectors: Tensor, *, each: bool = False) -> Tensor:
         """The Hessian of the mean loss of the instances times each vector: [k, P] -> [k, P].

@@ -129,7 +129,8 @@ def widen(task: Task, params: Params) -> None:
     model = task.model
     if isinstance(model, Softened) and model._fimoda_start:
         now = preactivations(replace(task, model=model._fimoda_plain), params, FEW)
-        moved = [float((b - a).double().square().mean().sqrt()) for a, b in zip(model._fimoda_start, now, strict=True)]
+        pairs = [(a.to(b.device), b) for a, b in zip(model._fimoda_start, now, strict=True)]
+        moved = [float((b - a).double().square().mean().sqrt()) for a, b in pairs]
         model._fimoda_widths[:] = [SHARE * distance for distance in moved]
 
 

@@ -14,13 +14,14 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ..devices import eigh
+from ..devices import eigh, free_memory
 from .curvature import GaussNewton, Reduction
 
 GRAM_ROWS = 3_000  # up to so many rows of A its Gram matrix is the fastest
 GRAM_LIMIT = 12_000  # and beyond so many it does not fit
 KRYLOV_PARAMETERS = 5_000_000  # beyond so many, a basis of parameter space does not fit
 BLOCK = 16  # vectors multiplied by G at once
+HELD = 6  # vectors for each direction of a Krylov basis, while it is built
 
 
 class Spectrum(Protocol):
@@ -61,6 +62,8 @@ class Krylov:
         at = G.at
         generator = torch.Generator().manual_seed(seed)
         limit = min(limit, at.n_params, G.n * G.rank)
+        if free := free_memory(at.device):  # basis, images, and what their products take
+            limit = max(min(limit, free // (HELD * at.n_params * torch.finfo(at.dtype).bits // 8)), 1)
         start = torch.randn(min(BLOCK, limit), at.n_params, generator=generator, dtype=torch.float64)
         # Directions outside the range of G would only dilute the basis.
         basis = orthonormal(G.products(start.to(at.dtype).to(at.device)))

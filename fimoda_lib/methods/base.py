@@ -16,8 +16,10 @@ from torch import Tensor
 
 from ..checks import number, shown
 from ..derivatives.gradients import Gradients
+from ..devices import free_memory
 
 FAMILIES = ("first-order", "influence function", "projection", "ours", "yours")
+WITH_EACH = 12  # vectors for each test gradient that a GPU solves for, most of them in iterations and their batches
 COMMON = ("task", "params", "train", "test", "curvature")
 
 Report = dict[str, Any]
@@ -79,16 +81,32 @@ def apply_operator(
     """`g_zᵀ P gᵢ` for all test instances z and training instances i, [n_test, n_train] on the CPU.
 
     Args:
-        P: maps test gradients [n_test, P] to preconditioned ones of the same shape, all at once.
+        P: maps test gradients [n_test, P] to preconditioned ones of the same shape: all at once, or as many as a GPU
+            holds.
         normalise: whether training gradients are scaled to length 1.
     """
-    solved = P(at.of_losses(at.test(test)))
-    scores = torch.empty(len(test), len(train), dtype=at.dtype)
-    for columns, g in at.blocks(train):
-        if normalise:
-            g = unit(g)
-        scores[:, columns] = (solved @ g.T).cpu()
+    scores, start = torch.empty(len(test), len(train), dtype=at.dtype), 0
+    for piece in test.split(solved_at_once(at) or len(test)):
+        solved = P(at.of_losses(at.test(piece)))
+        for columns, g in at.blocks(train):
+            if normalise:
+                g = unit(g)
+            scores[start : start + len(piece), columns] = (solved @ g.T).cpu()
+        start += len(piece)
     return scores
+
+
+def solved_at_once(at: Gradients) -> int | None:
+    """How many vectors of the size of the parameters a method solves for at once; None on a CPU: all."""
+    if at.device.type != "cuda":
+        return None
+    return max(free_memory(at.device) // (WITH_EACH * at.n_params * torch.finfo(at.dtype).bits // 8), 1)
+
+
+def add_rows(report: Report, **rows: list) -> None:
+    """Adds to a report what was found for some test instances, after those before them."""
+    for name, values in rows.items():
+        report[name] = [*report.get(name, []), *values]
 
 
 def unit(gradients: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from .. import checks
 from ..derivatives.curvature import GaussNewton, Reduction, recommended_damping
 from ..derivatives.gradients import Gradients
 from ..tasks import Params, Task
-from .base import Report, apply_operator, method, resolve_damping
+from .base import Report, add_rows, apply_operator, method, resolve_damping
 
 
 @method(label="CG", family="influence function", reference="Koh & Liang 2017; Martens 2010")
@@ -54,11 +54,12 @@ def cg(
         solution, iterations, residual = conjugate_gradients(
             lambda v: products(v) + damping * v, g, tolerance=tolerance, max_iterations=max_iterations
         )
-        report.update(iterations=iterations.tolist(), residual=residual.tolist())
-        late = test[(residual > tolerance).cpu()].tolist()
+        here = test[len(report.get("residual", ())) :][: len(residual)]
+        add_rows(report, iterations=iterations.tolist(), residual=residual.tolist())
+        late = here[(residual > tolerance).cpu()].tolist()
         if late:
             warnings.warn(
-                f"CG: {len(late)} of {len(test)} test instances did not converge to {tolerance:g} in "
+                f"CG: {len(late)} of {len(here)} test instances did not converge to {tolerance:g} in "
                 f"{max_iterations} iterations (instances {late[:10]}); raise damping or max_iterations.",
                 stacklevel=2,
             )

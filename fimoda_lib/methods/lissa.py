@@ -12,7 +12,7 @@ from .. import checks
 from ..derivatives.curvature import GaussNewton, Reduction, recommended_damping
 from ..derivatives.gradients import Gradients
 from ..tasks import Params, Task
-from .base import MethodDiverged, Report, apply_operator, method, resolve_damping, unit
+from .base import MethodDiverged, Report, add_rows, apply_operator, method, resolve_damping, unit
 
 SCALES = (10, 20, 50, 100, 150, 200, 250, 300, 400, 500)  # the paper's: the smallest that converges is taken
 EXPLODED = 1e8  # growth of the iterate, relative to its start, that counts as divergence
@@ -61,7 +61,7 @@ def lissa(
     def P(v: Tensor) -> Tensor:
         if not G.reducible:
             solve = neumann_solver(
-                partial(batch_product, G.factor_at, G.products),
+                partial(batch_product, G.factor_at, G.products, at_once=G.at_once),
                 len(curvature),
                 damping,
                 scales,
@@ -86,13 +86,21 @@ def lissa(
 
 
 def batch_product(
-    factor: Callable[[Tensor], Tensor], full: Callable[[Tensor], Tensor], h: Tensor, positions: Tensor | None
+    factor: Callable[[Tensor], Tensor],
+    full: Callable[[Tensor], Tensor],
+    h: Tensor,
+    positions: Tensor | None,
+    at_once: int | None = None,
 ) -> Tensor:
-    """The Gauss-Newton matrix of a batch, or with positions None of all instances, times each row of h."""
+    """The Gauss-Newton matrix of a batch, or with positions None of all instances, times each row of h.
+
+    Args:
+        at_once: of how many instances to hold the factor.
+    """
     if positions is None:
         return full(h)
-    A = factor(positions).flatten(0, -2)
-    return (h @ A.T) @ A / len(positions)
+    factors = (factor(piece).flatten(0, -2) for piece in positions.split(at_once or len(positions)))
+    return sum((h @ A.T) @ A for A in factors) / len(positions)
 
 
 def check_series(scale: float | Sequence[float], depth: int, batch_size: int | None, seed: int) -> list[float]:
@@ -131,10 +139,10 @@ def neumann_solver(
             if h is not None:
                 solution = h / sigma
                 residual = v - batch_product(solution, None) - damping * solution
-                report.update(
-                    scale=sigma, diverged_scales=diverged, residual=(residual.norm(dim=1) / length(v)).tolist()
-                )
-                worse = sum(r > 1 for r in report["residual"])
+                relative = (residual.norm(dim=1) / length(v)).tolist()
+                report.update(scale=sigma, diverged_scales=diverged)
+                add_rows(report, residual=relative)
+                worse = sum(r > 1 for r in relative)
                 if worse:
                     warnings.warn(
                         f"Neumann series: with scale {sigma:g} the result is worse than zero (residual above 1) for "

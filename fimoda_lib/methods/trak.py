@@ -140,10 +140,10 @@ class Projection:
             stream = np.random.default_rng((*self.seed, start))
             if self.kind == "rademacher":
                 bits = np.frombuffer(stream.bytes(-(-shape[0] * shape[1] // 8)), np.uint8)
-                entries = torch.from_numpy(np.unpackbits(bits, count=shape[0] * shape[1])).to(self.at.dtype) * 2 - 1
+                entries = unpacked(bits, shape[0] * shape[1], self.at.device).to(self.at.dtype) * 2 - 1
             else:
-                entries = torch.from_numpy(stream.standard_normal(shape)).to(self.at.dtype)
-            yield slice(start, stop), entries.reshape(shape).to(self.at.device) / self.dimension**0.5
+                entries = torch.from_numpy(stream.standard_normal(shape)).to(self.at.dtype).to(self.at.device)
+            yield slice(start, stop), entries.reshape(shape) / self.dimension**0.5
 
     def __call__(self, g: Tensor) -> Tensor:
         """gR, [k, P] -> [k, dimension]."""
@@ -152,6 +152,14 @@ class Projection:
     def back(self, x: Tensor) -> Tensor:
         """xRᵀ, [k, dimension] -> [k, P]."""
         return torch.cat([x @ R.T for _, R in self.chunks()], 1)
+
+
+def unpacked(bits: np.ndarray, count: int, device: torch.device) -> Tensor:
+    """Bits as numbers 0 and 1 [count]; they go to a GPU as they are, an eighth of a byte each."""
+    if device.type == "cpu":
+        return torch.from_numpy(np.unpackbits(bits, count=count))
+    places = torch.arange(7, -1, -1, dtype=torch.uint8, device=device)
+    return ((torch.from_numpy(bits.copy()).to(device)[:, None] >> places) & 1).flatten()[:count]
 
 
 class Kernel:

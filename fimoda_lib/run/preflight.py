@@ -38,6 +38,8 @@ from .status import duration, files_of, follower, optimizer_of
 FIGURE_BYTES = 100_000_000  # PDF, PNG, CSV and executed notebooks of all figures, generously
 BASE_BYTES = 600_000_000  # a process with Python, PyTorch and the libraries, before any data
 SOLVED = 5  # vectors of the size of the parameters for each test instance, while a method solves its systems
+DRIVER = Path("/proc/driver/nvidia/version")  # there with NVIDIA's driver, on Linux
+NO_GPU = ("none", "PyTorch uses none, though there is a driver: it may want another CUDA version than PyTorch's")
 COMPILERS = ("g++", "clang++", "c++")
 
 
@@ -139,7 +141,7 @@ def of_machine(
             "" if free is None else short("memory", memory, free, with_jobs, options),
         ),
         Need("compiler", "useful", compiler or "none: training steps are not compiled, and slower"),
-        Need("GPU", "for profile paper", ", ".join(gpus()) or "none"),
+        Need("GPU", "for profile paper", ", ".join(gpus()) or NO_GPU[DRIVER.exists()]),
     ]
 
 
@@ -195,7 +197,9 @@ def piece(dataset: str, kind: str, options: argparse.Namespace) -> Piece:
     if kind == "final model":  # one model, not compiled
         return Piece(label, missing * plan.steps[-1] * engine.seconds, missing * 4 * numbers, data)
     size_each = len(plan.steps) * len(plan.test) * (4 * len(plan.left_out) + 8)
-    replicas = min(replicas_that_fit(panel.task, params, plan, choose_device(None), engine), 1 + len(plan.left_out))
+    replicas, device = 0, choose_device(None)  # a GPU's lie in its own memory
+    if device.type == "cpu":
+        replicas = min(replicas_that_fit(panel.task, params, plan, device, engine), 1 + len(plan.left_out))
     return Piece(
         label,
         missing * (1 + len(plan.left_out)) * plan.steps[-1] * engine.seconds * gain(options.profile, dataset),

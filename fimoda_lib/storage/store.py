@@ -104,6 +104,7 @@ def cached(
     compute: Callable[[], xr.Dataset],
     *,
     compute_missing: bool = True,
+    took: Callable[[xr.Dataset], float] | None = None,
 ) -> xr.Dataset:
     """The stored result of `spec`, or `compute()`, which is then stored.
 
@@ -114,6 +115,7 @@ def cached(
         name: the readable beginning of the file name.
         spec: everything that determines the result, as JSON values; tensors by their `fingerprint`.
         compute_missing: whether to compute a result that is not there.
+        took: the seconds that a result took, where that is not how long `compute` did: results computed together.
 
     Raises:
         Missing: it is not there, and is not to be computed.
@@ -137,7 +139,8 @@ def cached(
             return load(path, spec)
         started = time.perf_counter()
         dataset = compute()
-        save(path, spec, dataset, seconds=time.perf_counter() - started)
+        seconds = time.perf_counter() - started
+        save(path, spec, dataset, seconds=took(dataset) if took else seconds)
     return dataset
 
 

@@ -10,7 +10,7 @@ import torch
 import xarray as xr
 from torch import nn
 
-from ..devices import machine, own_randomness, strict_arithmetic
+from ..devices import give_back, machine, own_randomness, strict_arithmetic
 from ..storage.naming import model_name
 from ..storage.store import cached
 from ..tasks import Params, Task, take, to
@@ -108,4 +108,6 @@ def measure(
                     torch.cuda.synchronize(device)
                 taken.append(time.perf_counter() - started)
             seconds[engine.name] = min(taken[1:]) / REPLICAS
+            del ensemble
+            give_back(device)  # not to weigh on what is measured next, or on another process
     return xr.Dataset({"seconds_per_step": ("engine", list(seconds.values()))}, coords={"engine": list(seconds)})

@@ -8,6 +8,7 @@ costs more than it saves: then gradients are taken one replica after another (`b
 
 from __future__ import annotations
 
+import weakref
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -129,11 +130,13 @@ class Ensemble:
         self.params = {k: p.expand(size, *p.shape).clone() for k, p in self.start.items()}
         self.state = optimizer.initial_state(self.params)
         self.reset()
-        self.update = partial(self.training_step, self.params, self.state)
-        self.evaluate = partial(self.float64_losses, self.params)
-        if self.device.type == "cuda" and batched and not self.trained.noisy:
-            self.update = Replayed(self.training_step, self.params, self.state)
-            self.evaluate = Replayed(self.float64_losses, self.params)
+        self.update = self.evaluate = None  # faster ways, where there are any
+        if self.device.type == "cuda" and batched:
+            me = weakref.proxy(self)  # a cycle would keep its memory on the GPU after the last use
+            if not self.evaluated.noisy:
+                self.evaluate = Replayed(partial(Ensemble.float64_losses, me), self.params)
+            if not self.trained.noisy:
+                self.update = Replayed(partial(Ensemble.training_step, me), self.params, self.state)
         elif compile and not self.trained.converts:
             self.update = partial(Fused(self.training_step), self.params, self.state)
 
@@ -206,7 +209,11 @@ class Ensemble:
             self.powers[0] *= self.optimizer.betas[0]
             self.powers[1] *= self.optimizer.betas[1]
         with torch.no_grad():
-            self.update(batch, weights, batches, (1 - self.powers).to(self.dtype))
+            inputs = batch, weights, batches, (1 - self.powers).to(self.dtype)
+            if self.update is None:
+                self.training_step(self.params, self.state, *inputs)
+            else:
+                self.update(*inputs)
 
     def losses(self, instances: Instances) -> Tensor:
         """Loss of every replica on every given instance, [M, n], computed in float64 with dropout off.
@@ -214,7 +221,10 @@ class Ensemble:
         Differences between runs reach 1e-9: in float32 they would drown in rounding.
         """
         with torch.no_grad():
-            return self.evaluate(to(instances, dtype=torch.float64)).clone()
+            instances = to(instances, dtype=torch.float64)
+            if self.evaluate is None:
+                return self.float64_losses(self.params, instances)
+            return self.evaluate(instances).clone()
 
     def float64_losses(self, params: Params, instances: Instances) -> Tensor:
         """`losses` of stacked parameters."""

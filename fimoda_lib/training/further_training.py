@@ -129,8 +129,13 @@ def _each_seed(
         return computed.pop(seed)
 
     for number, (seed, piece) in enumerate(pieces.items(), start=1):
-        yield cached(store, *piece, partial(compute, seed), compute_missing=compute_missing)
+        yield cached(store, *piece, partial(compute, seed), compute_missing=compute_missing, took=seconds_of)
         bar.update((number + len(computed)) * runner.model_steps - bar.n)  # what was found in the store counts as done
+
+
+def seconds_of(result: xr.Dataset) -> float:
+    """Seconds that the runs of a result took."""
+    return result.seconds.sum().item()
 
 
 def _check_enough(task: Task, plan: Plan) -> None:

@@ -20,7 +20,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from .. import checks
-from ..devices import choose_device, strict_arithmetic
+from ..devices import choose_device, give_back, strict_arithmetic
 from ..groups import coordinates, is_grouped
 from ..tasks import Params, Task, take, to
 from .chunks import GPU_REPLICAS, carries_full, chunks, replica_bytes, replicas_that_fit
@@ -99,8 +99,15 @@ class Runner:
             )
 
     def ensemble(self, size: int) -> Ensemble:
-        """An ensemble at its start; one per size is kept, so that each is compiled once."""
+        """An ensemble at its start; one per size is kept, so that each is compiled once.
+
+        On a GPU not two large ones: the memory that they are planned for is half of what is free.
+        """
         if size not in self.ensembles:
+            held = sum(self.ensembles)
+            if self.device.type == "cuda" and held and held + size > 1.5 * (self.replicas or 1):
+                self.ensembles.clear()
+                give_back(self.device)
             worth = self.engine.batched and (size > 1 or self.plan.steps[-1] >= WORTH_COMPILING)
             self.ensembles[size] = Ensemble(
                 self.task,
@@ -131,12 +138,12 @@ class Runner:
         plan, ensemble = self.plan, self.ensemble(len(seeds) * len(removed))
         due = {step: k for k, step in enumerate(plan.steps)}
         counted = len(seeds) * (len(removed) - (1 if again else 0))
-        if 0 in due:
-            look(due[0], ensemble)
         how = {"removal": plan.removal, "fraction": plan.fraction, "shared": not self.noisy, "device": self.device}
         order = seeds[0] if len(seeds) == 1 else seeds
         batches = run_batches(self.task.n_train, plan.batch_size, removed, order, **how)
         with strict_arithmetic(self.device):
+            if 0 in due:
+                look(due[0], ensemble)
             for step, batch in zip(range(1, plan.steps[-1] + 1), batches, strict=False):
                 if batch is not None:
                     rows, weights = batch
@@ -180,12 +187,14 @@ class Runner:
             def look(k: int, ensemble: Ensemble, losses: Tensor = losses) -> None:
                 losses[:, k] = ensemble.losses(self.test_set)
 
+            fits, fewest = True, 1 if plan.removal == "drop" else 2
             try:
                 self.train(chunk, seeds, bar, look, len(chunk) > 1 and len(waiting) > 1 and carries_full(chunk))
             except torch.OutOfMemoryError:
-                fewest = 1 if plan.removal == "drop" else 2
                 if len(chunk) == fewest and len(seeds) == 1:
                     raise
+                fits = False
+            if not fits:  # only here: while the error is there, so is all that was in use when it came
                 self.forget(bar, before)
                 if len(seeds) > 1:
                     log.warning("Out of memory with %d seeds at once; going on one by one.", len(seeds))
@@ -210,8 +219,7 @@ class Runner:
     def forget(self, bar: tqdm, before: int) -> None:
         """Gives back what a chunk has taken that did not fit, and counts its steps as not done."""
         self.ensembles.clear()
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
+        give_back(self.device)
         bar.update(before - bar.n)
 
     def result(self, seed: int, full: Tensor, delta: np.ndarray, seconds: float) -> xr.Dataset:

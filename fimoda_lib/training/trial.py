@@ -15,7 +15,7 @@ from torch.func import grad, vmap
 from torch.utils._pytree import tree_map
 
 from ..checks import reason
-from ..devices import own_randomness
+from ..devices import own_randomness, strict_arithmetic
 from ..tasks import Instances, Params, Task, different, extreme, take, to
 from . import ties
 from .causes import cause, failure
@@ -59,7 +59,7 @@ def check_evaluation(
             trial.replicated(few)
         ties.check_given(task, trial.working, trial.params, few)
 
-    once(task, params, ("evaluation", device, dtype, gradients, replicas, *parts), check)
+    once(task, params, ("evaluation", device, dtype, gradients, replicas, *parts), strict_arithmetic(device)(check))
 
 
 def check_training(
@@ -93,7 +93,7 @@ def check_training(
                 Trial(task, params, dtype, device).trainable(few, kind)
 
     check_evaluation(task, params, device, replicas=kind, parts=("test",))
-    once(task, params, ("training", device, kind), check)
+    once(task, params, ("training", device, kind), strict_arithmetic(device)(check))
 
 
 def precisions(params: Params, wanted: torch.dtype, *, own: bool = False) -> list[torch.dtype]:

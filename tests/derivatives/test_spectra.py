@@ -96,6 +96,13 @@ def test_krylov_warns_where_the_limit_is_too_small(monkeypatch):
         spectrum_of(G, "krylov", 0.3)
 
 
+def test_krylov_takes_no_more_directions_than_memory_holds(monkeypatch):
+    G, _ = known(HALVES)
+    monkeypatch.setattr(spectra, "free_memory", lambda device: spectra.HELD * 8 * G.at.n_params * 20)
+    found = Krylov(G, 2.0**-30)
+    assert len(found.eigenvalues) <= 20 and not found.converged
+
+
 def test_krylov_does_not_depend_on_the_seed():
     G, _ = known(HALVES)
     one, two = (Krylov(G, 0.01, seed=seed) for seed in (0, 1))

@@ -49,6 +49,18 @@ def test_times_and_sizes_are_those_of_the_settings(tmp_path, monkeypatch):
     assert scores.seconds == 0 and scores.memory - final.memory == 8 * parameters * (142 + 5 * 8)
     monkeypatch.setattr(preflight, "choose_device", lambda device: torch.device("cuda"))  # whose memory is its own
     assert preflight.piece("wine", "scores", options(tmp_path)).memory == final.memory
+    losses = 2 * epochs * 8 * (4 * 4 + 8)  # of one seed, twice, and the other's way round: of two on the disk
+    assert preflight.piece("wine", "sgd", options(tmp_path)).memory == final.memory + losses < further.memory
+
+
+def test_a_driver_that_pytorch_cannot_use_is_named(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(preflight, "gpus", list)
+    for there, said in ((False, "none"), (True, "PyTorch uses none, though there is a driver")):
+        driver = tmp_path / "version"
+        if there:
+            driver.touch()
+        monkeypatch.setattr(preflight, "DRIVER", driver)
+        assert preflight.of_machine(options(tmp_path))[-1].here.startswith(said)
 
 
 def test_scores_and_studies_are_estimated_from_a_run_and_the_speed_of_both_machines(tmp_path, monkeypatch, capsys):

@@ -261,7 +261,9 @@ def test_the_shards_come_first_and_the_notebooks_find_them(smoke, monkeypatch):
     monkeypatch.setenv("FIMODA_CACHE", str(folder / "cache"))
     work = plan.work_of(plan.plan(run.parser().parse_args(ARGUMENTS)))
     shards = shards_of(work, "smoke", folder / "results")
-    before, found, _ = said.rpartition(f"shards {len(shards)}/{len(shards)}: 100%")  # after it, notebooks show their own bars
+    before, found, _ = said.rpartition(
+        f"shards {len(shards)}/{len(shards)}: 100%"
+    )  # after it, notebooks show their own bars
     assert found and "step/s" not in before  # one bar, not one of each worker as well
     last = max(shard.path(shard.panel(compute=False)).stat().st_mtime for shard in shards)
     notebooks = [nbformat.read(path, 4) for path in (folder / "results/smoke/notebooks").glob("*.ipynb")]

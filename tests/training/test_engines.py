@@ -1,6 +1,9 @@
 """Batched or one after another: the same numbers, the faster chosen by measurement and kept; running out of memory."""
 
+import gc
+import json
 import logging
+import weakref
 
 import numpy as np
 import pytest
@@ -108,8 +111,16 @@ def test_a_measurement_is_kept_and_a_single_replica_needs_none(monkeypatch, tmp_
         choice(tmp_path, removal="subtract")
 
 
+@pytest.fixture
+def cycles_stay():
+    """A GPU that is full has nobody look for cycles."""
+    gc.disable()
+    yield
+    gc.enable()
+
+
 @pytest.mark.parametrize("removal", ["drop", "mask", "subtract"])
-def test_out_of_memory_halves_the_chunk_and_goes_on(monkeypatch, caplog, removal):
+def test_out_of_memory_halves_the_chunk_and_goes_on(monkeypatch, caplog, removal, cycles_stay):
     """A device with room for two replicas at most gives the same result as one with room for all."""
     engine(monkeypatch, batched=False)
     task = problem()
@@ -123,9 +134,23 @@ def test_out_of_memory_halves_the_chunk_and_goes_on(monkeypatch, caplog, removal
             raise torch.OutOfMemoryError("CUDA out of memory.")
         step(self, batch, weights)
 
+    forget, begun, alive = runs.Runner.forget, [], []
+    start = Ensemble.__init__
+
+    def noted(self, *arguments, **more):
+        begun.append(weakref.ref(self))
+        start(self, *arguments, **more)
+
+    def looked_at(self, bar, before):
+        forget(self, bar, before)
+        alive.append(sum(one() is not None for one in begun))
+
+    monkeypatch.setattr(Ensemble, "__init__", noted)
+    monkeypatch.setattr(runs.Runner, "forget", looked_at)
     monkeypatch.setattr(Ensemble, "step", cramped)
     with caplog.at_level(logging.WARNING):
         found = further_train(task, parameters_of(task.model), **arguments, replicas=6)
+    assert {*alive} == {0}  # what did not fit is gone before a smaller chunk begins
     xr.testing.assert_identical(found.drop_vars("seconds"), expected.drop_vars("seconds"))
     assert max(asked) > 2 and asked[-1] <= 2 and "Out of memory with" in caplog.text
 
@@ -154,6 +179,9 @@ def test_seeds_that_are_trained_together_give_what_each_gives_alone(monkeypatch,
     monkeypatch.setattr(runs.Runner, "run", lambda self, seeds, bar: asked.append(seeds) or run(self, seeds, bar))
     found = further_train(task, parameters_of(task.model), **arguments)
     assert asked == [[3, 5], [1]] and len(list(tmp_path.glob("further*.nc"))) == 4
+    for seed, seconds in zip(found.seed.values, found.seconds.values, strict=True):  # half of what both took
+        (path,) = tmp_path.glob(f"further-*seed{seed}-*.json")
+        assert json.loads(path.read_text())["seconds"] == pytest.approx(seconds, abs=1e-3)
     xr.testing.assert_allclose(found.drop_vars("seconds"), alone.drop_vars("seconds"), rtol=1e-5, atol=1e-7)
     assert float(abs(alone.delta.diff("seed")).min()) > 0 or removal != "mask"  # seeds differ
 
