@@ -167,6 +167,11 @@ def _has_instances(leaf: Any) -> bool:
     return isinstance(leaf, Tensor) and leaf.dim() > 0
 
 
+def spread(n: int) -> Tensor:
+    """Some of n instances, evenly over all: in sorted data the first ones are of one kind."""
+    return torch.linspace(0, n - 1, min(64, n)).long()
+
+
 def count(instances: Instances) -> int:
     """Number of instances in (inputs, targets)."""
     return len(instances[1])

@@ -19,7 +19,7 @@ from torch.utils._pytree import tree_leaves
 
 from .. import checks
 from ..devices import free_memory
-from ..tasks import Instances, Params, Task, check_params, check_task, count, take, to
+from ..tasks import Instances, Params, Task, check_params, check_task, count, spread, take, to
 from ..training.working import Working
 from .second_order import ROWS, check_product, second_derivative_of, twice_differentiable
 
@@ -106,12 +106,11 @@ class Gradients:
     def held(self) -> int:
         """About how many numbers a forward pass makes of one instance."""
         counts = []
-        with torch.no_grad():
-            for n in (1, 2):  # what does not grow is about parameters
-                instances = self.train(torch.zeros(n, dtype=torch.long))
-                with Counted() as counted:
-                    self.working.losses(self.params, instances)
-                counts.append(counted.numbers)
+        for n in (1, 2):  # what does not grow is about parameters
+            instances = self.train(torch.zeros(n, dtype=torch.long))
+            with torch.no_grad(), Counted() as counted:
+                self.working.losses(self.params, instances)
+            counts.append(counted.numbers)
         return max(counts[1] - counts[0], 1)
 
     @property
@@ -138,7 +137,7 @@ class Gradients:
     @cached_property
     def log_likelihood(self) -> bool:
         """Whether the model returns log-probabilities, and the loss is linear in them, as nn.NLLLoss is."""
-        inputs, targets = self.train(torch.arange(min(ROWS, self.task.n_train)))
+        inputs, targets = self.train(spread(self.task.n_train))
         with torch.no_grad():
             outputs = self.outputs(inputs).double()
         if outputs.shape[1] == 1 or not bool((outputs.logsumexp(1).abs() < 1e-5).all()):
@@ -149,10 +148,11 @@ class Gradients:
     def of_classes(self) -> bool:
         """Whether targets are classes, one for each output: whole numbers below their number, and a loss that only
         looks at how outputs differ, as cross-entropy and nn.NLLLoss (of log-probabilities) do."""
-        inputs, targets = self.train(torch.arange(min(ROWS, self.task.n_train)))
+        inputs, targets = self.train(spread(self.task.n_train))
         with torch.no_grad():
             outputs = self.outputs(inputs).double()
-            if self.task.kind != "classification" or self.task.train[1].amax() >= outputs.shape[1]:
+            labels = self.task.train[1]  # -100 stands for none
+            if self.task.kind != "classification" or labels.amax() >= outputs.shape[1] or labels.amin() < 0:
                 return False
             here, moved = (self.losses(o, targets) for o in (outputs, outputs + 1))
         return bool(torch.allclose(here, moved, rtol=1e-6, atol=1e-9))

@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from .. import checks
 from ..devices import choose_device, strict_arithmetic
-from ..storage.naming import loss_name
+from ..storage.naming import loss_name, model_name
 from ..storage.store import fingerprint
 from ..tasks import Params, Task, check_params, check_task, resolve_rows, take, to
 from ..training.ensembles import Ensemble, Optimizer
@@ -61,7 +61,7 @@ class Trajectory:
             that were not recorded.
         segments: in order, covering all records.
         settings: how it was trained.
-        data, loss: of the task that it was trained on: `data_of` its training instances, and the name of its loss.
+        data, loss, model: of the task that it was trained on: `data_of` its instances, and the names of the others.
     """
 
     learning_rate: float
@@ -72,6 +72,7 @@ class Trajectory:
     settings: dict[str, Any]
     data: str = ""
     loss: str = ""
+    model: str = ""
 
 
 def record_full_run(
@@ -145,18 +146,27 @@ def record_full_run(
         for first, last, start, square in zip(cuts[:-1], cuts[1:], starts, squares, strict=True)
     )
     settings = {"optimizer": optimizer, "learning_rate": rule.learning_rate, "batch_size": batch_size, "seed": seed}
-    return Trajectory(rule.learning_rate, due, *found, pieces, settings, data_of(task), name_of_loss(task))
+    of_task = data_of(task), name_of_loss(task), name_of_model(task)
+    return Trajectory(rule.learning_rate, due, *found, pieces, settings, *of_task)
 
 
 def data_of(task: Task) -> str:
-    """A fingerprint of the training instances, in whatever precision they are."""
-    return fingerprint(tree_map(lambda x: x.float() if x.is_floating_point() else x, task.train))
+    """A fingerprint of training and test instances, in whatever precision they are."""
+    return fingerprint(tree_map(lambda x: x.float() if x.is_floating_point() else x, [task.train, task.test]))
 
 
 def name_of_loss(task: Task) -> str:
     """The name of its loss; nothing if it has none that lasts."""
     try:
         return loss_name(task.loss)
+    except ValueError:
+        return ""
+
+
+def name_of_model(task: Task) -> str:
+    """What tells its model from others with parameters of these names; nothing where that cannot be said."""
+    try:
+        return f"{task.model!r} {model_name(task.model)}"
     except ValueError:
         return ""
 
@@ -216,7 +226,7 @@ def mean_run(runs: Iterable[Trajectory]) -> Trajectory:
     def alike(run: Trajectory) -> tuple:
         settings = {k: v for k, v in run.settings.items() if k != "seed"}
         pieces = [(s.first, s.last) for s in run.segments]
-        return settings, run.data, run.loss, run.steps, pieces, run.train_outputs.shape
+        return settings, run.data, run.loss, run.model, run.steps, pieces, run.train_outputs.shape
 
     def moving(run: Trajectory) -> list:
         return [run.train_outputs, run.test_outputs, [(s.params, s.squares or {}) for s in run.segments]]

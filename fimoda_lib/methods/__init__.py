@@ -112,10 +112,10 @@ def attribute(
     where = choose_device(device)
     dtype = hyper.get("dtype", torch.float64)
     check_evaluation(task, params, where, dtype=dtype, gradients=entry.name in METHODS)
-    given = {k: p.detach().to(where, copy=True) for k, p in params.items()}  # a method may write to them
+    given = {k: p.detach().to(where, copy=True) for k, p in params.items()}  # a method may write to these and to rows
     with strict_arithmetic(where):
         try:
-            result = entry.function(task, given, **rows, **hyper)
+            result = entry.function(task, given, **{name: chosen.clone() for name, chosen in rows.items()}, **hyper)
         except (RuntimeError, ValueError) as error:
             if not isinstance(error, torch.OutOfMemoryError):
                 check_gradients(task, params, rows, where)

@@ -180,7 +180,8 @@ def pseudo_gradients(at: Gradients, rows: Tensor, fisher: str = "true", seed: in
     """
     checks.choice("fisher", fisher, ("true", "empirical"), "'true' or 'empirical'")
     checks.whole("seed", seed, at_least=0)
-    labels = at.task.loss is cross_entropy
+    targets = at.task.train[1]  # an ignored label, -100, has no gradient; probabilities need not sum to 1
+    labels = at.task.loss is cross_entropy and not targets.is_floating_point() and bool((targets >= 0).all())
     if not labels and fisher == "true":
         check_curved(at, rows)
     draw, size = (torch.rand, 1) if labels else (torch.randn, at.outputs(at.train(rows[:1])[0]).numel())

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .. import checks
-from ..derivatives.trajectories import Trajectory, check_settings, data_of, name_of_loss
+from ..derivatives.trajectories import Trajectory, check_settings, data_of, name_of_loss, name_of_model
 from ..tasks import Params, Task
 from ..training.ensembles import Optimizer
 from ..training.minibatches import REMOVALS
@@ -51,8 +51,10 @@ def check_stored(run: Trajectory, task: Task, params: Params, segments: int) -> 
         )
     if run.data not in ("", data_of(task)):
         raise ValueError(
-            "further_training: the run was recorded on other training instances than these; record it anew."
+            "further_training: the run was recorded on other instances (training or test) than these; record it anew."
         )
+    if (model := name_of_model(task)) != run.model and model and run.model:
+        raise ValueError("further_training: the run was recorded with another model than this; record it anew.")
     if (loss := name_of_loss(task)) != run.loss and loss and run.loss:
         raise ValueError(
             f"further_training: the run was recorded with the loss {run.loss}, the task has {loss}; record it anew."

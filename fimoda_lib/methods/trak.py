@@ -17,7 +17,7 @@ from .. import checks
 from ..derivatives.curvature import output_factors
 from ..derivatives.gradients import Gradients
 from ..devices import eigh
-from ..tasks import Instances, Params, Task
+from ..tasks import Instances, Params, Task, cross_entropy
 from .base import Report, apply_operator, method
 
 PROJECTIONS = ("rademacher", "gaussian", "identity")
@@ -93,7 +93,12 @@ def output_directions(at: Gradients, instances: Instances, weighted: bool = Fals
         direction = torch.zeros_like(outputs).scatter(1, label, 1) - others.softmax(1)
         if weighted:
             margin = outputs.gather(1, label).squeeze(1) - others.logsumexp(1)  # precise however close p is to 0 or 1
-            direction *= (margin.sigmoid() * (-margin).sigmoid()).sqrt().unsqueeze(1)
+            curvature = margin.sigmoid() * (-margin).sigmoid()
+            if at.task.loss is not cross_entropy:  # exact for multiples of it, and for any loss of two classes
+                own = at.loss_hessians(outputs, targets).diagonal(dim1=1, dim2=2).sum(1)
+                p = outputs.softmax(1)
+                curvature *= (own / (p * (1 - p)).sum(1)).nan_to_num(1.0, 1.0).clamp(min=0)
+            direction *= curvature.sqrt().unsqueeze(1)
         return direction.unsqueeze(1)
     if weighted:
         return output_factors(at, instances, rank=C)

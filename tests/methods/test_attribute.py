@@ -114,9 +114,12 @@ def test_a_function_of_your_own_cannot_change_the_final_model():
     def writes(task, params, *, train, test, curvature):
         for p in params.values():
             p.sub_(0.5)
+        for rows in (train, test, curvature):
+            rows += 1
         return torch.zeros(len(test), len(train))
 
-    attribute(writes, task, params)
+    found = attribute(writes, task, params)
+    assert found.test.values.tolist() == [*range(task.n_test)] and found.train.values.tolist() == [*range(task.n_train)]
     assert all(torch.equal(before[k], p) for k, p in params.items())
 
 

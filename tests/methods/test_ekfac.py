@@ -200,6 +200,21 @@ def test_blocks_rows_and_precision_do_not_matter(name, monkeypatch):
     np.testing.assert_allclose(attribute("ekfac", task, params, curvature=range(20)), scores, rtol=1e-9, atol=1e-10)
 
 
+@pytest.mark.parametrize("odd", ["no label", "soft labels"])
+def test_labels_that_are_no_classes_are_taken_as_by_a_loss_of_ones_own(odd):
+    """Their curvature is the loss's: none without a label, as much as soft labels sum to."""
+    task, params = tiny(kind="classification")
+    labels = torch.where(torch.arange(task.n_train) < 15, -100, task.train[1])
+    if odd == "soft labels":
+        labels = 5 * F.one_hot(task.train[1], 3).to(task.train[0].dtype)
+    built_in = replace(task, train=(task.train[0], labels), loss=cross_entropy)
+    own = replace(built_in, loss=lambda o, t: F.cross_entropy(o, t, reduction="none"))
+    found, expected = (attribute("ekfac", one, params) for one in (built_in, own))
+    np.testing.assert_allclose(found, expected, rtol=1e-9)
+    drawn = pseudo_gradients(Gradients(built_in, params), ALL)[:15]
+    assert bool(drawn.any()) == (odd == "soft labels")
+
+
 def test_the_eigenbasis_is_orthogonal_and_what_no_layer_covers_is_named():
     task, params = problem("tokens")
     at = Gradients(task, params)

@@ -1,5 +1,6 @@
 """Linearised further training against its recursion, step by step, with dense matrices and one instance at a time."""
 
+import copy
 import dataclasses
 import functools
 import importlib
@@ -744,12 +745,18 @@ def test_a_stored_run_that_does_not_fit_is_refused():
     assert "recorded from other parameters" in refused(params={k: 1.1 * p for k, p in params.items()})
     assert "recorded with 23 training and 5 test instances" in refused(task=tiny(n=22)[0])
     other = dataclasses.replace(task, train=(task.train[0], -task.train[1]))
-    assert "recorded on other training instances than these; record it anew" in refused(task=other)
+    assert "recorded on other instances (training or test) than these; record it anew" in refused(task=other)
+    other = dataclasses.replace(task, test=(task.test[0] + 1, task.test[1]))
+    assert "recorded on other instances" in refused(task=other)
+    bent = copy.deepcopy(task.model)
+    bent.register_forward_hook(lambda module, inputs, outputs: 2 * outputs)  # parameters of the same names
+    assert "recorded with another model" in refused(task=dataclasses.replace(task, model=bent))
     halved = dataclasses.replace(task, loss=lambda o, t: task.loss(o, t) / 2)
     assert "recorded with the loss squared_error, the task has" in refused(task=halved)
     same = dataclasses.replace(task, train=tuple(x.clone() for x in task.train))
     assert attribute("lft", same, params, further_training=stored, horizon=[4]).shape == (1, 5, 23)
-    single = dataclasses.replace(task, train=tuple(x.float() for x in task.train))
+    single = {part: tuple(x.float() for x in getattr(task, part)) for part in ("train", "test")}
+    single = dataclasses.replace(task, **single)
     assert data_of(single) == data_of(task) == stored.data
     assert pickle.loads(pickle.dumps(dataclasses.replace(stored, loss=name_of_loss(halved)))).loss == name_of_loss(
         halved

@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 import torch
 from problems import tiny
+from torch import nn
 
 from fimoda_lib.derivatives import gradients
 from fimoda_lib.derivatives.gradients import Gradients
 from fimoda_lib.methods import attribute
 from fimoda_lib.methods.trak import Projection, output_directions
-from fimoda_lib.tasks import take, to
+from fimoda_lib.tasks import cross_entropy, take, to
 
 ROWS = {"train": [3, 0, 11, 7], "test": [4, 1]}
 KINDS = {
@@ -102,6 +103,44 @@ def test_unprojected_it_is_the_damped_gauss_newton_solve(kind):
     assert error(weighted.values, exact.values) > 1e-2
     plain = attribute("trak", task, params, projection="identity", ridge=n * damping / 2)
     assert (error(n / 2 * plain.values, exact.values) < 1e-10) == (kind != "binary")
+
+
+def focal(o, t):
+    p = o.softmax(1).gather(1, t[:, None])[:, 0]
+    return -((1 - p) ** 0.2) * p.log()
+
+
+@pytest.mark.parametrize(
+    "loss",
+    [
+        lambda o, t: 3 * cross_entropy(o, t),
+        nn.CrossEntropyLoss(weight=torch.tensor([1.0, 10.0], dtype=torch.float64), reduction="none"),
+        focal,
+    ],
+    ids=["a multiple", "class weights", "focal"],
+)
+def test_weighted_by_the_curvature_of_ones_own_loss(loss):
+    task, params = tiny(**KINDS["binary"])
+    task = replace(task, loss=loss)
+    exact = attribute("exact", task, params, damping=0.05)
+    weighted = attribute("trak", task, params, projection="identity", weighted=True, ridge=task.n_train * 0.05)
+    assert error(task.n_train * weighted.values, exact.values) < 1e-8
+
+
+def test_classes_are_found_in_sorted_data_and_no_label_is_none():
+    """The loss of the first class is zero."""
+    task, params = tiny(**KINDS["classes"])
+    order = task.train[1].argsort()
+
+    def loss(o, t):
+        return torch.where(t == 0, 0.0, (o.gather(1, t.clamp(min=0)[:, None])[:, 0] - 1).square())
+
+    for rows in (order, order.flip(0)):
+        assert not Gradients(replace(task, train=take(task.train, rows), loss=loss), params).of_classes
+    labels = torch.where(torch.arange(task.n_train) < 3, -100, task.train[1])
+    without = replace(task, train=(task.train[0], labels))
+    assert Gradients(task, params).of_classes and not Gradients(without, params).of_classes
+    assert attribute("trak", without, params, dimension=4).notnull().all()
 
 
 def test_both_sides_of_the_kernel_agree():
