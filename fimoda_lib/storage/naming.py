@@ -32,6 +32,7 @@ TOLD_BY_REPR = {
 }
 SIMPLE = (bool, int, float, complex, str, bytes, types.NoneType, types.EllipsisType)
 SETTINGS = (*SIMPLE, tuple, types.FunctionType, types.BuiltinFunctionType)  # torch.tanh is one of the last
+HELD = (*SIMPLE, list, tuple, dict, set, frozenset, np.ndarray, Tensor, types.FunctionType)  # of a module, described
 ASIDE = ("training", "name_or_path")  # of a module: where it came from, and how it was used last
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -166,7 +167,33 @@ def _function_parts(function: types.FunctionType) -> list[Any]:
         return [function.__module__, *parts]
     globals_read = {name: function.__globals__[name] for name in _globals(function.__code__) & {*function.__globals__}}
     own = [found] if (found := _imports(function.__code__, function.__globals__.get("__package__"))) else []
+    free = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
+    names = {**globals_read, **{name: cell.cell_contents for name, cell in free if _filled(cell)}}
+    if held := _held_by_modules(function.__code__, names):
+        own.append(held)
     return [*parts, globals_read, vars(function), *own]
+
+
+def _held_by_modules(code: types.CodeType, names: Mapping[str, Any]) -> dict[str, Any]:
+    """What a code object, with nested ones, reads of modules of one's own, as it is now: "settings.rate" -> its value.
+
+    Their files say what it was when they were read.
+    """
+    found: dict[str, Any] = {}
+    place, value = "", None
+    for step in dis.get_instructions(code):
+        if step.opname in ("LOAD_GLOBAL", "LOAD_NAME", "LOAD_DEREF"):
+            place, value = step.argval, names.get(step.argval)
+        elif step.opname in ("LOAD_ATTR", "LOAD_METHOD") and isinstance(value, types.ModuleType):
+            own, place, value = not _from_library(value), f"{place}.{step.argval}", getattr(value, step.argval, None)
+            if own and isinstance(value, HELD):
+                found[place] = value
+        else:
+            value = None
+    for constant in code.co_consts:
+        if isinstance(constant, types.CodeType):
+            found |= _held_by_modules(constant, names)
+    return found
 
 
 def _globals(code: types.CodeType) -> set[str]:

@@ -4,6 +4,7 @@ import functools
 import os
 import subprocess
 import sys
+import types
 from pathlib import Path
 
 import pytest
@@ -15,7 +16,7 @@ from torch import nn
 
 from fimoda_lib.datasets import DATASETS
 from fimoda_lib.datasets.models import mlp
-from fimoda_lib.storage import sources
+from fimoda_lib.storage import naming, sources
 from fimoda_lib.storage.naming import loss_name, model_name
 from fimoda_lib.tasks import cross_entropy, squared_error
 
@@ -178,6 +179,25 @@ def test_a_loss_is_named_by_all_modules_of_ones_own_that_it_imports(kind, tmp_pa
     changed = CHANGED.get(kind, "shop/parts/last.py" if "deep" in kind else "deeper.py")
     (tmp_path / changed).write_text("scale = 2\n")
     assert name() != first
+
+
+@pytest.mark.parametrize("body", ["kept.rate * o", "kept.inner.rate * o", "(lambda: kept.scaled(o))()"])
+def test_a_loss_is_named_by_what_modules_hold_now(body, monkeypatch):
+    """A value set in a session, and not the one in the file."""
+    kept, inner = types.ModuleType("kept"), types.ModuleType("inner")
+    kept.inner, kept.rate, inner.rate = inner, 1, 1
+    exec("def scaled(o): return rate * o", vars(kept))
+    loss = from_source(1.0, f"def loss(o, t): return {body}")
+    loss.__globals__["kept"] = kept
+    monkeypatch.setattr(naming, "_from_library", lambda module: module not in (kept, inner))
+    captured = eval(f"lambda kept: lambda o, t: {body}")(kept)
+    for one in (loss, captured):
+        first = loss_name(one)
+        assert loss_name(one) == first
+        kept.rate = inner.rate = 2
+        assert loss_name(one) != first
+        kept.rate = inner.rate = 1
+        assert loss_name(one) == first
 
 
 def test_what_libraries_import_is_not_followed():
