@@ -136,6 +136,8 @@ def group_scores(scores: xr.DataArray, groups: Iterable[Iterable[int]] | xr.Data
         numbers = groups["left_out"].values  # of a part of the groups, too
         groups = [groups.train.values[row].tolist() for row in groups.member.values]
     known = scores.indexes["train"]
+    if not known.is_unique:
+        raise ValueError("scores: some training instances appear more than once; expected each of them once.")
     found = resolve_left_out(groups, checks.LARGEST, "groups")
     if not is_grouped(found):
         raise ValueError(f"groups: got {checks.shown(found)}, expected lists of training instances.")

@@ -33,7 +33,10 @@ def squared_error(outputs: Tensor, targets: Tensor) -> Tensor:
 
 
 def cross_entropy(outputs: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy of each instance: logits [B, C] and class numbers [B] -> [B]."""
+    """Cross-entropy of each instance: logits [B, C] and class numbers [B] -> [B]; not for one logit, where it is 0."""
+    if outputs.dim() > 1 and outputs.shape[1] == 1:
+        wanted = "one for each class, or binary_cross_entropy_with_logits"
+        raise ValueError(f"cross_entropy of one logit is always 0, expected {wanted}")  # told inside another sentence
     return F.cross_entropy(outputs, targets if targets.is_floating_point() else targets.long(), reduction="none")
 
 
@@ -111,10 +114,12 @@ class Task:
                     "expected padded ones [n, length, ...], as nn.utils.rnn.pad_packed_sequence returns."
                 )
             if not leaves or not isinstance(instances[1], Tensor) or not all(map(_has_instances, leaves)):
+                odd = [leaf for leaf in leaves if not _has_instances(leaf)]
+                what = f"holds {checks.shown(odd[0])}" if odd else f"is {checks.shown(instances)}"
                 raise ValueError(
-                    f"Task '{self.name}': {part} is {checks.shown(instances)}, expected (inputs, targets), which are "
-                    "tensors (inputs may be a dict, list or tuple of them) with instances along dimension 0; "
-                    "torch.as_tensor makes one of an array."
+                    f"Task '{self.name}': {part} {what}, expected (inputs, targets), which are tensors (inputs may be "
+                    "a dict, list or tuple of them) with instances along dimension 0; torch.as_tensor makes one of an "
+                    "array, and classes or words have to be numbered first."
                 )
             inputs, targets = instances
             leaves = tree_flatten(inputs)[0]

@@ -15,6 +15,7 @@ from small_files import refusal
 
 from fimoda_lib import (
     attribute,
+    cross_entropy,
     load_task,
     mean_loss,
     methods,
@@ -207,3 +208,23 @@ def test_models_and_instances_that_do_not_fit_each_other(problem):
         wrong = dataclasses.replace(task, **changes)
         refusal(further_train, wrong, params, **FURTHER, progress=False, error=ValueError)
         refusal(attribute, "grad_dot", wrong, params, error=ValueError)
+
+
+def test_the_part_of_instances_that_is_none_is_named(problem):
+    task, params, _ = problem
+    inputs, targets = task.train
+    for train, shown in (
+        ((inputs, ["yes", "no"]), "holds 'yes'"),
+        (({"a": inputs, "b": None}, targets), "holds None"),
+        ((torch.tensor(1.0), targets), "holds tensor(1.)"),
+    ):
+        message = refusal(attribute, "grad_dot", dataclasses.replace(task, train=train), params, error=ValueError)
+        assert shown in message and "numbered first" in message
+
+
+def test_cross_entropy_of_one_logit_is_refused(problem):
+    """It would be zero whatever the model, and so would all scores."""
+    task, params, _ = problem
+    labels = [(x, (y[:, :1] > 0).double()) for x, y in (task.train, task.test)]
+    one = dataclasses.replace(task, loss=cross_entropy, train=labels[0], test=labels[1])
+    assert "binary_cross_entropy_with_logits" in refusal(attribute, "grad_dot", one, params, error=ValueError)

@@ -21,7 +21,7 @@ from ..devices import choose_device, strict_arithmetic
 from ..groups import as_matrix, group_scores, is_grouped, numbered, resolve_left_out
 from ..tasks import Params, Task, check_params, check_task, resolve_rows
 from ..training.trial import check_evaluation
-from .base import FAMILIES, METHODS, Method, MethodDiverged, method
+from .base import FAMILIES, METHODS, Method, MethodDiverged, Report, method
 from .cg import cg
 from .datainf import datainf
 from .ekfac import ekfac
@@ -120,19 +120,18 @@ def attribute(
             if not isinstance(error, torch.OutOfMemoryError):
                 check_gradients(task, params, rows, where)
             raise
-    scores, report = result if isinstance(result, tuple) else (result, {})
-    scores = torch.from_numpy(scores) if isinstance(scores, np.ndarray) and scores.dtype.kind in "fiu" else scores
+    scores, report = _parts(result, entry.name)
     horizons = {"horizon": report["horizon"]} if "horizon" in report else {}
     if isinstance(scores, Tensor) and not scores.isfinite().all():
         check_gradients(task, params, rows, where)
     _check(scores, entry.name, [len(h) for h in horizons.values()] + [len(rows["test"]), len(rows["train"])])
-    settings = {**entry.defaults, **hyper, **report}
+    settings, named = {**entry.defaults, **hyper, **report}, {"method": entry.name, "label": entry.label}
     return xr.DataArray(
         scores.detach().cpu().numpy(),
         dims=(*horizons, "test", "train"),
         name=entry.name,
         coords={**horizons, "test": rows["test"].numpy(), **(numbered(scored) if grouped else {"train": [*scored]})},
-        attrs={"method": entry.name, "label": entry.label, **{k: _plain(v) for k, v in settings.items()}},
+        attrs={**named, **{k: _plain(v) for k, v in settings.items()}, **named},
     )
 
 
@@ -168,6 +167,26 @@ def _check_signature(function: Callable) -> None:
             f"method: got {checks.shown(function)}, which cannot be called as method(task, params, *, train, test, "
             "curvature); expected a function of that signature, or a name in METHODS."
         ) from None
+
+
+def _parts(result: Any, name: str) -> tuple[Any, Report]:
+    """Scores, a tensor where they are numbers of an array, and the report, {} without one."""
+    if isinstance(result, tuple) and (len(result) != 2 or not isinstance(result[1], dict)):
+        raise ValueError(f"{name} returned a tuple {checks.shown(result)}; expected scores, or scores and a dict.")
+    scores, report = result if isinstance(result, tuple) else (result, {})
+    horizon = report.get("horizon", [])
+    if not isinstance(horizon, list | tuple) or len({*map(repr, horizon)}) != len(horizon):
+        raise ValueError(f"{name} reported the horizon {checks.shown(horizon)}; expected different steps in a list.")
+    if isinstance(scores, np.ndarray) and scores.dtype.kind in "fiu":
+        kept = np.float32 if scores.dtype == np.float32 else np.float64  # neither byte order nor strides
+        scores = torch.from_numpy(np.ascontiguousarray(scores, dtype=kept))
+    elif isinstance(scores, Tensor):
+        dense = scores.layout == torch.strided and not scores.is_meta
+        if not dense or scores.is_complex() or scores.dtype == torch.bool:
+            kind = "meta" if scores.is_meta else f"{scores.dtype} {scores.layout}".replace("torch.", "")
+            raise ValueError(f"{name} returned a {kind} tensor; expected a dense one of real numbers.")
+        scores = scores if scores.dtype in (torch.float32, torch.float64) else scores.double()
+    return scores, report
 
 
 def _check(scores: Tensor, name: str, expected: list[int]) -> None:

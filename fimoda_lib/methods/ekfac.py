@@ -51,7 +51,8 @@ def ekfac(
 
     Returns:
         scores [n_test, n_train] (divided by n: a loss change), and a report: damping of every layer, and the parameters
-        that are `not_covered`, because no such layer holds them: they contribute nothing to the scores.
+        that are `not_covered`, because no such layer holds them, or no gradient reaches it: they contribute nothing to
+        the scores.
 
     Raises:
         ValueError: no layer can be covered, a convolution has groups, or a damping is not positive.
@@ -136,6 +137,12 @@ class EkfacFactors:
             g = g if scale is None else g * scale
             for layer in self.layers.values():
                 layer.eigenvalues.add_(layer.rotate(g).square_().sum(0), alpha=1 / len(rows))
+
+        alive = {name: layer for name, layer in self.layers.items() if layer.eigenvalues.any()}
+        if alive:  # a layer that no gradient reaches has no curvature to divide by, and adds nothing
+            self.layers = alive
+            covered = {joined(name, kind) for name in alive for kind in ("weight", "bias")}
+            self.not_covered = [name for name in at.names if name not in covered]
 
     @property
     def eigenvalues(self) -> Tensor:

@@ -139,6 +139,50 @@ def test_a_function_of_your_own_that_returns_nonsense_is_refused():
     assert "undefined returned NaN or infinite scores for 2 of 3 test instances" in message
 
 
+def returning(what):
+    def own(task, params, *, train, test, curvature):
+        return what(torch.arange(1.0, 1 + len(train) * len(test)).reshape(len(test), len(train)))
+
+    return own
+
+
+@pytest.mark.parametrize(
+    ("what", "fragment"),
+    [
+        (lambda s: (s, {}, 1), "own returned a tuple"),
+        (lambda s: (s, None), "own returned a tuple"),
+        (lambda s: (s, {"horizon": 5}), "own reported the horizon 5; expected different steps in a list"),
+        (lambda s: (s.expand(2, *s.shape), {"horizon": [5, 5]}), "own reported the horizon [5, 5]"),
+        (lambda s: s.to_sparse(), "own returned a float32 sparse_coo tensor; expected a dense one"),
+        (lambda s: s.to("meta"), "own returned a meta tensor"),
+        (lambda s: s > 2, "own returned a bool strided tensor"),
+        (lambda s: s.to(torch.complex64), "own returned a complex64 strided tensor"),
+    ],
+)
+def test_what_a_function_of_your_own_returns_is_named_where_it_is_wrong(what, fragment):
+    task, params = tiny()
+    assert fragment in refusal(attribute, returning(what), task, params, train=[0, 1], test=[0], error=ValueError)
+
+
+@pytest.mark.parametrize(
+    "what",
+    [
+        lambda s: s.bfloat16(),
+        lambda s: s.int(),
+        lambda s: s.numpy().astype(np.longdouble),
+        lambda s: s.numpy().astype(">f8"),
+        lambda s: s.numpy()[:, ::-1][:, ::-1],
+        lambda s: s.flip(1).numpy()[:, ::-1],
+        lambda s: (s, {"label": "mine", "method": "mine"}),
+    ],
+)
+def test_a_function_of_your_own_may_return_numbers_of_any_kind(what):
+    task, params = tiny()
+    found = attribute(returning(what), task, params, train=[0, 1], test=[0, 3])
+    np.testing.assert_array_equal(found, [[1, 2], [3, 4]])
+    assert found.attrs["label"] == found.attrs["method"] == "own"
+
+
 @pytest.mark.parametrize(
     ("changes", "fragments"),
     [

@@ -215,6 +215,26 @@ def test_labels_that_are_no_classes_are_taken_as_by_a_loss_of_ones_own(odd):
     assert bool(drawn.any()) == (odd == "soft labels")
 
 
+def test_a_layer_that_no_gradient_reaches_is_left_out():
+    """Its inputs are always zero."""
+
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.alive, self.dead = nn.Linear(3, 2), nn.Linear(3, 2, bias=False)
+
+        def forward(self, x):
+            return self.alive(x) + self.dead(0 * x)
+
+    task, _ = tiny(outputs=2)
+    task = replace(task, model=Branches().to(task.train[0].dtype))
+    found = attribute("ekfac", task, parameters_of(task.model))
+    assert "dead.weight" in found.attrs["not_covered"]
+    alone = replace(task, model=task.model.alive)
+    same = attribute("ekfac", alone, parameters_of(alone.model))
+    np.testing.assert_allclose(found, same, rtol=1e-9)
+
+
 def test_the_eigenbasis_is_orthogonal_and_what_no_layer_covers_is_named():
     task, params = problem("tokens")
     at = Gradients(task, params)

@@ -180,12 +180,13 @@ def test_groups_may_be_anything_that_lists_numbers():
         ("few", [3], ["groups", "lists"]),
         ("few", [[3], []], ["group 1"]),
         ("summed", [[0]], ["single instances"]),
+        ("twice", [[0]], ["more than once"]),
         ("few", xr.Dataset(), ["without groups"]),
     ],
 )
 def test_sums_that_cannot_be(scores, groups, fragments):
     few = xr.DataArray(np.ones((2, 10)), dims=("test", "train"), coords={"test": [0, 1], "train": range(10)})
-    given = {"few": few, "summed": group_scores(few, [[1, 2]]), None: None}[scores]
+    given = {"few": few, "twice": few.isel(train=[0, 0, 1]), "summed": group_scores(few, [[1, 2]]), None: None}[scores]
     message = refusal(group_scores, given, groups, error=ValueError)
     assert all(fragment in message for fragment in fragments), message
 
