@@ -146,8 +146,12 @@ def record_full_run(
         for first, last, start, square in zip(cuts[:-1], cuts[1:], starts, squares, strict=True)
     )
     settings = {"optimizer": optimizer, "learning_rate": rule.learning_rate, "batch_size": batch_size, "seed": seed}
-    of_task = data_of(task), name_of_loss(task), name_of_model(task)
-    return Trajectory(rule.learning_rate, due, *found, pieces, settings, *of_task)
+    return Trajectory(rule.learning_rate, due, *found, pieces, settings, *known_by(task))
+
+
+def known_by(task: Task) -> tuple[str, str, str]:
+    """What tells a task from others: its instances, loss and model."""
+    return data_of(task), name_of_loss(task), name_of_model(task)
 
 
 def data_of(task: Task) -> str:
