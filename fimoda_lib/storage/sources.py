@@ -72,12 +72,13 @@ def _found(name: str, names: tuple[str, ...], level: int, package: str | None) -
     with contextlib.suppress(ImportError):
         name = importlib.util.resolve_name("." * level + name, package or None)
         for one in (name, *(f"{name}.{inner}" for inner in names)):
-            with contextlib.suppress(ImportError, ValueError, AttributeError):
+            with contextlib.suppress(Exception):  # packages on the way are loaded, and may raise anything
+                first = importlib.util.find_spec(one.split(".")[0])
+                if one.split(".")[0] == "fimoda_lib" or (first and str(first.origin).startswith(LIBRARIES)):
+                    return
                 spec = importlib.util.find_spec(one)
-                origin = spec.origin if spec and spec.has_location else None
-                ours = one.split(".")[0] == "fimoda_lib"
-                if origin and origin.endswith(".py") and not ours and not origin.startswith(LIBRARIES):
-                    yield one, Path(origin)
+                if spec and spec.has_location and spec.origin.endswith(".py"):
+                    yield one, Path(spec.origin)
 
 
 def _digest(known: dict[str, str]) -> str:
