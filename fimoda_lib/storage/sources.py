@@ -77,7 +77,7 @@ def _found(name: str, names: tuple[str, ...], level: int, package: str | None) -
                 if one.split(".")[0] == "fimoda_lib" or (first and str(first.origin).startswith(LIBRARIES)):
                     return
                 spec = importlib.util.find_spec(one)
-                if spec and spec.has_location and spec.origin.endswith(".py"):
+                if spec and spec.has_location and spec.origin.endswith(".py") and not spec.origin.startswith(LIBRARIES):
                     yield one, Path(spec.origin)
 
 
