@@ -95,9 +95,9 @@ def output_directions(at: Gradients, instances: Instances, weighted: bool = Fals
             margin = outputs.gather(1, label).squeeze(1) - others.logsumexp(1)  # precise however close p is to 0 or 1
             curvature = margin.sigmoid() * (-margin).sigmoid()
             if at.task.loss is not cross_entropy:  # exact for multiples of it, and for any loss of two classes
-                own = at.loss_hessians(outputs, targets).diagonal(dim1=1, dim2=2).sum(1)
-                p = outputs.softmax(1)
-                curvature *= (own / (p * (1 - p)).sum(1)).nan_to_num(1.0, 1.0).clamp(min=0)
+                precise = outputs.double()  # confident models leave few digits
+                own, p = at.loss_hessians(precise, targets).diagonal(dim1=1, dim2=2).sum(1), precise.softmax(1)
+                curvature *= (own / (p * (1 - p)).sum(1)).nan_to_num(1.0, 1.0).clamp(min=0).to(at.dtype)
             direction *= curvature.sqrt().unsqueeze(1)
         return direction.unsqueeze(1)
     if weighted:
