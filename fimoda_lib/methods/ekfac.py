@@ -125,8 +125,6 @@ class EkfacFactors:
                 A, S = scaled(A, S, scale, *where)
             Q_A, Q_S = (eigh(moment.double())[1].to(at.dtype) for moment in (A, S))
             self.layers[name] = EkfacLayer(*where, Q_S, Q_A, eigenvalues=Q_S.new_zeros(len(S), len(A)))
-        covered = {joined(name, kind) for name in self.layers for kind in ("weight", "bias")}
-        self.not_covered = [name for name in at.names if name not in covered]
         if not self.layers:
             raise ValueError(
                 f"EK-FAC covers nn.Linear and nn.Conv2d layers with weights of their own, and task "
@@ -138,11 +136,10 @@ class EkfacFactors:
             for layer in self.layers.values():
                 layer.eigenvalues.add_(layer.rotate(g).square_().sum(0), alpha=1 / len(rows))
 
-        alive = {name: layer for name, layer in self.layers.items() if layer.eigenvalues.any()}
-        if alive:  # a layer that no gradient reaches has no curvature to divide by, and adds nothing
-            self.layers = alive
-            covered = {joined(name, kind) for name in alive for kind in ("weight", "bias")}
-            self.not_covered = [name for name in at.names if name not in covered]
+        # A layer that no gradient reaches has no curvature to divide by, and adds nothing.
+        self.layers = {name: x for name, x in self.layers.items() if x.eigenvalues.any()} or self.layers
+        covered = {joined(name, kind) for name in self.layers for kind in ("weight", "bias")}
+        self.not_covered = [name for name in at.names if name not in covered]
 
     @property
     def eigenvalues(self) -> Tensor:

@@ -166,12 +166,11 @@ def _function_parts(function: types.FunctionType) -> list[Any]:
     if function.__code__.co_filename.startswith(LIBRARIES):
         return [function.__module__, *parts]
     globals_read = {name: function.__globals__[name] for name in _globals(function.__code__) & {*function.__globals__}}
-    own = [found] if (found := _imports(function.__code__, function.__globals__.get("__package__"))) else []
+    imported = imported_inside(function.__code__, function.__globals__.get("__package__"))
     free = zip(function.__code__.co_freevars, function.__closure__ or (), strict=True)
     names = {**globals_read, **{name: cell.cell_contents for name, cell in free if _filled(cell)}}
-    if held := _held_by_modules(function.__code__, names):
-        own.append(held)
-    return [*parts, globals_read, vars(function), *own]
+    own = [imported, _held_by_modules(function.__code__, names)]
+    return [*parts, globals_read, vars(function), *filter(None, own)]
 
 
 def _held_by_modules(code: types.CodeType, names: Mapping[str, Any]) -> dict[str, Any]:
@@ -201,13 +200,6 @@ def _globals(code: types.CodeType) -> set[str]:
     names = {i.argval for i in dis.get_instructions(code) if i.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
     nested = [_globals(constant) for constant in code.co_consts if isinstance(constant, types.CodeType)]
     return names.union(*nested)
-
-
-def _imports(code: types.CodeType, package: str | None) -> list[str]:
-    """Digests of what a code object imports of one's own, in nested functions as well."""
-    nested = [_imports(constant, package) for constant in code.co_consts if isinstance(constant, types.CodeType)]
-    here = imported_inside(code, package)
-    return [*([here] if here else []), *(one for several in nested for one in several)]
 
 
 def _filled(cell: types.CellType) -> bool:

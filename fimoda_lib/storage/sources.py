@@ -29,17 +29,20 @@ def source(module: types.ModuleType) -> str:
 
 
 def imported_inside(code: types.CodeType, package: str | None) -> str:
-    """The same of all that a function's body imports; nothing if that is of libraries only.
+    """The same of all that a function's body imports, with functions inside; nothing if that is of libraries only.
 
     Args:
         package: in which the function lies, for relative imports.
     """
     known: dict[str, str] = {}
-    steps = list(dis.get_instructions(code))
-    for level, names, step in zip(steps, steps[1:], steps[2:], strict=False):
-        if step.opname == "IMPORT_NAME":
-            for name, file in _found(step.argval, names.argval or (), level.argval, package):
-                _follow(name, file, known)
+    waiting = [code]
+    for one in waiting:
+        waiting += [constant for constant in one.co_consts if isinstance(constant, types.CodeType)]
+        steps = list(dis.get_instructions(one))
+        for level, names, step in zip(steps, steps[1:], steps[2:], strict=False):
+            if step.opname == "IMPORT_NAME":
+                for name, file in _found(step.argval, names.argval or (), level.argval, package):
+                    _follow(name, file, known)
     return _digest(known)
 
 
